@@ -1,0 +1,197 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Every configuration key that this project adds to Detectron2's own, each with its meaning.
+
+Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER.BASE_LR``, ``TEST.DETECTIONS_PER_IMAGE``,
+...) are only given another default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
+"""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_paq_detr_config(cfg: CN) -> None:
+    """Add this project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place."""
+    _add_data_keys(cfg)
+    _add_model_keys(cfg)
+    _add_mechanism_keys(cfg)
+    _add_training_keys(cfg)
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # COCO-format datasets to register, one [name, annotation json, image folder] each. Relative paths start at the
+    # working directory. The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.COCO_JSON = []
+
+    # The built-in dataset "synthetic_crowd_train" / "synthetic_crowd_val", drawn on the fly.
+    cfg.DATASETS.SYNTHETIC_CROWD = CN()
+    cfg.DATASETS.SYNTHETIC_CROWD.SEED = 1
+    cfg.DATASETS.SYNTHETIC_CROWD.NUM_TRAIN = 2000
+    cfg.DATASETS.SYNTHETIC_CROWD.NUM_VAL = 200
+    cfg.DATASETS.SYNTHETIC_CROWD.HEIGHT = 160
+    cfg.DATASETS.SYNTHETIC_CROWD.WIDTH = 208
+    # Mean number of objects in an image.
+    cfg.DATASETS.SYNTHETIC_CROWD.DENSITY = 8.0
+    # 0: objects are spread out; towards 1: they stand in tight groups and cover each other.
+    cfg.DATASETS.SYNTHETIC_CROWD.OCCLUSION = 0.4
+    # Share of images that hold an ignore region (a far-away crowd nobody could label one by one).
+    cfg.DATASETS.SYNTHETIC_CROWD.IGNORE = 0.1
+    # Which box is the target: "full" (the whole object) or "visible" (what is not covered).
+    cfg.DATASETS.SYNTHETIC_CROWD.BOX = "full"
+
+    # Images without objects are kept as pure negatives; True drops them.
+    cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
+    cfg.INPUT.FORMAT = "RGB"
+    # DETR's augmentation: when CROP.ENABLED, half of the training images are resized to a short side out of
+    # CROP.RESIZE, cropped to CROP.SIZE (smallest and largest side) and then resized like the other half.
+    cfg.INPUT.CROP.TYPE = "absolute_range"
+    cfg.INPUT.CROP.SIZE = [384, 600]
+    cfg.INPUT.CROP.RESIZE = [400, 500, 600]
+
+
+def _add_model_keys(cfg: CN) -> None:
+    cfg.MODEL.META_ARCHITECTURE = "QueryDetector"
+    cfg.MODEL.MASK_ON = False
+    # Torchvision's ImageNet statistics, RGB in 0..255 (INPUT.FORMAT above is RGB).
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    # "FrozenBN": statistics and affine frozen; "FrozenStatsBN": statistics frozen, affine trained (ASAG, AdaMixer);
+    # "BN", "GN", ...: as in Detectron2, for training from scratch.
+    cfg.MODEL.RESNETS.NORM = "FrozenBN"
+    cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # torchvision's ResNets stride in the 3x3 convolution
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
+
+    cfg.MODEL.DETR = D = CN()
+    # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
+    # that training writes into its output folder holds them, so that prediction needs no dataset.
+    D.CLASS_NAMES = []
+    D.HIDDEN_DIM = 256
+    D.NUM_HEADS = 8
+    D.DROPOUT = 0.0
+    D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
+
+    D.NECK = CN()
+    # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
+    D.NECK.NUM_LEVELS = 4
+    # Padding takes no part in the group norms and stride-2 convolutions, so that an image's features do not depend
+    # on its batch. False: the published behaviour, for parity checks.
+    D.NECK.MASK_PADDING = True
+
+    # Sine position code of the feature maps: 10000 / -0.5 (Deformable DETR), 20 / 0 (DINO).
+    D.POSITION = CN()
+    D.POSITION.TEMPERATURE = 10000
+    D.POSITION.OFFSET = -0.5
+
+    D.ENCODER = CN()
+    D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
+    D.ENCODER.FFN_DIM = 1024
+    D.ENCODER.NUM_POINTS = 4
+    # Recompute activations in the backward pass (less memory, about a third more time).
+    D.ENCODER.CHECKPOINT = False
+
+    D.QUERIES = CN()
+    # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
+    # "LearnedAnchors": a table of boxes (DAB-DETR).  "EncoderTopN": the encoder's best tokens (two-stage).
+    D.QUERIES.NAME = "LearnedQueries"
+    D.QUERIES.NUM = 300
+    # EncoderTopN only. "proposal": content from the proposal box (two-stage of Deformable DETR); "learned": a learned
+    # table (mixed query selection). PATTERNS.ENABLED replaces either, and the learned table of the other sources.
+    D.QUERIES.CONTENT = "learned"
+    # EncoderTopN only. "binary": channel 0 scores objectness and every label counts as 0; "max": the best class.
+    D.QUERIES.SCORE = "binary"
+
+    D.DECODER = CN()
+    D.DECODER.NUM_LAYERS = 6
+    D.DECODER.FFN_DIM = 1024
+    D.DECODER.NUM_POINTS = 4
+    # Each layer refines the boxes of the one before, with heads of its own. False: every layer starts at the query's
+    # own reference and all layers share one pair of heads.
+    D.DECODER.BOX_REFINE = True
+    D.DECODER.LOOK_FORWARD_TWICE = False
+    # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
+    # current boxes, per layer (DAB, DINO).
+    D.DECODER.QUERY_POSITION = "fixed"
+
+    # Hungarian matching cost; 2/5/2 in every published system, whatever the loss weights.
+    D.MATCHER = CN()
+    D.MATCHER.CLASS_COST = 2.0
+    D.MATCHER.L1_COST = 5.0
+    D.MATCHER.GIOU_COST = 2.0
+
+    D.LOSS = CN()
+    # "focal" (alpha 0.25, gamma 2) or "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2).
+    D.LOSS.CLASSIFICATION = "focal"
+    D.LOSS.CLASS_WEIGHT = 2.0
+    D.LOSS.L1_WEIGHT = 5.0
+    D.LOSS.GIOU_WEIGHT = 2.0
+    # Factor on all losses of the encoder's proposals.
+    D.LOSS.ENCODER_SCALE = 1.0
+    # An unmatched query that lies in an ignore region by this share of its area has no classification loss.
+    D.LOSS.IGNORE_IOA = 0.7
+
+
+def _add_mechanism_keys(cfg: CN) -> None:
+    D = cfg.MODEL.DETR
+
+    # PaQ-DETR, content queries mixed from shared patterns (papers/paq.py).
+    D.PATTERNS = CN()
+    D.PATTERNS.ENABLED = False
+    D.PATTERNS.NUM = 150
+    D.PATTERNS.FUSION = "full"  # "full": multi-scale fusion with attention; "mean": mean of all tokens
+    D.PATTERNS.ATTENTION = "cbam"  # for "full": "cbam" (authors' code) or "eca_coord" (paper's text)
+    D.PATTERNS.HEAD = "full"  # "full": one weight row per query; "factored": of rank PATTERNS.RANK
+    D.PATTERNS.RANK = 256
+    D.PATTERNS.MASKED_POOL = True  # pool over valid pixels only
+    D.PATTERNS.DIVERSITY_WEIGHT = 0.2  # beta of Eq. 8
+    D.PATTERNS.DIVERSITY_SCALE = 1.0  # the authors' working fork multiplies the mean by 600
+
+    # PaQ-DETR, quality-aware one-to-many assignment on the intermediate decoder layers (papers/paq.py).
+    D.QUALITY_ASSIGNMENT = CN()
+    D.QUALITY_ASSIGNMENT.ENABLED = False
+    D.QUALITY_ASSIGNMENT.GAMMA = 0.4  # Eq. 6
+    D.QUALITY_ASSIGNMENT.K = 4  # Eq. 7
+    D.QUALITY_ASSIGNMENT.MIN_COUNT = 1  # l of Eq. 7
+    # Which queries become the k_j positives: "hungarian" (object repeated k_j times) or "score" (the best by Eq. 6).
+    D.QUALITY_ASSIGNMENT.SELECT = "hungarian"
+    D.QUALITY_ASSIGNMENT.MAX_SHARE = 0.5  # an object's copies never exceed this share of queries / objects
+    D.QUALITY_ASSIGNMENT.ENCODER = False  # also for the encoder's proposals
+
+    # A training-only route of extra one-to-many queries (hybrid branch, PaQ-DETR Table 3).
+    D.HYBRID = CN()
+    D.HYBRID.ENABLED = False
+    D.HYBRID.NUM_QUERIES = 1500
+    D.HYBRID.COPIES = 6
+    D.HYBRID.LOSS_SCALE = 1.0
+
+
+def _add_training_keys(cfg: CN) -> None:
+    S = cfg.SOLVER
+    S.OPTIMIZER = "AdamW"
+    S.BASE_LR = 2e-4
+    S.WEIGHT_DECAY = 1e-4
+    S.WEIGHT_DECAY_NORM = 1e-4
+    S.BACKBONE_MULTIPLIER = 0.1
+    # For parameters named sampling_offsets or reference_points.
+    S.OFFSET_MULTIPLIER = 0.1
+    S.WARMUP_ITERS = 0
+    S.IMS_PER_BATCH = 16
+    # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
+    # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
+    S.EPOCHS = 0.0
+    S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
+    S.CHECKPOINT_EPOCHS = 1.0
+    cfg.TEST.EVAL_EPOCHS = 1.0  # 0: only after the last iteration
+    # The gradient norm over all parameters together.
+    S.CLIP_GRADIENTS.ENABLED = True
+    S.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    S.CLIP_GRADIENTS.CLIP_VALUE = 0.1
+    S.AMP.DTYPE = "bfloat16"  # used when SOLVER.AMP.ENABLED; or "float16"
+
+    # Detections kept per image; also the evaluators' maxDets.
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # Query use: a query slot counts as active in an image when its best class scores above this threshold.
+    cfg.TEST.QUERY_USE = CN()
+    cfg.TEST.QUERY_USE.ENABLED = False
+    cfg.TEST.QUERY_USE.THRESHOLD = 0.3
+
+    cfg.SEED = 42
+    cfg.VERSION = 2
