@@ -1,0 +1,186 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The two halves of DH-DETR's De-Homo Coding Generator that look at pairs of queries.
+
+Shape legend: B images, N queries, K neighbour slots, C hidden width, D output width.
+
+A query's neighbours are the queries that overlap it and are more confident than it.  :func:`neighbor_select` finds
+them, :func:`neighbor_difference` compares each query with its neighbours.  With the symbols of the paper's code,
+
+    H_ij = [s_i < s_j] [s_j > low_score]        O_ij = IoU(b_i, b_j) H_ij        m_ij = [O_ij >= iou_threshold]
+    f_ij = W4 relu(W3 (e_i - e_j) + c3) + c4    a_i  = max over the K slots of m_ij f_ij
+
+W3 is linear, so it is applied once per query before the subtraction: the functions here take p = W3 e, and nothing
+of size N x N x C or N x K x N exists.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paq_detr.ops.pair_quality import _compute_dtype, _iou_giou
+
+
+def neighbor_select(
+    boxes: Tensor,
+    scores: Tensor,
+    k: int = 10,
+    iou_threshold: float = 0.4,
+    low_score: float = 0.1,
+    valid: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The overlapping queries that are more confident than each query.
+
+    Query j is a neighbour of i when ``scores[j] > scores[i]``, ``scores[j] > low_score`` and ``IoU(i, j) >=
+    iou_threshold``.  At most k are kept, by descending IoU, equal IoU by ascending index.  Equal scores exchange
+    nothing; a NaN score or box has no neighbours and is nobody's neighbour.  No gradient.  The defaults are those of
+    DH-DETR's released configuration.
+
+    Args:
+        boxes: (B, N, 4) cxcywh; 16-bit boxes and scores are widened to fp32.
+        scores: (B, N) confidences; with several classes, their maximum.
+        k: neighbours kept per query, at least 1.
+        iou_threshold: smallest overlap of a neighbour, in (0, 1].
+        low_score: a neighbour's score must exceed it.
+        valid: optional (B, N) bool; a query that is not valid neither has nor is a neighbour.
+
+    Returns:
+        index (B, N, k) int32 within the image, free slots -1, and count (B, N) int32, the number of real slots.
+
+    Raises:
+        ValueError: a rank, size or limit does not fit.
+        TypeError: a dtype does not fit, or the tensors are on different devices.
+    """
+    boxes, scores = _checked_candidates(boxes, scores, valid)
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+    if valid is not None:
+        scores = scores.masked_fill(~valid, torch.nan)
+    return neighbor_select_torch(boxes, scores, k, iou_threshold, low_score)
+
+
+def neighbor_difference(
+    p: Tensor,
+    index: Tensor,
+    count: Tensor,
+    hidden_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    zero_fill: bool = True,
+) -> Tensor:
+    """Elementwise maximum over a query's neighbours of ``weight @ relu(p_i - p_j + hidden_bias) + bias``.
+
+    Differentiable with respect to p, hidden_bias, weight and bias.  Among equal values the earliest slot receives the
+    gradient, and a real slot before the zero of a free one.
+
+    Args:
+        p: (B, N, C) the queries' codes after the first linear layer without its bias (W3 e).
+        index: (B, N, K) int32 neighbours, as :func:`neighbor_select` returns them.
+        count: (B, N) int32 real slots per query, in [0, K]; they come first.
+        hidden_bias: (C,) c3.
+        weight: (D, C) W4.
+        bias: (D,) c4.
+        zero_fill: True is the released code's rule: a free slot takes part as zero, so the maximum is at least 0
+            unless all K slots are real.  False takes the maximum over the real neighbours, and 0 where there are none.
+
+    Returns:
+        (B, N, D) in the dtype of p; 16-bit inputs are computed in fp32.
+
+    Raises:
+        ValueError: a rank or size does not fit.
+        TypeError: a dtype does not fit, or the tensors are on different devices.
+    """
+    _check_aggregation(p, index, count, hidden_bias, weight, bias)
+    dtype = _compute_dtype(p)
+    parameters = (hidden_bias.to(dtype), weight.to(dtype), bias.to(dtype))
+    return neighbor_difference_torch(p.to(dtype), index, count, *parameters, zero_fill).to(p.dtype)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Pure torch: the specification of the native kernels, and what an exported graph holds.
+
+
+@torch.no_grad()
+def neighbor_select_torch(
+    boxes: Tensor, scores: Tensor, k: int, iou_threshold: float, low_score: float
+) -> tuple[Tensor, Tensor]:
+    """:func:`neighbor_select` on checked inputs, in pure torch; a NaN score marks a query that is not valid."""
+    iou, _ = _iou_giou(boxes[:, :, None], boxes[:, None])
+    more_confident = (scores[:, :, None] < scores[:, None]) & (scores[:, None] > low_score)
+    overlap = torch.where(more_confident & (iou >= iou_threshold), iou, -1.0)
+    overlap, index = overlap.sort(dim=-1, descending=True, stable=True)
+    overlap, index = overlap[..., :k], index[..., :k]
+    index = F.pad(torch.where(overlap > 0, index, -1), (0, k - index.shape[-1]), value=-1)
+    return index.int(), (overlap > 0).sum(-1, dtype=torch.int32)
+
+
+def neighbor_difference_torch(
+    p: Tensor, index: Tensor, count: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor, zero_fill: bool
+) -> Tensor:
+    """:func:`neighbor_difference` on checked inputs, in pure torch: every slot, free ones too, goes through weight."""
+    batch, num_queries, k = index.shape
+    neighbor = index.clamp(min=0).long().reshape(batch, num_queries * k, 1).expand(-1, -1, p.shape[-1])
+    p_neighbor = p.gather(1, neighbor).reshape(batch, num_queries, k, -1)
+    code = F.linear(F.relu(p[:, :, None] - p_neighbor + hidden_bias), weight, bias)  # (B, N, K, D)
+    real = torch.arange(k, device=p.device) < count[..., None]  # (B, N, K)
+    if zero_fill:
+        return torch.where(real[..., None], code, 0.0).max(dim=2).values
+    largest = torch.where(real[..., None], code, -torch.inf).max(dim=2).values
+    return torch.where(count[..., None] > 0, largest, 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Argument checks.
+
+
+def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Boxes and scores, detached, in the dtype of the arithmetic."""
+    if boxes.dim() != 3 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape (B, N, 4), got {tuple(boxes.shape)}")
+    if scores.shape != boxes.shape[:2]:
+        raise ValueError(f"scores must have the (B, N) of boxes {tuple(boxes.shape[:2])}, got {tuple(scores.shape)}")
+    _check_floating_on("scores", scores, "boxes", boxes)
+    _check_floating_on("boxes", boxes, "boxes", boxes)
+    if valid is not None:
+        if valid.shape != scores.shape:
+            raise ValueError(f"valid must have the (B, N) of boxes {tuple(scores.shape)}, got {tuple(valid.shape)}")
+        if valid.dtype != torch.bool:
+            raise TypeError(f"valid must be bool, got {valid.dtype}")
+    dtype = _compute_dtype(boxes)
+    return boxes.detach().to(dtype), scores.detach().to(dtype)
+
+
+def _check_aggregation(
+    p: Tensor, index: Tensor, count: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor
+) -> None:
+    if p.dim() != 3:
+        raise ValueError(f"p must have shape (B, N, C), got {tuple(p.shape)}")
+    if index.dim() != 3 or index.shape[:2] != p.shape[:2] or index.shape[2] < 1:
+        raise ValueError(f"index must have shape (B, N, K) with the (B, N) of p {tuple(p.shape[:2])}, "
+                         f"got {tuple(index.shape)}")  # fmt: skip
+    if count.shape != p.shape[:2]:
+        raise ValueError(f"count must have the (B, N) of p {tuple(p.shape[:2])}, got {tuple(count.shape)}")
+    if hidden_bias.shape != p.shape[2:]:
+        raise ValueError(f"hidden_bias must have the C = {p.shape[2]} of p, got {tuple(hidden_bias.shape)}")
+    if weight.dim() != 2 or weight.shape[1] != p.shape[2]:
+        raise ValueError(f"weight must have shape (D, C) with the C = {p.shape[2]} of p, got {tuple(weight.shape)}")
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have the D = {weight.shape[0]} of weight, got {tuple(bias.shape)}")
+    for name, tensor in (("index", index), ("count", count)):
+        if tensor.dtype != torch.int32:
+            raise TypeError(f"{name} must be int32, got {tensor.dtype}")
+        if tensor.device != p.device:
+            raise TypeError(f"{name} is on {tensor.device}, p is on {p.device}")
+    for name, tensor in (("p", p), ("hidden_bias", hidden_bias), ("weight", weight), ("bias", bias)):
+        _check_floating_on(name, tensor, "p", p)
+
+
+def _check_floating_on(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
+    if tensor.device != other.device:
+        raise TypeError(f"{name} is on {tensor.device}, {other_name} is on {other.device}")
