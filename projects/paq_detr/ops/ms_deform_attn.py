@@ -1,0 +1,212 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-scale deformable attention (Deformable DETR, Zhu et al., ICLR 2021, eq. 2 and 3).
+
+Shape legend: B batch, S tokens of all levels, Q queries, H heads, D channels per head, L levels, P points.
+
+Two forms are public. ``ms_deform_attn`` is the classical one: finished locations and weights.
+``fused_ms_deform_attn`` takes what the linear layers give (raw offsets, raw logits) and does the softmax, the
+locations and the padding itself, so that none of them needs a kernel or a tensor of its own.
+
+Coordinates: a location (x, y) in [0, 1] of the padded map of level l lies at pixel (x * W_l - 0.5, y * H_l - 0.5)
+(align_corners=False). A corner outside the map counts as zero; a point counts only if -1 < x < W_l and
+-1 < y < H_l in pixels, so that NaN and infinite coordinates contribute zero and receive zero gradient.
+Arithmetic is float32 (float64 for a float64 value), whatever the type of ``value``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SpatialShapes = Sequence[tuple[int, int]]
+
+
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Sample ``value`` bilinearly at the locations and sum with the weights.
+
+    Args:
+        value: (B, S, H, D) float; tokens of all levels, level after level, row after row.
+        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S.
+        sampling_locations: (B, Q, H, L, P, 2) float, (x, y) in [0, 1] of the padded map. Keep it in float32:
+            a bfloat16 location is a whole pixel wrong on a map 167 wide.
+        attention_weights: (B, Q, H, L, P) float.
+
+    Returns:
+        (B, Q, H * D) in the type of ``value``. Gradients flow to the three tensors.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it has and what it should have.
+    """
+    _check_value(value, spatial_shapes)
+    _check_tensor("sampling_locations", sampling_locations, value, "(B, Q, H, L, P, 2)")
+    _check_tensor("attention_weights", attention_weights, value, "(B, Q, H, L, P)")
+    batch, queries, heads, levels, points, _ = sampling_locations.shape
+    _check_shape(
+        "sampling_locations", sampling_locations, (len(value), queries, value.shape[2], len(spatial_shapes), points, 2)
+    )
+    _check_shape("attention_weights", attention_weights, (batch, queries, heads, levels, points))
+    return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def fused_ms_deform_attn(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    valid_ratios: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Multi-scale deformable attention from raw offsets and logits.
+
+    Args:
+        value: (B, S, H, D) float; tokens of all levels, level after level, row after row.
+        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S.
+        reference: (B, Q, 2) points or (B, Q, 4) boxes cxcywh, in [0, 1] of the un-padded image.
+        offsets: (B, Q, H, L, P, 2) raw. Locations are ``point + offset / (W_l, H_l)`` for points and
+            ``centre + offset / P * (w, h) * 0.5`` for boxes (Deformable DETR, appendix A.4 and its code).
+        logits: (B, Q, H, L * P) or (B, Q, H, L, P) raw; softmax jointly over L * P.
+        valid_ratios: (B, L, 2), valid share (w, h) of each padded level; None means all ones. Centre and size
+            of the reference are multiplied by it.
+        padding_mask: (B, S) bool, True = padding: the value counts as zero there and receives zero gradient.
+
+    Returns:
+        (B, Q, H * D) in the type of ``value``. Gradients flow to value, reference, offsets and logits.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it has and what it should have.
+    """
+    _check_value(value, spatial_shapes)
+    batch, tokens, heads, _ = value.shape
+    levels = len(spatial_shapes)
+    _check_tensor("reference", reference, value, "(B, Q, 2) or (B, Q, 4)")
+    _check_tensor("offsets", offsets, value, "(B, Q, H, L, P, 2)")
+    queries, points = offsets.shape[1], offsets.shape[4]
+    _check_shape("offsets", offsets, (batch, queries, heads, levels, points, 2))
+    if reference.shape[-1] not in (2, 4):
+        raise ValueError(f"reference has {reference.shape[-1]} coordinates, expected 2 (x, y) or 4 (cx, cy, w, h)")
+    _check_shape("reference", reference, (batch, queries, reference.shape[-1]))
+    if logits.dim() == 5:
+        _check_shape("logits", logits, (batch, queries, heads, levels, points))
+        logits = logits.flatten(3)
+    _check_tensor("logits", logits, value, "(B, Q, H, L * P)")
+    _check_shape("logits", logits, (batch, queries, heads, levels * points))
+    if valid_ratios is not None:
+        _check_tensor("valid_ratios", valid_ratios, value, "(B, L, 2)")
+        _check_shape("valid_ratios", valid_ratios, (batch, levels, 2))
+    if padding_mask is not None:
+        _check_device("padding_mask", padding_mask, value)
+        _check_shape("padding_mask", padding_mask, (batch, tokens))
+        if padding_mask.dtype != torch.bool:
+            raise TypeError(f"padding_mask is {padding_mask.dtype}, expected torch.bool with True = padding")
+    return fused_ms_deform_attn_torch(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Pure-torch twins: the specification, the path without the extension, and the form for exporters.
+
+
+def ms_deform_attn_torch(
+    value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Twin of :func:`ms_deform_attn` by ``grid_sample``, for any device; arguments are not checked."""
+    arithmetic = _arithmetic_dtype(value)
+    batch, _, heads, channels = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    sampling_locations, attention_weights = sampling_locations.to(arithmetic), attention_weights.to(arithmetic)
+    out = value.new_zeros(batch * heads, channels, queries, dtype=arithmetic)
+    maps = value.to(arithmetic).split([height * width for height, width in spatial_shapes], dim=1)
+    for level, (height, width) in enumerate(spatial_shapes):
+        level_map = maps[level].permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        location = sampling_locations[:, :, :, level]  # (B, Q, H, P, 2)
+        x, y = location[..., 0] * width - 0.5, location[..., 1] * height - 0.5
+        inside = (x > -1) & (x < width) & (y > -1) & (y < height)  # False for NaN
+        # -3 is outside of every map: such a point samples zero, and `where` stops its gradient.
+        grid = torch.where(inside[..., None], 2 * location - 1, -3.0).transpose(1, 2).flatten(0, 1)
+        sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        weight = attention_weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        out = out + (sampled * weight).sum(-1)  # (B * H, D, Q)
+    return out.view(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
+
+
+def fused_ms_deform_attn_torch(
+    value: Tensor,
+    spatial_shapes: SpatialShapes,
+    reference: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    valid_ratios: Tensor | None = None,
+    padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Twin of :func:`fused_ms_deform_attn`, for any device; arguments are not checked."""
+    arithmetic = _arithmetic_dtype(value)
+    weights = logits.to(arithmetic).flatten(3).softmax(-1).view(offsets.shape[:-1])
+    locations = _locations(reference.to(arithmetic), offsets.to(arithmetic), spatial_shapes, valid_ratios)
+    if padding_mask is not None:
+        value = value.masked_fill(padding_mask[..., None, None], 0)
+    return ms_deform_attn_torch(value, spatial_shapes, locations, weights)
+
+
+def _locations(
+    reference: Tensor, offsets: Tensor, spatial_shapes: SpatialShapes, valid_ratios: Tensor | None
+) -> Tensor:
+    """Sampling locations in [0, 1] of the padded maps, NaN where an input is not finite. (B, Q, H, L, P, 2)"""
+    reference = reference[:, :, None, :].expand(-1, -1, len(spatial_shapes), -1)  # (B, Q, L, 2 or 4)
+    if valid_ratios is not None:
+        ratios = valid_ratios.to(reference.dtype)
+        reference = reference * ratios.repeat(1, 1, reference.shape[-1] // 2)[:, None]
+    reference = reference[:, :, None, :, None]  # (B, Q, 1, L, 1, 2 or 4)
+    # 0 * inf is NaN in a gradient, therefore what is not finite leaves the graph before it is multiplied.
+    finite = reference.isfinite().all(-1, keepdim=True) & offsets.isfinite().all(-1, keepdim=True)
+    reference, offsets = torch.where(finite, reference, 0.0), torch.where(finite, offsets, 0.0)
+    if reference.shape[-1] == 2:
+        sizes = [(width, height) for height, width in spatial_shapes]
+        step = 1.0 / torch.tensor(sizes, dtype=offsets.dtype, device=offsets.device)[:, None]  # (L, 1, 2)
+    else:
+        step = reference[..., 2:] * (0.5 / offsets.shape[4])
+    return torch.where(finite, reference[..., :2] + offsets * step, torch.nan)
+
+
+def _arithmetic_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Checks at the Python edge. The C++ operators check sizes again, without the words.
+
+
+def _check_value(value: Tensor, spatial_shapes: SpatialShapes) -> None:
+    if isinstance(spatial_shapes, Tensor):
+        raise TypeError("spatial_shapes is a Tensor, expected a sequence of (H, W) Python ints (no device sync)")
+    if not spatial_shapes:
+        raise ValueError("spatial_shapes is empty, expected (H, W) of at least one level")
+    _check_tensor("value", value, value, "(B, S, H, D)")
+    tokens = sum(height * width for height, width in spatial_shapes)
+    if tokens != value.shape[1]:
+        raise ValueError(f"level sizes sum to {tokens}, value has {value.shape[1]} (spatial_shapes {spatial_shapes})")
+    if min(min(shape) for shape in spatial_shapes) < 1:
+        raise ValueError(f"spatial_shapes {spatial_shapes} holds a level without tokens")
+
+
+def _check_tensor(name: str, tensor: Tensor, value: Tensor, legend: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor {legend}")
+    if tensor.dim() not in {part.count(",") + 1 for part in legend.split(" or ")}:
+        raise ValueError(f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected {legend}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} is {tensor.dtype}, expected a floating point type")
+    _check_device(name, tensor, value)
+
+
+def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
+    if tensor.device != value.device:
+        raise ValueError(f"{name} is on {tensor.device}, value is on {value.device}")
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
