@@ -1,0 +1,57 @@
+# make demo | test | lint | doctor | clean, from a fresh clone with Python 3.10+ and pip.
+#
+#   PYTHON=python3.12          the interpreter that makes the environment
+#   VENV=/path/to/env          use that environment; what is installed there is kept, only what is missing is added
+#   PYTEST_ARGS="-m slow"      more arguments for pytest
+#   PIP_EXTRA_INDEX_URL=...    read by pip itself, e.g. an index with CPU builds of torch
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+PY := $(VENV)/bin/python
+STAMPS := $(VENV)/.paq_detr
+SOURCES := setup.py $(wildcard pyproject.toml) $(shell find csrc -type f 2>/dev/null)
+
+.PHONY: demo test lint doctor install clean
+.DEFAULT_GOAL := test
+
+# An environment made here gets the tested releases of constraints.txt; a given one keeps its torch.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "paq_detr needs Python 3.10 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS) && touch $(STAMPS)/made-here
+
+$(STAMPS)/requirements: requirements.txt requirements-dev.txt constraints.txt | $(PY)
+	@mkdir -p $(STAMPS)
+	$(PY) -m pip install -r requirements-dev.txt $$(test ! -f $(STAMPS)/made-here || echo -c constraints.txt)
+	@touch $@
+
+$(STAMPS)/detectron2: tools/install_detectron2.py $(STAMPS)/requirements
+	$(PY) tools/install_detectron2.py
+	@touch $@
+
+# Without a compiler this installs the pure-torch operators; `make doctor` says what was built.
+$(STAMPS)/package: $(SOURCES) $(STAMPS)/detectron2
+	$(PY) -m pip install --no-build-isolation --no-deps -e .
+	@touch $@
+
+install: $(STAMPS)/package
+
+demo: install
+	$(PY) tools/demo.py
+
+test: install
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMPS)/requirements
+	$(PY) -m ruff check .
+
+doctor: install
+	$(PY) -m paq_detr.doctor
+
+clean:
+	rm -rf .venv $(STAMPS)/package build output *.egg-info .pytest_cache .ruff_cache
+	find projects tests tools benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find projects -name '*.so' -delete
