@@ -1,0 +1,22 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluators: COCO box AP per class, query use, crowds."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluators
+
+from .coco import CocoBoxEvaluator
+from .query_use import QueryUseEvaluator, gini_coefficient
+
+__all__ = ["CocoBoxEvaluator", "QueryUseEvaluator", "build_evaluator", "gini_coefficient"]
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
+    """The evaluators that ``cfg.TEST`` asks for; results go to ``output_folder`` (default ``OUTPUT_DIR/inference``)."""
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    evaluators = [CocoBoxEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE, folder)]
+    if cfg.TEST.QUERY_USE.ENABLED:
+        evaluators.append(QueryUseEvaluator(cfg.MODEL.DETR.QUERIES.NUM, cfg.TEST.QUERY_USE.THRESHOLD, folder))
+    return DatasetEvaluators(evaluators)

@@ -1,0 +1,285 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""COCO box AP with the per-class table always printed and written, for any registered dataset.
+
+The matching and the 101-point precision are pycocotools'; the summary is made here, because ``COCOeval.summarize``
+gives -1 unless 100 is among ``maxDets``, and crowded data needs more than 100 detections per image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+
+from .records import Detections, finite_detections, gather_records
+
+logger = logging.getLogger(__name__)
+
+COCO_MAX_DETECTIONS = 100  # the cap behind published COCO numbers
+ALL, SMALL, MEDIUM, LARGE = range(4)  # order of COCOeval's area ranges
+IOU_50, IOU_75 = 0, 5  # places in COCOeval's IoU thresholds 0.50, 0.55, ..., 0.95
+CLASS_COLUMNS = ("AP", "AP50", "AP75", "AR", "boxes")
+
+
+class CocoBoxEvaluator(DatasetEvaluator):
+    """AP, AP50, AP75, AP by object size, AR and the same per class.
+
+    Ground truth is the annotation file where the dataset has one (``MetadataCatalog.get(name).json_file``, as in
+    Detectron2; object sizes are then the file's ``area``), otherwise the registered dicts, with box areas as sizes.
+    Annotations with ``iscrowd`` 1 follow COCO's rule: detections inside them count neither as right nor as wrong.
+
+    Args:
+        dataset_name: registered dataset; its metadata gives ``thing_classes`` and, where category ids have gaps,
+            ``thing_dataset_id_to_contiguous_id``.
+        max_detections: detections of a class in an image that count, COCO's maxDets (here
+            ``cfg.TEST.DETECTIONS_PER_IMAGE``). Where it is not 100, AP at COCO's 100 is reported beside it as
+            ``AP@100dets``, because published numbers use that.
+        output_dir: folder for ``per_class_ap.csv`` and ``coco_instances_results.json``; None writes nothing.
+    """
+
+    def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None):
+        if max_detections < 1:
+            raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+        self.max_detections = max_detections
+        self.output_dir = output_dir
+        self._truth = GroundTruth(dataset_name)
+        self._records: dict[Any, Detections] = {}
+
+    def reset(self) -> None:
+        self._records = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs):
+            self._records[image["image_id"]] = finite_detections(output["instances"])
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """``{"bbox": {"AP": ..., "AP-person": ...}}`` in percent on the main process, ``{}`` on the others.
+
+        A value without any ground truth is NaN. Without detections every AP is 0.
+        """
+        records = gather_records(self._records)
+        if records is None:
+            return {}
+        self._check(records)
+        results = self._truth.results(records)
+        if self.output_dir:
+            os.makedirs(self.output_dir, exist_ok=True)
+            self._write_results(results)
+        evaluation = _run_pycocotools(self._truth.coco, results, self.max_detections)
+        summary = _summarize(evaluation, self.max_detections)
+        table = _class_table(evaluation, self._truth, self.max_detections)
+        self._report(summary, table)
+        classes = {f"AP-{name}": table[name][0] for name in self._truth.class_names}
+        return {"bbox": {**summary, **classes}}
+
+    def _check(self, records: dict[Any, Detections]) -> None:
+        name = self._truth.dataset_name
+        unknown = [image_id for image_id in records if image_id not in self._truth.image_index]
+        if unknown:
+            raise ValueError(f"image_id {unknown[0]!r} of a prediction is not in the dataset {name!r}")
+        missing = len(self._truth.image_index) - len(records)
+        if missing:
+            logger.warning("%d of %d images of %s were not predicted; they count as images without detections",
+                           missing, len(self._truth.image_index), name)  # fmt: skip
+        dropped = sum(record.num_dropped for record in records.values())
+        if dropped:
+            logger.warning("%d detections with a NaN or infinite box or score were dropped", dropped)
+        if not self._truth.boxes_per_class.any():
+            logger.warning("%s has no ground truth boxes: every metric is NaN", name)
+        elif not any(len(record) for record in records.values()):
+            logger.warning("no detections on %s: every AP is 0", name)
+
+    def _write_results(self, results: list[dict]) -> None:
+        """COCO results in original ids; boxes to 1/1000 pixel and scores to 6 digits."""
+        rows = [
+            {
+                "image_id": self._truth.image_ids[r["image_id"]],
+                "category_id": r["category_id"],
+                "bbox": [round(v, 3) for v in r["bbox"]],
+                "score": round(r["score"], 6),
+            }
+            for r in results
+        ]
+        path = os.path.join(self.output_dir, "coco_instances_results.json")
+        with open(path, "w") as file:
+            json.dump(rows, file, separators=(",", ":"))
+        logger.info("%d detections written to %s", len(rows), path)
+
+    def _report(self, summary: dict[str, float], table: dict[str, list[float]]) -> None:
+        headline = tabulate([list(summary.values())], headers=list(summary), floatfmt=".3f", tablefmt="pipe")
+        rows = [[name, *row] for name, row in table.items()]
+        formats = ("", ".2f", ".2f", ".2f", ".2f", ".0f")
+        per_class = tabulate(rows, headers=("class", *CLASS_COLUMNS), floatfmt=formats, tablefmt="pipe")
+        logger.info("Boxes of %s, at most %d detections per image, in percent:\n%s\n%s",
+                    self._truth.dataset_name, self.max_detections, headline, per_class)  # fmt: skip
+        if not self.output_dir:
+            return
+        path = os.path.join(self.output_dir, "per_class_ap.csv")
+        with open(path, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("class", *CLASS_COLUMNS))
+            for name, *values in rows:
+                writer.writerow([name, *(f"{v:.4f}" for v in values[:-1]), values[-1]])
+        logger.info("Per-class table written to %s", path)
+
+
+class GroundTruth:
+    """A registered dataset as a pycocotools ``COCO`` object whose image ids are places in the dataset."""
+
+    def __init__(self, dataset_name: str):
+        metadata = MetadataCatalog.get(dataset_name)
+        dicts = DatasetCatalog.get(dataset_name)
+        names = metadata.get("thing_classes")
+        if not names:
+            raise ValueError(f"the metadata of dataset {dataset_name!r} has no thing_classes")
+        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+
+        self.dataset_name = dataset_name
+        self.class_names = list(names)
+        self.category_ids = sorted(to_contiguous, key=to_contiguous.get)  # original id of each contiguous one
+        self.image_ids = [d["image_id"] for d in dicts]
+        self.image_index = {image_id: index for index, image_id in enumerate(self.image_ids)}
+        if len(self.image_index) < len(self.image_ids):
+            raise ValueError(f"dataset {dataset_name!r} holds an image_id more than once")
+
+        json_file = metadata.get("json_file")
+        rows = self._rows_of_file(json_file) if json_file else self._rows_of_dicts(dicts)
+        self.coco = _in_memory_coco(len(self.image_ids), self.category_ids, rows)
+        counts = {category: 0 for category in self.category_ids}
+        for row in rows:
+            counts[row["category_id"]] += not row["iscrowd"]
+        self.boxes_per_class = np.array([counts[c] for c in self.category_ids])
+
+    def results(self, records: dict[Any, Detections]) -> list[dict]:
+        """Detections as pycocotools rows: places for image ids, original category ids, xywh boxes."""
+        rows = []
+        for index, image_id in enumerate(self.image_ids):
+            record = records.get(image_id)
+            if record is None or not len(record):
+                continue
+            boxes = record.boxes_xyxy.astype(np.float64)
+            boxes[:, 2:] -= boxes[:, :2]
+            for box, score, label in zip(boxes.tolist(), record.scores.tolist(), record.classes.tolist()):
+                if not 0 <= label < len(self.category_ids):
+                    raise ValueError(
+                        f"predicted class {label} on image {image_id!r}, but dataset {self.dataset_name!r} "
+                        f"has {len(self.category_ids)} classes"
+                    )
+                rows.append(_row(index, self.category_ids[label], box, score=score))
+        return rows
+
+    def _rows_of_dicts(self, dicts: list[dict]) -> list[dict]:
+        rows = []
+        for index, image in enumerate(dicts):
+            for annotation in image.get("annotations", ()):
+                box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+                rows.append(
+                    _row(
+                        index,
+                        self.category_ids[annotation["category_id"]],
+                        [float(v) for v in box],
+                        area=annotation.get("area"),
+                        iscrowd=int(annotation.get("iscrowd", 0)),
+                    )
+                )
+        return rows
+
+    def _rows_of_file(self, json_file: str) -> list[dict]:
+        with open(json_file) as file:
+            annotations = json.load(file)["annotations"]
+        known = set(self.category_ids)
+        return [
+            _row(
+                self.image_index[a["image_id"]],
+                a["category_id"],
+                a["bbox"],
+                area=a.get("area"),
+                iscrowd=int(a.get("iscrowd", 0)),
+            )
+            for a in annotations
+            if a["image_id"] in self.image_index and a["category_id"] in known
+        ]
+
+
+def _row(image: int, category: int, box_xywh: list[float], area: float | None = None, **extra) -> dict:
+    area = box_xywh[2] * box_xywh[3] if area is None else area
+    return {"image_id": image, "category_id": category, "bbox": box_xywh, "area": area, "iscrowd": 0, **extra}
+
+
+def _in_memory_coco(num_images: int, category_ids: list[int], rows: list[dict]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": index} for index in range(num_images)],
+        "categories": [{"id": category} for category in category_ids],
+        "annotations": [{**row, "id": index} for index, row in enumerate(rows, start=1)],  # id 0 means "no match"
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def _run_pycocotools(truth: COCO, results: list[dict], max_detections: int) -> COCOeval:
+    detections = _in_memory_coco(len(truth.imgs), sorted(truth.cats), results)
+    evaluation = COCOeval(truth, detections, "bbox")
+    evaluation.params.maxDets = sorted({COCO_MAX_DETECTIONS, max_detections})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _at_cap(evaluation: COCOeval, max_detections: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (IoU thresholds, recall points, classes, areas) and recall without the recall points, at one cap."""
+    cap = evaluation.params.maxDets.index(max_detections)
+    return evaluation.eval["precision"][..., cap], evaluation.eval["recall"][..., cap]
+
+
+def _percent(values: np.ndarray) -> float:
+    """Mean of the entries that exist (pycocotools marks absent ones with -1) in percent; NaN where none does."""
+    present = values[values > -1]
+    return float(present.mean() * 100) if present.size else float("nan")
+
+
+def _summarize(evaluation: COCOeval, max_detections: int) -> dict[str, float]:
+    precision, recall = _at_cap(evaluation, max_detections)
+    summary = {
+        "AP": _percent(precision[..., ALL]),
+        "AP50": _percent(precision[IOU_50, ..., ALL]),
+        "AP75": _percent(precision[IOU_75, ..., ALL]),
+        "APs": _percent(precision[..., SMALL]),
+        "APm": _percent(precision[..., MEDIUM]),
+        "APl": _percent(precision[..., LARGE]),
+        "AR": _percent(recall[..., ALL]),
+    }
+    if max_detections != COCO_MAX_DETECTIONS:
+        published, _ = _at_cap(evaluation, COCO_MAX_DETECTIONS)
+        summary[f"AP@{COCO_MAX_DETECTIONS}dets"] = _percent(published[..., ALL])
+    return summary
+
+
+def _class_table(evaluation: COCOeval, truth: GroundTruth, max_detections: int) -> dict[str, list[float]]:
+    """Rows of ``CLASS_COLUMNS`` by class name, then their mean over the classes that have ground truth."""
+    precision, recall = _at_cap(evaluation, max_detections)
+    place = {category: k for k, category in enumerate(evaluation.params.catIds)}  # sorted by original id
+    table = {}
+    for name, category, count in zip(truth.class_names, truth.category_ids, truth.boxes_per_class.tolist()):
+        p, r = precision[:, :, place[category], ALL], recall[:, place[category], ALL]
+        table[name] = [_percent(p), _percent(p[IOU_50]), _percent(p[IOU_75]), _percent(r), count]
+    values = np.array([row[:-1] for row in table.values()])
+    present = values[~np.isnan(values).any(1)]
+    mean = present.mean(0).tolist() if len(present) else [float("nan")] * 4
+    table["mean"] = [*mean, int(truth.boxes_per_class.sum())]
+    return table

@@ -1,0 +1,146 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import json
+import logging
+import math
+
+import pytest
+from conftest import feed, instances
+from paq_detr.evaluation import CocoBoxEvaluator
+
+A, B, C = (10, 10, 60, 60), (100, 20, 160, 120), (200, 50, 280, 190)
+
+
+def row_of_boxes(n):
+    return [(2.0 * i, 10.0, 2.0 * i + 1.5, 60.0) for i in range(n)]
+
+
+def test_perfect_detections_score_100(register_dataset):
+    name = register_dataset([(1, [(0, A, 0), (1, B, 0)]), (2, [(0, C, 0)])], ("cat", "dog"))
+    predictions = {1: instances([A, B], [0.9, 0.8], [0, 1]), 2: instances([C], [0.7], [0])}
+    box = feed(CocoBoxEvaluator(name, 100), predictions)["bbox"]
+    for metric in ("AP", "AP50", "AP75", "AR", "AP-cat", "AP-dog"):
+        assert box[metric] == pytest.approx(100)
+    assert "AP@100dets" not in box
+
+
+def test_half_of_the_objects_found_gives_51_of_101_recall_points(register_dataset):
+    name = register_dataset([(1, [(0, A, 0), (0, B, 0)])])
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.9])})["bbox"]
+    assert box["AP"] == pytest.approx(100 * 51 / 101)
+    assert box["AR"] == pytest.approx(50)
+
+
+def test_overlap_of_0_62_counts_at_three_of_ten_thresholds(register_dataset):
+    name = register_dataset([(1, [(0, (0, 0, 100, 100), 0)])])
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([(0, 0, 62, 100)], [0.9])})["bbox"]
+    assert (box["AP"], box["AP50"], box["AP75"]) == pytest.approx((30, 100, 0))
+
+
+def test_sizes_are_reported_apart(register_dataset):
+    small, medium, large = (0, 0, 20, 20), (50, 50, 100, 100), (120, 20, 280, 180)
+    name = register_dataset([(1, [(0, small, 0), (0, medium, 0), (0, large, 0)])])
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([small, large], [0.9, 0.8])})["bbox"]
+    assert (box["APs"], box["APm"], box["APl"]) == pytest.approx((100, 0, 100))
+
+
+def test_max_detections_caps_an_image(register_dataset):
+    name = register_dataset([(1, [(0, A, 0), (0, B, 0), (0, C, 0)])])
+    box = feed(CocoBoxEvaluator(name, 2), {1: instances([A, B, C], [0.9, 0.8, 0.7])})["bbox"]
+    assert box["AR"] == pytest.approx(200 / 3)
+    assert box["AP"] == pytest.approx(100 * 67 / 101)
+    assert box["AP@100dets"] == pytest.approx(100)
+
+
+def test_crowded_images_count_fully_and_the_published_cap_is_reported_beside(register_dataset):
+    boxes = row_of_boxes(120)
+    name = register_dataset([(1, [(0, b, 0) for b in boxes])])
+    box = feed(CocoBoxEvaluator(name, 300), {1: instances(boxes, [0.9 - i / 1000 for i in range(120)])})["bbox"]
+    assert box["AP"] == box["AR"] == pytest.approx(100)
+    assert box["AP@100dets"] == pytest.approx(100 * 84 / 101)
+
+
+def test_detections_in_a_crowd_region_are_neither_right_nor_wrong(register_dataset):
+    name = register_dataset([(1, [(0, A, 0), (0, (100, 20, 300, 200), 1)])])
+    in_crowd = (150, 50, 180, 90)
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([in_crowd, in_crowd, A], [0.9, 0.8, 0.7])})["bbox"]
+    assert box["AP"] == pytest.approx(100)
+
+
+def test_category_ids_with_gaps_go_out_as_they_came_in(register_dataset, tmp_path):
+    name = register_dataset(
+        [("a", [(0, A, 0), (1, B, 0), (2, C, 0)])],
+        ("last", "first", "middle"),
+        thing_dataset_id_to_contiguous_id={90: 0, 1: 1, 7: 2},
+    )
+    prediction = instances([A, B], [0.9, 0.8], [0, 1])
+    box = feed(CocoBoxEvaluator(name, 100, str(tmp_path)), {"a": prediction})["bbox"]
+    assert (box["AP-last"], box["AP-first"], box["AP-middle"]) == pytest.approx((100, 100, 0))
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert [(r["image_id"], r["category_id"], r["bbox"]) for r in written] == [
+        ("a", 90, [10, 10, 50, 50]),
+        ("a", 1, [100, 20, 60, 100]),
+    ]
+
+
+def test_per_class_table_is_logged_and_written(register_dataset, tmp_path, caplog):
+    name = register_dataset([(1, [(0, A, 0), (0, B, 0), (1, C, 0), (1, A, 1)])], ("cat", "dog", "absent"))
+    with caplog.at_level(logging.INFO, "paq_detr"):
+        feed(CocoBoxEvaluator(name, 300, str(tmp_path)), {1: instances([A, C], [0.9, 0.8], [0, 1])})
+    assert "| cat" in caplog.text and "| mean" in caplog.text
+    with open(tmp_path / "per_class_ap.csv", newline="") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert rows["cat"] == {"class": "cat", "AP": "50.4950", "AP50": "50.4950", "AP75": "50.4950", "AR": "50.0000",
+                           "boxes": "2"}  # fmt: skip
+    assert rows["dog"]["AP"] == "100.0000" and rows["dog"]["boxes"] == "1"
+    assert rows["absent"]["AP"] == "nan" and rows["absent"]["boxes"] == "0"
+    assert rows["mean"]["AP"] == "75.2475" and rows["mean"]["boxes"] == "3"
+
+
+def test_no_detections_give_0_with_a_warning(register_dataset, caplog):
+    name = register_dataset([(1, [(0, A, 0)]), (2, [])])
+    box = feed(CocoBoxEvaluator(name, 300), {1: instances([], []), 2: instances([], [])})["bbox"]
+    assert box["AP"] == box["AR"] == box["AP@100dets"] == 0
+    assert "no detections" in caplog.text
+
+
+def test_no_ground_truth_gives_nan_with_a_warning(register_dataset, caplog):
+    name = register_dataset([(1, []), (2, [])])
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.5]), 2: instances([], [])})["bbox"]
+    assert math.isnan(box["AP"]) and math.isnan(box["AP-person"])
+    assert "no ground truth" in caplog.text
+
+
+def test_non_finite_detections_are_counted_and_dropped(register_dataset, caplog):
+    name = register_dataset([(1, [(0, A, 0)])])
+    bad = [(float("nan"), 0, 1, 1), A, A]
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances(bad, [0.9, float("inf"), 0.5])})["bbox"]
+    assert box["AP"] == pytest.approx(100)
+    assert "2 detections with a NaN or infinite" in caplog.text
+
+
+def test_images_that_were_not_predicted_are_named_in_a_warning(register_dataset, caplog):
+    name = register_dataset([(1, [(0, A, 0)]), (2, [(0, A, 0)])])
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.9])})["bbox"]
+    assert box["AR"] == pytest.approx(50)
+    assert "1 of 2 images" in caplog.text
+
+
+def test_unknown_image_and_class_are_refused(register_dataset):
+    evaluator = CocoBoxEvaluator(register_dataset([(1, [(0, A, 0)])]), 100)
+    with pytest.raises(ValueError, match="image_id 5 "):
+        feed(evaluator, {5: instances([A], [0.9])})
+    with pytest.raises(ValueError, match="predicted class 3"):
+        feed(evaluator, {1: instances([A], [0.9], [3])})
+
+
+def test_annotation_file_gives_the_object_sizes(register_dataset, tmp_path):
+    annotation = {"image_id": 1, "category_id": 4, "bbox": [10, 10, 50, 50], "area": 900.0, "iscrowd": 0, "id": 1}
+    other_image = {**annotation, "image_id": 2, "id": 2}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps({"images": [], "annotations": [annotation, other_image], "categories": []}))
+    name = register_dataset([(1, [(0, A, 0)])], json_file=str(path), thing_dataset_id_to_contiguous_id={4: 0})
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.9])})["bbox"]
+    assert box["AP"] == box["APs"] == pytest.approx(100)
+    assert math.isnan(box["APm"])

@@ -1,0 +1,77 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import math
+
+import numpy as np
+import pytest
+from conftest import feed, instances
+from paq_detr.evaluation import QueryUseEvaluator, gini_coefficient
+
+BOX = (0, 0, 10, 10)
+
+
+def seen(slots, scores):
+    return instances([BOX] * len(slots), scores, query_indices=slots)
+
+
+def naive_gini(x):
+    """Mean absolute difference over twice the mean."""
+    n = len(x)
+    return sum(abs(a - b) for a in x for b in x) / (2 * n * sum(x))
+
+
+def test_gini_of_equal_counts_is_0_and_of_one_user_n_minus_1_over_n():
+    assert gini_coefficient(np.full(7, 3)) == pytest.approx(0)
+    assert gini_coefficient(np.array([0, 0, 0, 0, 9])) == pytest.approx(4 / 5)
+
+
+def test_gini_is_the_mean_absolute_difference():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 13):
+        x = rng.integers(0, 6, n) + (n == 1)
+        assert gini_coefficient(x) == pytest.approx(naive_gini(x.tolist()))
+
+
+def test_never_active_slots_stay_in():
+    assert gini_coefficient(np.array([0, 0, 4, 4])) == pytest.approx(0.5)
+    assert gini_coefficient(np.array([4, 4])) == pytest.approx(0)
+
+
+def test_gini_without_activations_is_nan():
+    assert math.isnan(gini_coefficient(np.zeros(4)))
+
+
+def test_a_slot_counts_once_per_image_by_its_best_detection(tmp_path):
+    evaluator = QueryUseEvaluator(5, 0.25, str(tmp_path))
+    use = feed(
+        evaluator,
+        {
+            1: seen([0, 0, 3, 1], [0.9, 0.35, 0.3, 0.2]),  # slot 0 twice, slot 1 below every threshold
+            2: seen([0, 3], [0.45, 0.26]),
+            3: seen([], []),
+        },
+    )["query_use"]
+    with open(tmp_path / "query_use.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["images_above_0.25"]) for r in rows] == [2, 0, 0, 2, 0]
+    assert [int(r["images_above_0.3"]) for r in rows] == [2, 0, 0, 0, 0]  # float32(0.3) > 0.3, yet not above itself
+    assert [int(r["images_above_0.5"]) for r in rows] == [1, 0, 0, 0, 0]
+    assert use["active_slots@0.25"] == pytest.approx(4 / 3)
+    assert use["gini@0.25"] == pytest.approx(naive_gini([2, 0, 0, 2, 0]))
+    assert use["top20_share@0.25"] == pytest.approx(0.5)
+    assert use["gini@0.5"] == pytest.approx(4 / 5)
+    assert (tmp_path / "query_use.png").stat().st_size > 10_000
+
+
+def test_no_active_slot_at_all_is_nan_with_a_warning(tmp_path, caplog):
+    use = feed(QueryUseEvaluator(4, 0.3, str(tmp_path)), {1: seen([2], [0.1])})["query_use"]
+    assert math.isnan(use["gini@0.3"]) and use["active_slots@0.3"] == 0
+    assert "no query scored above 0.3" in caplog.text
+
+
+def test_missing_or_impossible_slots_are_refused():
+    with pytest.raises(ValueError, match="query_indices"):
+        feed(QueryUseEvaluator(4), {1: instances([BOX], [0.9])})
+    with pytest.raises(ValueError, match="has 4 queries"):
+        feed(QueryUseEvaluator(4), {1: seen([4], [0.9])})
