@@ -10,10 +10,45 @@ from .ms_deform_attn import (
     ms_deform_attn_torch,
 )
 
+# Neighbour difference (DH-DETR) and pair quality (assignment)
+from .neighbor_difference import (
+    neighbor_difference,
+    neighbor_difference_torch,
+    neighbor_select,
+    neighbor_select_torch,
+)
+from .pair_quality import (
+    NON_FINITE_COST,
+    NON_FINITE_QUALITY,
+    match_cost,
+    match_cost_torch,
+    pair_iou,
+    pair_iou_torch,
+    pair_quality,
+    pair_quality_torch,
+    quality_topk,
+    quality_topk_torch,
+)
+
 __all__ = [
     # Multi-scale deformable attention
     "fused_ms_deform_attn",
     "fused_ms_deform_attn_torch",
     "ms_deform_attn",
     "ms_deform_attn_torch",
+    # Neighbour difference and pair quality
+    "NON_FINITE_COST",
+    "NON_FINITE_QUALITY",
+    "match_cost",
+    "match_cost_torch",
+    "neighbor_difference",
+    "neighbor_difference_torch",
+    "neighbor_select",
+    "neighbor_select_torch",
+    "pair_iou",
+    "pair_iou_torch",
+    "pair_quality",
+    "pair_quality_torch",
+    "quality_topk",
+    "quality_topk_torch",
 ]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from paq_detr.ops.pair_quality import _compute_dtype, _iou_giou
+from .pair_quality import _compute_dtype, _iou_giou
 
 
 def neighbor_select(
