@@ -31,16 +31,14 @@ from .pair_quality import (
 )
 
 __all__ = [
-    # Multi-scale deformable attention
-    "fused_ms_deform_attn",
-    "fused_ms_deform_attn_torch",
-    "ms_deform_attn",
-    "ms_deform_attn_torch",
-    # Neighbour difference and pair quality
     "NON_FINITE_COST",
     "NON_FINITE_QUALITY",
+    "fused_ms_deform_attn",
+    "fused_ms_deform_attn_torch",
     "match_cost",
     "match_cost_torch",
+    "ms_deform_attn",
+    "ms_deform_attn_torch",
     "neighbor_difference",
     "neighbor_difference_torch",
     "neighbor_select",

@@ -1,0 +1,256 @@
+// Copyright (c) 2026 The paq_detr authors.
+// SPDX-License-Identifier: Apache-2.0
+//
+// Box overlap, class score and matching cost of one (object, query) pair, shared by the CPU and the CUDA kernels.
+//
+// Overlaps agree bit for bit with the torch twins: no product is contracted into a fused multiply-add (on the host
+// each including .cpp file switches contraction off), so thresholds and ties fall the same way on every backend.
+// Comparisons are written so that a NaN coordinate always ends in a NaN overlap.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#if defined(__CUDACC__)
+#define PAQ_HD __host__ __device__ __forceinline__
+#else
+#define PAQ_HD inline __attribute__((always_inline))
+#endif
+
+namespace paq_detr {
+
+constexpr double kNonFiniteCost = 1e6;
+constexpr double kNonFiniteQuality = -1e6;
+constexpr double kCountSlack = 1e-6;
+
+template <typename T>
+struct Corners {
+  T x0, y0, x1, y1, area;
+};
+
+template <typename T>
+struct Overlap {
+  T iou, giou;
+};
+
+template <typename T>
+PAQ_HD T product(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    return __fmul_rn(a, b);
+  } else {
+    return __dmul_rn(a, b);
+  }
+#else
+  return a * b;
+#endif
+}
+
+template <typename T>
+PAQ_HD T quotient(T a, T b) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    return __fdiv_rn(a, b);
+  } else {
+    return __ddiv_rn(a, b);
+  }
+#else
+  return a / b;
+#endif
+}
+
+template <typename T>
+PAQ_HD T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+template <typename T>
+PAQ_HD T larger(T a, T b) {
+  return a > b ? a : b;
+}
+
+// Keeps NaN.
+template <typename T>
+PAQ_HD T not_negative(T value) {
+  return value < T(0) ? T(0) : value;
+}
+
+// An area fit to divide by: one in place of an empty one. Keeps NaN.
+template <typename T>
+PAQ_HD T or_one(T area) {
+  return area <= std::numeric_limits<T>::min() ? T(1) : area;
+}
+
+template <typename T>
+PAQ_HD Corners<T> corners(T cx, T cy, T w, T h) {
+  const T half_w = not_negative(w) * T(0.5), half_h = not_negative(h) * T(0.5);
+  const T x0 = cx - half_w, y0 = cy - half_h, x1 = cx + half_w, y1 = cy + half_h;
+  return {x0, y0, x1, y1, product(x1 - x0, y1 - y0)};
+}
+
+template <typename T>
+PAQ_HD Corners<T> corners(const T* box) {
+  return corners(box[0], box[1], box[2], box[3]);
+}
+
+// IoU and GIoU. The union as a + (b - intersection) is never rounded below the intersection: IoU <= 1 holds exactly.
+template <typename T>
+PAQ_HD Overlap<T> overlap(const Corners<T>& a, const Corners<T>& b) {
+  const T inter = product(
+      not_negative(smaller(a.x1, b.x1) - larger(a.x0, b.x0)), not_negative(smaller(a.y1, b.y1) - larger(a.y0, b.y0)));
+  const T unite = a.area + (b.area - inter);
+  const T hull =
+      product(larger(a.x1, b.x1) - smaller(a.x0, b.x0), larger(a.y1, b.y1) - smaller(a.y0, b.y0));
+  const T iou = quotient(inter, or_one(unite));
+  return {iou, iou - quotient(not_negative(hull - unite), or_one(hull))};
+}
+
+// The part of a gradient that min or max of (a, b) hands to a; equal values share it, as in torch.
+template <typename T>
+PAQ_HD T share(bool chosen, T a, T b) {
+  return chosen ? T(1) : (a == b ? T(0.5) : T(0));
+}
+
+template <typename T>
+PAQ_HD T half_edge_gradient(T own, T other, bool upper, T grad_inter, T grad_hull) {
+  const bool inner = upper ? own < other : own > other, outer = upper ? own > other : own < other;
+  return share(inner, own, other) * grad_inter + share(outer, own, other) * grad_hull;
+}
+
+// Adds to grad_a and grad_b (cxcywh) the gradient of grad_iou * IoU + grad_giou * GIoU.
+template <typename T>
+PAQ_HD void overlap_backward(const T* box_a, const T* box_b, T grad_iou, T grad_giou, T* grad_a, T* grad_b) {
+  const Corners<T> a = corners(box_a), b = corners(box_b);
+  const T low_a[2] = {a.x0, a.y0}, high_a[2] = {a.x1, a.y1}, low_b[2] = {b.x0, b.y0}, high_b[2] = {b.x1, b.y1};
+  T inter_side[2], hull_side[2];
+  for (int axis = 0; axis < 2; ++axis) {
+    inter_side[axis] = smaller(high_a[axis], high_b[axis]) - larger(low_a[axis], low_b[axis]);
+    hull_side[axis] = larger(high_a[axis], high_b[axis]) - smaller(low_a[axis], low_b[axis]);
+  }
+  const T inter = not_negative(inter_side[0]) * not_negative(inter_side[1]);
+  const T unite = a.area + (b.area - inter), hull = hull_side[0] * hull_side[1];
+  const T tiny = std::numeric_limits<T>::min();
+
+  // IoU = inter / union, GIoU = IoU - (hull - union) / hull, union = area_a + area_b - inter.
+  const T grad_ratio = grad_iou + grad_giou;
+  const bool has_gap = !(hull < unite);
+  T grad_union = has_gap ? grad_giou / or_one(hull) : T(0);
+  if (!(unite <= tiny)) {
+    grad_union -= grad_ratio * (inter / unite) / unite;
+  }
+  T grad_hull = has_gap ? -grad_giou / or_one(hull) : T(0);
+  if (has_gap && !(hull <= tiny)) {
+    grad_hull += grad_giou * ((hull - unite) / hull) / hull;
+  }
+  const T grad_inter = grad_ratio / or_one(unite) - grad_union;
+
+  for (int axis = 0; axis < 2; ++axis) {
+    const int cross = 1 - axis;
+    const T d_inter = inter_side[axis] < T(0) ? T(0) : grad_inter * not_negative(inter_side[cross]);
+    const T d_hull = grad_hull * hull_side[cross];
+    const T d_side_a = grad_union * (high_a[cross] - low_a[cross]);
+    const T d_side_b = grad_union * (high_b[cross] - low_b[cross]);
+    const T d_high_a = d_side_a + half_edge_gradient(high_a[axis], high_b[axis], true, d_inter, d_hull);
+    const T d_high_b = d_side_b + half_edge_gradient(high_b[axis], high_a[axis], true, d_inter, d_hull);
+    const T d_low_a = -d_side_a - half_edge_gradient(low_a[axis], low_b[axis], false, d_inter, d_hull);
+    const T d_low_b = -d_side_b - half_edge_gradient(low_b[axis], low_a[axis], false, d_inter, d_hull);
+    grad_a[axis] += d_low_a + d_high_a;
+    grad_b[axis] += d_low_b + d_high_b;
+    grad_a[2 + axis] += box_a[2 + axis] < T(0) ? T(0) : T(0.5) * (d_high_a - d_low_a);
+    grad_b[2 + axis] += box_b[2 + axis] < T(0) ? T(0) : T(0.5) * (d_high_b - d_low_b);
+  }
+}
+
+// exp(x) for x <= 0. On the host the fp32 form has neither branch nor call, so that a loop over it vectorises:
+// x = n ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of degree 7 for exp(r) (error below half an ulp) and n
+// added to the exponent. Below -87 it stays at exp(-87), about 1.6e-38.
+template <typename T>
+PAQ_HD T exp_of_negative(T x) {
+#if !defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    const float bounded = x < -87.0f ? -87.0f : x;
+    const float shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+    const float n = shifted - 12582912.0f;
+    const float r = (bounded - n * 0.693145751953125f) - n * 1.42860677e-6f;  // ln 2 in two parts
+    float e = 1.0f / 5040;
+    e = e * r + 1.0f / 720;
+    e = e * r + 1.0f / 120;
+    e = e * r + 1.0f / 24;
+    e = e * r + 1.0f / 6;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, sizeof(bits));
+    bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);
+    float scale;
+    std::memcpy(&scale, &bits, sizeof(scale));
+    return e * scale;
+  }
+#endif
+  return exp(x);
+}
+
+// log(1 + e) for 0 <= e <= 1 as 2 artanh(z), z = e / (2 + e) <= 1/3: seven terms leave a relative error of 1.4e-8.
+template <typename T>
+PAQ_HD T log_one_plus(T e) {
+#if !defined(__CUDA_ARCH__)
+  if constexpr (std::is_same_v<T, float>) {
+    const float z = e / (2.0f + e), zz = z * z;
+    float s = 1.0f / 13;
+    s = s * zz + 1.0f / 11;
+    s = s * zz + 1.0f / 9;
+    s = s * zz + 1.0f / 7;
+    s = s * zz + 1.0f / 5;
+    s = s * zz + 1.0f / 3;
+    s = s * zz + 1.0f;
+    return 2.0f * z * s;
+  }
+#endif
+  return log1p(e);
+}
+
+template <typename T>
+PAQ_HD T sigmoid(T logit) {
+  const T e = exp_of_negative(logit < T(0) ? logit : -logit), r = T(1) / (T(1) + e);
+  return logit < T(0) ? e * r : r;
+}
+
+template <typename T>
+PAQ_HD T power(T base, T exponent) {
+  return exponent == T(2) ? base * base : pow(base, exponent);
+}
+
+// Focal loss of "positive" minus focal loss of "negative": alpha (1-p)^g softplus(-x) - (1-alpha) p^g softplus(x).
+template <typename T>
+PAQ_HD T focal_difference(T logit, T alpha, T gamma) {
+  const T magnitude = logit < T(0) ? -logit : logit;
+  const T e = exp_of_negative(-magnitude), r = T(1) / (T(1) + e);
+  const T p = logit < T(0) ? e * r : r, q = logit < T(0) ? r : e * r;
+  const T log_term = log_one_plus(e);
+  const T softplus = not_negative(logit) + log_term, softplus_of_minus = not_negative(-logit) + log_term;
+  return alpha * power(q, gamma) * softplus_of_minus - (T(1) - alpha) * power(p, gamma) * softplus;
+}
+
+template <typename T>
+PAQ_HD T finite_quality(T quality) {
+  return std::abs(quality) < T(-kNonFiniteQuality) ? quality : T(kNonFiniteQuality);
+}
+
+template <typename T>
+PAQ_HD T finite_cost(T cost) {
+  return std::abs(cost) < T(kNonFiniteCost) ? cost : T(kNonFiniteCost);
+}
+
+// PaQ-DETR Eq. 7: the sum of the best qualities, rounded up, within [min_count, queries].
+template <typename T>
+PAQ_HD int64_t positive_count(T quality_sum, int64_t min_count, int64_t queries) {
+  const int64_t count = static_cast<int64_t>(std::ceil(quality_sum - T(kCountSlack)));
+  const int64_t at_least = count > min_count ? count : min_count;
+  return at_least < queries ? at_least : queries;
+}
+
+}  // namespace paq_detr

@@ -1,0 +1,389 @@
+// Copyright (c) 2026 The paq_detr authors.
+// SPDX-License-Identifier: Apache-2.0
+//
+// Pair quality on CPU. Boxes are turned once into a structure of arrays per image, class terms are computed once per
+// distinct (image, label), and then every (layer, object) row is one vectorised loop over the queries of its image.
+// Rows are written by one thread each, in a fixed order: results do not depend on the number of threads.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "boxes.h"
+#include "clones.h"
+#include "dispatch.h"
+
+namespace paq_detr {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int64_t kFields = 9;
+enum Field : int64_t { CX, CY, W, H, X0, Y0, X1, Y1, AREA };
+constexpr int64_t kElementsPerTask = 16384;
+
+struct Sizes {
+  int64_t layers, images, queries, objects;
+};
+
+int64_t grain(int64_t elements_per_item) {
+  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements_per_item));
+}
+
+void check_index(const Tensor& index, int64_t size, const char* name, const char* what) {
+  const int64_t* values = index.const_data_ptr<int64_t>();
+  for (int64_t m = 0; m < index.numel(); ++m) {
+    STD_TORCH_CHECK(
+        values[m] >= 0 && values[m] < size, name, " has the value ", values[m], ", but there are ", size, " ", what);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Row kernels: one object against the n queries of its image, whose fields lie n apart.
+
+template <typename T>
+PAQ_CLONES void split_fields(const T* __restrict__ boxes, int64_t n, T* __restrict__ fields) {
+  for (int64_t i = 0; i < n; ++i) {
+    const T cx = boxes[4 * i], cy = boxes[4 * i + 1], w = boxes[4 * i + 2], h = boxes[4 * i + 3];
+    const Corners<T> c = corners(cx, cy, w, h);
+    fields[CX * n + i] = cx, fields[CY * n + i] = cy, fields[W * n + i] = w, fields[H * n + i] = h;
+    fields[X0 * n + i] = c.x0, fields[Y0 * n + i] = c.y0, fields[X1 * n + i] = c.x1, fields[Y1 * n + i] = c.y1;
+    fields[AREA * n + i] = c.area;
+  }
+}
+
+template <typename T>
+PAQ_HD Corners<T> corners_at(const T* fields, int64_t n, int64_t i) {
+  return {fields[X0 * n + i], fields[Y0 * n + i], fields[X1 * n + i], fields[Y1 * n + i], fields[AREA * n + i]};
+}
+
+template <typename T>
+PAQ_CLONES void overlap_row(
+    const T* __restrict__ fields, int64_t n, Corners<T> gt, T* __restrict__ iou, T* __restrict__ giou) {
+  for (int64_t i = 0; i < n; ++i) {
+    const Overlap<T> o = overlap(gt, corners_at(fields, n, i));
+    iou[i] = o.iou;
+    giou[i] = o.giou;
+  }
+}
+
+template <typename T>
+PAQ_CLONES void score_column(const T* __restrict__ logits, int64_t stride, int64_t n, T weight, T* __restrict__ out) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = weight * sigmoid(logits[i * stride]);
+  }
+}
+
+template <typename T>
+PAQ_CLONES void quality_row(
+    const T* __restrict__ fields, const T* __restrict__ scores, int64_t n, Corners<T> gt, T iou_weight,
+    T* __restrict__ out) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = finite_quality(iou_weight * overlap(gt, corners_at(fields, n, i)).iou + scores[i]);
+  }
+}
+
+template <typename T>
+PAQ_CLONES void focal_column(
+    const T* __restrict__ logits, int64_t stride, int64_t n, T weight, T alpha, T gamma, T* __restrict__ out) {
+  if (gamma == T(2)) {  // the usual case, without a call in the loop
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = weight * focal_difference(logits[i * stride], alpha, T(2));
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) {
+      out[i] = weight * focal_difference(logits[i * stride], alpha, gamma);
+    }
+  }
+}
+
+template <typename T>
+PAQ_CLONES void cost_row(
+    const T* __restrict__ fields, const T* __restrict__ class_cost, int64_t n, const T* __restrict__ gt_box,
+    T l1_weight, T giou_weight, T* __restrict__ out) {
+  const T cx = gt_box[0], cy = gt_box[1], w = gt_box[2], h = gt_box[3];
+  const Corners<T> gt = corners(cx, cy, w, h);
+  for (int64_t i = 0; i < n; ++i) {
+    const T l1 = std::abs(fields[CX * n + i] - cx) + std::abs(fields[CY * n + i] - cy) +
+        std::abs(fields[W * n + i] - w) + std::abs(fields[H * n + i] - h);
+    out[i] = finite_cost(
+        class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
+  }
+}
+
+// The k best of a row, equal values by ascending index. Only a value above the worst kept one moves anything.
+template <typename T>
+void best_of_row(const T* row, int64_t n, int64_t k, T* values, int64_t* indices) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (kept == k && !(row[i] > values[k - 1])) {
+      continue;
+    }
+    int64_t slot = kept < k ? kept++ : k - 1;
+    for (; slot > 0 && row[i] > values[slot - 1]; --slot) {
+      values[slot] = values[slot - 1];
+      indices[slot] = indices[slot - 1];
+    }
+    values[slot] = row[i];
+    indices[slot] = i;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What the operators share.
+
+// (L, B, kFields, N)
+template <typename T>
+Tensor box_fields(const Tensor& boxes, const Sizes& s) {
+  Tensor fields = torch::stable::new_empty(boxes, {s.layers, s.images, kFields, s.queries});
+  const T* source = boxes.const_data_ptr<T>();
+  T* target = fields.mutable_data_ptr<T>();
+  const int64_t n = s.queries;
+  torch::stable::parallel_for(0, s.layers * s.images, grain(kFields * n), [&](int64_t begin, int64_t end) {
+    for (int64_t lb = begin; lb < end; ++lb) {
+      split_fields(source + lb * n * 4, n, target + lb * n * kFields);
+    }
+  });
+  return fields;
+}
+
+// One column of N class terms per layer and distinct (image, label).
+struct ClassColumns {
+  Tensor values;                   // (L, U, N)
+  std::vector<int64_t> of_object;  // (M,) in [0, U)
+  int64_t columns;
+};
+
+template <typename T, typename Column>
+ClassColumns class_columns(
+    const Tensor& logits, const Tensor& gt_labels, const Tensor& gt_image, const Sizes& s, const Column& column) {
+  const int64_t classes = logits.size(3), n = s.queries;
+  const int64_t *label = gt_labels.const_data_ptr<int64_t>(), *image = gt_image.const_data_ptr<int64_t>();
+  std::unordered_map<int64_t, int64_t> known;
+  std::vector<int64_t> keys, of_object(s.objects);
+  for (int64_t m = 0; m < s.objects; ++m) {
+    const int64_t key = image[m] * classes + label[m];
+    of_object[m] = known.emplace(key, static_cast<int64_t>(keys.size())).first->second;
+    if (of_object[m] == static_cast<int64_t>(keys.size())) {
+      keys.push_back(key);
+    }
+  }
+  const int64_t columns = static_cast<int64_t>(keys.size());
+  Tensor values = torch::stable::new_empty(logits, {s.layers, columns, n});
+  const T* source = logits.const_data_ptr<T>();
+  T* target = values.mutable_data_ptr<T>();
+  torch::stable::parallel_for(0, s.layers * columns, grain(4 * n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t layer = i / columns, key = keys[i % columns];
+      const int64_t first_row = (layer * s.images + key / classes) * n;
+      column(source + first_row * classes + key % classes, classes, n, target + i * n);
+    }
+  });
+  return {values, of_object, columns};
+}
+
+// Calls row(l * M + m, the fields of the object's image, the class column of the object) for every layer and object.
+template <typename T, typename Row>
+void for_each_row(
+    const Tensor& fields, const ClassColumns& classes, const Tensor& gt_image, const Sizes& s, const Row& row) {
+  const T *field_base = fields.const_data_ptr<T>(), *column_base = classes.values.const_data_ptr<T>();
+  const int64_t* image = gt_image.const_data_ptr<int64_t>();
+  const int64_t n = s.queries;
+  torch::stable::parallel_for(0, s.layers * s.objects, grain(n), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t layer = i / s.objects, m = i % s.objects;
+      row(i, field_base + (layer * s.images + image[m]) * kFields * n,
+          column_base + (layer * classes.columns + classes.of_object[m]) * n);
+    }
+  });
+}
+
+struct Inputs {
+  Tensor logits, boxes, gt_labels, gt_boxes, gt_image;
+  Sizes sizes;
+};
+
+Inputs checked_inputs(
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
+    const Tensor& gt_image) {
+  Inputs in{torch::stable::contiguous(logits), torch::stable::contiguous(boxes),
+            torch::stable::contiguous(gt_labels), torch::stable::contiguous(gt_boxes),
+            torch::stable::contiguous(gt_image),
+            {boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)}};
+  check_index(in.gt_image, in.sizes.images, "gt_image", "images");
+  check_index(in.gt_labels, logits.size(3), "gt_labels", "classes");
+  return in;
+}
+
+// Class columns for pair_quality and quality_topk.
+template <typename T>
+ClassColumns score_columns(const Inputs& in, double score_weight) {
+  return class_columns<T>(
+      in.logits, in.gt_labels, in.gt_image, in.sizes,
+      [&](const T* logits, int64_t stride, int64_t n, T* out) {
+        score_column(logits, stride, n, static_cast<T>(score_weight), out);
+      });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Operators. Shapes and dtypes are checked in Python; values that could index memory are checked here.
+
+std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_boxes_in, const Tensor& gt_image_in) {
+  const Tensor boxes = torch::stable::contiguous(boxes_in), gt_boxes = torch::stable::contiguous(gt_boxes_in);
+  const Tensor gt_image = torch::stable::contiguous(gt_image_in);
+  const Sizes s{boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)};
+  check_index(gt_image, s.images, "gt_image", "images");
+  Tensor iou = torch::stable::new_empty(boxes, {s.layers, s.objects, s.queries});
+  Tensor giou = torch::stable::new_empty(boxes, {s.layers, s.objects, s.queries});
+  dispatch_floating(boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const Tensor fields = box_fields<T>(boxes, s);
+    const T *base = fields.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
+    T *iou_out = iou.mutable_data_ptr<T>(), *giou_out = giou.mutable_data_ptr<T>();
+    const int64_t* image = gt_image.const_data_ptr<int64_t>();
+    const int64_t n = s.queries;
+    torch::stable::parallel_for(0, s.layers * s.objects, grain(n), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t layer = i / s.objects, m = i % s.objects;
+        overlap_row(
+            base + (layer * s.images + image[m]) * kFields * n, n, corners(gt + 4 * m), iou_out + i * n,
+            giou_out + i * n);
+      }
+    });
+  });
+  return {iou, giou};
+}
+
+// Each (layer, image) is one task: it owns the gradients of its boxes and a slice of the objects' partial sums.
+std::tuple<Tensor, Tensor> pair_iou_backward(
+    const Tensor& grad_iou_in, const Tensor& grad_giou_in, const Tensor& boxes_in, const Tensor& gt_boxes_in,
+    const Tensor& gt_image_in) {
+  const Tensor grad_iou = torch::stable::contiguous(grad_iou_in), grad_giou = torch::stable::contiguous(grad_giou_in);
+  const Tensor boxes = torch::stable::contiguous(boxes_in), gt_boxes = torch::stable::contiguous(gt_boxes_in);
+  const Tensor gt_image = torch::stable::contiguous(gt_image_in);
+  const Sizes s{boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)};
+  check_index(gt_image, s.images, "gt_image", "images");
+  Tensor grad_boxes = torch::stable::new_zeros(boxes, {s.layers, s.images, s.queries, 4});
+  Tensor grad_gt = torch::stable::new_zeros(boxes, {s.layers, s.objects, 4});
+  dispatch_floating(boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const T *box = boxes.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
+    const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
+    T *d_box = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
+    const int64_t* image = gt_image.const_data_ptr<int64_t>();
+    const int64_t n = s.queries;
+    torch::stable::parallel_for(0, s.layers * s.images, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t lb = begin; lb < end; ++lb) {
+        for (int64_t m = 0; m < s.objects; ++m) {
+          const int64_t row = lb / s.images * s.objects + m;
+          for (int64_t i = 0; image[m] == lb % s.images && i < n; ++i) {
+            const int64_t pair = row * n + i, at = (lb * n + i) * 4;
+            overlap_backward(gt + 4 * m, box + at, d_iou[pair], d_giou[pair], d_gt + 4 * row, d_box + at);
+          }
+        }
+      }
+    });
+  });
+  const int64_t layer_dim = 0;
+  return {grad_boxes, torch::stable::sum(grad_gt, torch::headeronly::IntHeaderOnlyArrayRef(&layer_dim, 1))};
+}
+
+Tensor pair_quality(
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
+    const Tensor& gt_image, double score_weight, double iou_weight) {
+  const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
+  const int64_t n = in.sizes.queries, objects = in.sizes.objects;
+  Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
+  dispatch_floating(in.boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const T* gt = in.gt_boxes.const_data_ptr<T>();
+    T* target = out.mutable_data_ptr<T>();
+    for_each_row<T>(
+        box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
+        in.sizes, [&](int64_t row, const T* fields, const T* scores) {
+          const Corners<T> object = corners(gt + row % objects * 4);
+          quality_row(fields, scores, n, object, static_cast<T>(iou_weight), target + row * n);
+        });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> quality_topk(
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
+    const Tensor& gt_image, double score_weight, double iou_weight, int64_t k, int64_t min_count) {
+  const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
+  const int64_t n = in.sizes.queries, objects = in.sizes.objects, kept = std::min(k, n);
+  Tensor values = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, kept});
+  Tensor indices = torch::stable::new_empty(in.gt_image, {in.sizes.layers, objects, kept});
+  Tensor count = torch::stable::new_empty(in.gt_image, {in.sizes.layers, objects});
+  dispatch_floating(in.boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const T* gt = in.gt_boxes.const_data_ptr<T>();
+    T* value = values.mutable_data_ptr<T>();
+    int64_t *index = indices.mutable_data_ptr<int64_t>(), *counted = count.mutable_data_ptr<int64_t>();
+    for_each_row<T>(
+        box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
+        in.sizes, [&](int64_t row, const T* fields, const T* scores) {
+          thread_local std::vector<T> quality;
+          quality.resize(n);
+          const Corners<T> object = corners(gt + row % objects * 4);
+          quality_row(fields, scores, n, object, static_cast<T>(iou_weight), quality.data());
+          best_of_row(quality.data(), n, kept, value + row * kept, index + row * kept);
+          T sum = 0;
+          for (int64_t slot = 0; slot < kept; ++slot) {
+            sum += value[row * kept + slot];
+          }
+          counted[row] = positive_count(sum, min_count, n);
+        });
+  });
+  return {values, indices, count};
+}
+
+Tensor match_cost(
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
+    const Tensor& gt_image, double class_weight, double l1_weight, double giou_weight, double alpha, double gamma) {
+  const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
+  const int64_t n = in.sizes.queries, objects = in.sizes.objects;
+  Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
+  dispatch_floating(in.boxes, [&](auto zero) {
+    using T = decltype(zero);
+    const auto columns = class_columns<T>(
+        in.logits, in.gt_labels, in.gt_image, in.sizes,
+        [&](const T* logit, int64_t stride, int64_t rows, T* target) {
+          focal_column(
+              logit, stride, rows, static_cast<T>(class_weight), static_cast<T>(alpha),
+              static_cast<T>(gamma), target);
+        });
+    const T* gt = in.gt_boxes.const_data_ptr<T>();
+    T* target = out.mutable_data_ptr<T>();
+    for_each_row<T>(
+        box_fields<T>(in.boxes, in.sizes), columns, in.gt_image, in.sizes,
+        [&](int64_t row, const T* fields, const T* class_cost) {
+          cost_row(
+              fields, class_cost, n, gt + row % objects * 4, static_cast<T>(l1_weight),
+              static_cast<T>(giou_weight), target + row * n);
+        });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(paq_detr, CPU, m) {
+  m.impl("pair_iou", TORCH_BOX(&pair_iou));
+  m.impl("pair_iou_backward", TORCH_BOX(&pair_iou_backward));
+  m.impl("pair_quality", TORCH_BOX(&pair_quality));
+  m.impl("quality_topk", TORCH_BOX(&quality_topk));
+  m.impl("match_cost", TORCH_BOX(&match_cost));
+}
+
+}  // namespace paq_detr
