@@ -11,6 +11,7 @@ Boxes are cxcywh in [0, 1] of the un-padded image; any other convention is in th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Optional, Sequence, Union
 
 import torch
@@ -30,7 +31,7 @@ class Memory:
     valid_shapes: Tensor  # (B, L, 2) integer (H, W) of the part of each level that is no padding
     padding: Optional[Tensor]  # (B, S) True where padding; None where no image of the batch has any
 
-    @property
+    @cached_property
     def valid_ratios(self) -> Tensor:
         """(B, L, 2) share of each level's width and height that is no padding, in the order (w, h)."""
         full = self.valid_shapes.new_tensor(self.shapes)
@@ -72,6 +73,7 @@ class QueryGroup:
     start: int
     stop: int
     assignment: Assignment
+    scale: float = 1.0  # factor on its losses (1 / number of denoising groups)
 
 
 @dataclass
@@ -84,6 +86,8 @@ class QuerySet:
     valid: Optional[Tensor] = None  # (B, N) False for slots that only fill up the batch; None: all are queries
     attention_mask: Optional[Tensor] = None  # (N, N) True where row must not see column
     groups: list[QueryGroup] = field(default_factory=list)  # slices apart from the matching queries, which come last
+    predictions: list[Prediction] = field(default_factory=list)  # what the query source itself must be supervised on
+    losses: dict[str, Tensor] = field(default_factory=dict)  # its losses that need no ground truth, weighted
 
 
 @dataclass
@@ -150,7 +154,6 @@ class Prediction:
     assign: Union[Assigner, Assignment]  # how its queries find their objects, or that they already have
     scale: float = 1.0  # factor on its losses
     binary: bool = False  # only channel 0 counts and every label is 0
-    copies: float = 1.0  # the normaliser is this many times the number of objects (denoising groups)
 
 
 def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:

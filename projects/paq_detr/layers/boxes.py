@@ -1,0 +1,50 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Logit of ``x``, its argument and its complement kept at least ``eps`` (1e-5: Deformable DETR; 1e-3: DINO)."""
+    x = x.clamp(0, 1)
+    return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def boxes_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre and size to corners, in the same unit."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([center - size / 2, center + size / 2], -1)
+
+
+def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """IoU of row i of ``boxes_a`` (P, 4) with row i of ``boxes_b`` (P, 4), both cxcywh; (P,), 0 where both are empty."""
+    a, b = boxes_cxcywh_to_xyxy(boxes_a), boxes_cxcywh_to_xyxy(boxes_b)
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
+    union = boxes_a[:, 2:].prod(-1) + boxes_b[:, 2:].prod(-1) - overlap
+    return overlap / union.clamp(min=1e-7)
+
+
+class LogitCodec:
+    """Boxes as logits relative to a reference: ``sigmoid(delta + logit(reference))``, the DETR family's box codec.
+
+    Another codec (R-CNN deltas, AdaMixer's xyzr) offers the same ``decode``.
+    """
+
+    def __init__(self, eps: float = 1e-5):
+        self.eps = eps
+
+    def decode(self, delta: Tensor, reference: Tensor) -> Tensor:
+        """
+        Args:
+            delta: (B, N, 4) output of a box head.
+            reference: (B, N, 4) boxes, or (B, N, 2) points, to which only the centre is relative.
+
+        Returns:
+            (B, N, 4) boxes, in fp32: a bf16 logit is too coarse for a box edge.
+        """
+        delta, logit = delta.float(), inverse_sigmoid(reference.float(), self.eps)
+        if reference.shape[-1] == 2:
+            return torch.cat([delta[..., :2] + logit, delta[..., 2:]], -1).sigmoid()
+        return (delta + logit).sigmoid()

@@ -1,0 +1,135 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From a config to the routes: the one place that knows which mechanisms there are."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from torch import nn
+
+from ..layers import LogitCodec
+from ..papers import paq
+from .decoder import Decoder, build_decoder_layer
+from .heads import build_box_head, build_class_head
+from .matcher import Assigner, HungarianAssigner, MatchCost
+from .queries import ContentSource, EncoderTopN, LearnedAnchors, LearnedContent, LearnedQueries, SinePosition
+from .route import Route
+
+
+def build_routes(cfg, num_classes: int) -> list[Route]:
+    """The main route, and the training-only ones that the config switches on."""
+    D = cfg.MODEL.DETR
+    cost = MatchCost(D.MATCHER.CLASS_COST, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST)
+    hungarian = HungarianAssigner(cost)
+    one_to_many = build_quality_assigner(cfg, cost) if D.QUALITY_ASSIGNMENT.ENABLED else hungarian
+    encoder_assigner = one_to_many if D.QUALITY_ASSIGNMENT.ENCODER else hungarian
+    source = build_query_source(cfg, num_classes, encoder_assigner)
+    decoder = build_decoder(cfg, num_classes)
+    routes = [Route(name="", source=source, decoder=decoder, intermediate=one_to_many, final=hungarian)]
+    if D.HYBRID.ENABLED:
+        routes.append(
+            paq.build_hybrid_route(
+                source,
+                decoder,
+                cost,
+                num_queries=D.HYBRID.NUM_QUERIES,
+                copies=D.HYBRID.COPIES,
+                scale=D.HYBRID.LOSS_SCALE,
+                embed_dim=D.HIDDEN_DIM,
+            )
+        )
+    return routes
+
+
+def build_quality_assigner(cfg, cost: MatchCost) -> paq.QualityCountAssigner:
+    Q = cfg.MODEL.DETR.QUALITY_ASSIGNMENT
+    return paq.QualityCountAssigner(
+        cost, gamma=Q.GAMMA, k=Q.K, min_count=Q.MIN_COUNT, select=Q.SELECT, max_share=Q.MAX_SHARE
+    )
+
+
+def build_content(cfg) -> Optional[ContentSource]:
+    """The queries' content: patterns, a learned table, or None to take it from the proposals."""
+    D = cfg.MODEL.DETR
+    P = D.PATTERNS
+    if P.ENABLED:
+        generator = paq.WeightGenerator(
+            num_queries=D.QUERIES.NUM,
+            num_patterns=P.NUM,
+            embed_dim=D.HIDDEN_DIM,
+            num_levels=D.NECK.NUM_LEVELS,
+            fusion=P.FUSION,
+            attention=P.ATTENTION,
+            head=P.HEAD,
+            rank=P.RANK,
+            masked_pool=P.MASKED_POOL,
+        )
+        return paq.PatternContent(
+            num_patterns=P.NUM,
+            embed_dim=D.HIDDEN_DIM,
+            generator=generator,
+            diversity_weight=P.DIVERSITY_WEIGHT,
+            diversity_scale=P.DIVERSITY_SCALE,
+        )
+    if D.QUERIES.CONTENT not in ("learned", "proposal"):
+        raise ValueError(f'QUERIES.CONTENT is "{D.QUERIES.CONTENT}", must be "learned" or "proposal"')
+    if D.QUERIES.CONTENT == "proposal":
+        return None
+    return LearnedContent(D.QUERIES.NUM, D.HIDDEN_DIM)
+
+
+def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.Module:
+    D = cfg.MODEL.DETR
+    content = build_content(cfg)
+    if D.QUERIES.NAME == "EncoderTopN":
+        return EncoderTopN(
+            num_queries=D.QUERIES.NUM,
+            num_classes=num_classes,
+            embed_dim=D.HIDDEN_DIM,
+            content=content,
+            score=D.QUERIES.SCORE,
+            assigner=encoder_assigner,
+            loss_scale=D.LOSS.ENCODER_SCALE,
+            eps=D.INVERSE_SIGMOID_EPS,
+        )
+    if content is None:
+        raise ValueError('QUERIES.CONTENT "proposal" needs QUERIES.NAME EncoderTopN')
+    if D.QUERIES.NAME == "LearnedQueries":
+        return LearnedQueries(num_queries=D.QUERIES.NUM, embed_dim=D.HIDDEN_DIM, content=content)
+    if D.QUERIES.NAME == "LearnedAnchors":
+        return LearnedAnchors(num_queries=D.QUERIES.NUM, content=content)
+    names = "LearnedQueries, LearnedAnchors, EncoderTopN"
+    raise ValueError(f'QUERIES.NAME is "{D.QUERIES.NAME}", must be one of {names}')
+
+
+def build_decoder(cfg, num_classes: int) -> Decoder:
+    D = cfg.MODEL.DETR
+    if D.DECODER.QUERY_POSITION not in ("fixed", "sine_mlp"):
+        raise ValueError(f'DECODER.QUERY_POSITION is "{D.DECODER.QUERY_POSITION}", must be "fixed" or "sine_mlp"')
+    if D.DECODER.QUERY_POSITION == "fixed" and D.QUERIES.NAME == "LearnedAnchors":
+        raise ValueError("QUERIES.NAME LearnedAnchors has no fixed position: set DECODER.QUERY_POSITION sine_mlp")
+    heads = D.DECODER.NUM_LAYERS if D.DECODER.BOX_REFINE else 1
+    # Queries that start as points have no size yet; the first head begins at a small box.
+    first_size = -2.0 if D.QUERIES.NAME == "LearnedQueries" else 0.0
+    layers = [
+        build_decoder_layer(
+            embed_dim=D.HIDDEN_DIM,
+            ffn_dim=D.DECODER.FFN_DIM,
+            num_heads=D.NUM_HEADS,
+            num_levels=D.NECK.NUM_LEVELS,
+            num_points=D.DECODER.NUM_POINTS,
+            dropout=D.DROPOUT,
+        )
+        for _ in range(D.DECODER.NUM_LAYERS)
+    ]
+    decoder = Decoder(
+        layers=layers,
+        class_heads=[build_class_head(D.HIDDEN_DIM, num_classes) for _ in range(heads)],
+        box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(heads)],
+        codec=LogitCodec(D.INVERSE_SIGMOID_EPS),
+        position=SinePosition(D.HIDDEN_DIM) if D.DECODER.QUERY_POSITION == "sine_mlp" else None,
+        refine_boxes=D.DECODER.BOX_REFINE,
+        look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
+    )
+    return decoder

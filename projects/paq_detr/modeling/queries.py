@@ -1,0 +1,178 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Query sources: where content, reference and position of a decoder pass come from.
+
+A source is called with the encoder's ``Memory`` and returns a ``QuerySet``; what it predicts on the way (encoder
+proposals) it returns there as well, to be supervised. The content is a part of its own, a ``ContentSource``, so that
+learned tables and PaQ-DETR's patterns go with every source.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import MLP, inverse_sigmoid, sine_box_code
+from ..structures import LayerOutput, Memory, Prediction, QuerySet
+from .heads import build_box_head, build_class_head
+from .matcher import Assigner
+
+
+class ContentSource(Protocol):
+    """Makes the content of N queries; ``losses`` are its own, already weighted."""
+
+    def __call__(self, memory: Memory) -> Tensor: ...  # (B, N, C)
+
+    def losses(self) -> dict[str, Tensor]: ...
+
+
+class LearnedContent(nn.Module):
+    """A table of contents, the same for every image. Init N(0, 1), as in Deformable DETR, H-DETR and Mr. DETR."""
+
+    def __init__(self, num_queries: int, embed_dim: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(num_queries, embed_dim))
+
+    def forward(self, memory: Memory) -> Tensor:
+        return self.table.expand(len(memory.tokens), -1, -1)
+
+    def losses(self) -> dict[str, Tensor]:
+        return {}
+
+
+class LearnedQueries(nn.Module):
+    """Deformable DETR's single-stage queries: learned positions, whose linear map gives the reference points."""
+
+    def __init__(self, *, num_queries: int, embed_dim: int, content: ContentSource):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(num_queries, embed_dim))
+        self.reference_points = nn.Linear(embed_dim, 2)
+        self.content = content
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory) -> QuerySet:
+        batch = len(memory.tokens)
+        return QuerySet(
+            content=self.content(memory),
+            reference=self.reference_points(self.position).sigmoid().expand(batch, -1, -1),
+            position=self.position.expand(batch, -1, -1),
+            losses=self.content.losses() if self.training else {},
+        )
+
+
+class LearnedAnchors(nn.Module):
+    """DAB-DETR's queries: a table of boxes. Centres start uniform in the image, sizes N(0, 1) in logit space.
+
+    The position code comes from the boxes, in every layer (``DECODER.QUERY_POSITION: sine_mlp``).
+    """
+
+    def __init__(self, *, num_queries: int, content: ContentSource):
+        super().__init__()
+        centers = inverse_sigmoid(torch.rand(num_queries, 2), 1e-3)
+        self.anchors = nn.Parameter(torch.cat([centers, torch.randn(num_queries, 2)], 1))
+        self.content = content
+
+    def forward(self, memory: Memory) -> QuerySet:
+        return QuerySet(
+            content=self.content(memory),
+            reference=self.anchors.sigmoid().expand(len(memory.tokens), -1, -1),
+            losses=self.content.losses() if self.training else {},
+        )
+
+
+class EncoderTopN(nn.Module):
+    """Two-stage queries: every encoder token proposes a box, and the N best become queries.
+
+    A token's prior is a box of side 0.05 * 2^level around its centre; where a prior leaves (0.01, 0.99) or the token is
+    padding, it can neither be chosen nor supervised. References are detached (Deformable DETR, appendix A.4).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        num_classes: int,
+        embed_dim: int,
+        content: Optional[ContentSource],
+        score: str,
+        assigner: Assigner,
+        loss_scale: float = 1.0,
+        eps: float = 1e-5,
+    ):
+        """
+        Args:
+            content: None takes it from the proposal's box, as the two-stage Deformable DETR of the paper does.
+            score: "binary" (channel 0 is objectness, every label counts as 0) or "max" (best class; DINO).
+            assigner, loss_scale: how the proposals are supervised.
+        """
+        super().__init__()
+        if score not in ("binary", "max"):
+            raise ValueError(f'QUERIES.SCORE is "{score}", must be "binary" or "max"')
+        self.num_queries, self.score, self.assigner, self.loss_scale = num_queries, score, assigner, loss_scale
+        self.eps = eps
+        self.project = nn.Linear(embed_dim, embed_dim)
+        self.project_norm = nn.LayerNorm(embed_dim)
+        self.class_head = build_class_head(embed_dim, num_classes)
+        self.box_head = build_box_head(embed_dim)
+        self.position = nn.Linear(2 * embed_dim, 2 * embed_dim)
+        self.position_norm = nn.LayerNorm(2 * embed_dim)
+        self.content = content
+        for linear in (self.project, self.position):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, memory: Memory) -> QuerySet:
+        proposals = self.propose(memory)
+        queries = self.select(proposals, self.num_queries)
+        if self.content is not None:
+            queries.content = self.content(memory)[:, : queries.reference.shape[1]]
+        if self.training:
+            binary = self.score == "binary"
+            queries.predictions.append(Prediction("encoder", proposals, self.assigner, self.loss_scale, binary))
+            queries.losses = self.content.losses() if self.content is not None else {}
+        return queries
+
+    def propose(self, memory: Memory) -> LayerOutput:
+        """Class logits and boxes of all S tokens."""
+        priors, usable = token_priors(memory)
+        tokens = memory.tokens * usable[..., None]
+        state = self.project_norm(self.project(tokens))
+        boxes = (self.box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
+        return LayerOutput(self.class_head(state), boxes, valid=usable)
+
+    def select(self, proposals: LayerOutput, num_queries: int) -> QuerySet:
+        """The ``num_queries`` best proposals, or all tokens where there are fewer."""
+        scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
+        scores = scores.detach().float().masked_fill(~proposals.valid, -torch.inf).nan_to_num(nan=-torch.inf)
+        scores, index = scores.topk(min(num_queries, scores.shape[1]), dim=1)
+        reference = proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4))
+        code = sine_box_code(reference, self.project.out_features // 2).to(proposals.logits.dtype)
+        position, content = self.position_norm(self.position(code)).chunk(2, -1)
+        return QuerySet(content, reference, position, valid=scores > -torch.inf)
+
+
+def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
+    """(B, S, 4) prior box of every token, and (B, S) whether it may be used."""
+    centers = memory.token_centers()
+    sides = [0.05 * 2**level for level, (h, w) in enumerate(memory.shapes) for _ in range(h * w)]
+    size = centers.new_tensor(sides)[None, :, None].expand(len(centers), -1, 2)
+    priors = torch.cat([centers, size], -1)
+    usable = ((priors > 0.01) & (priors < 0.99)).all(-1)
+    if memory.padding is not None:
+        usable = usable & ~memory.padding
+    return priors, usable
+
+
+class SinePosition(nn.Module):
+    """Position code of the current boxes, made anew in every layer: MLP of their sine code (DAB-DETR, DINO)."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.mlp = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
+
+    def forward(self, reference: Tensor) -> Tensor:
+        if reference.shape[-1] != 4:
+            raise ValueError("DECODER.QUERY_POSITION sine_mlp needs queries with boxes, not points (QUERIES.NAME)")
+        return self.mlp(sine_box_code(reference, self.mlp[0].in_features // 4))

@@ -1,0 +1,407 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""PaQ-DETR: Learning Pattern and Quality-Aware Dynamic Queries for Object Detection (CVPR 2026, arXiv 2603.06917).
+
+| paper | here | key |
+|---|---|---|
+| weight generator F_w (Fig. 2, 3.2) | ``WeightGenerator`` | PATTERNS.FUSION, .ATTENTION, .HEAD |
+| content queries from shared patterns (Eq. 3-4) | ``PatternContent`` | PATTERNS.ENABLED, .NUM |
+| quality and positive count (Eq. 6-7) | ``QualityCountAssigner`` | QUALITY_ASSIGNMENT.* |
+| diversity loss (Eq. 8) | ``diversity_loss`` | PATTERNS.DIVERSITY_WEIGHT, .DIVERSITY_SCALE |
+| IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
+| hybrid branch (Table 3) | ``HybridRoute`` | HYBRID.* |
+
+There is no official code. Where the paper's text is silent we follow the first author's working fork of Relation-DETR or
+choose ourselves; papers/README.md lists every such place.
+
+Shape legend: B images, n queries, m patterns, d channels, M objects of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import ops
+from ..layers import MaskedGroupNorm
+from ..modeling.decoder import Decoder
+from ..modeling.diagnostics import log_scalars
+from ..modeling.matcher import FORBIDDEN, HungarianAssigner, MatchCost, solve_images
+from ..modeling.queries import EncoderTopN, LearnedContent
+from ..modeling.route import Borrowed, Route
+from ..structures import LayerOutput, Memory, QuerySet, Targets
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Content queries mixed from shared patterns
+
+
+class PatternContent(nn.Module):
+    """Content queries as convex mixtures of shared patterns: ``q_i = sum_j w_ij p_j`` (Eq. 4), w from the image (Eq. 3).
+
+    Patterns start N(0, 1): under a nearly uniform softmax their mean is then about ``1/sqrt(m)`` long per channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_patterns: int,
+        embed_dim: int,
+        generator: WeightGenerator,
+        diversity_weight: float = 0.2,
+        diversity_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.patterns = nn.Parameter(torch.randn(num_patterns, embed_dim))
+        self.generator = generator
+        self.diversity_weight, self.diversity_scale = diversity_weight, diversity_scale
+
+    def forward(self, memory: Memory) -> Tensor:
+        """(B, n, d) content queries."""
+        weights = self.generator(memory)
+        if self.training:
+            log_scalars(lambda: self._diagnostics(weights.detach()))
+        return weights.to(self.patterns.dtype) @ self.patterns
+
+    def losses(self) -> dict[str, Tensor]:
+        return {"loss_diversity": self.diversity_weight * self.diversity_scale * diversity_loss(self.patterns)}
+
+    @torch.no_grad()
+    def _diagnostics(self, weights: Tensor) -> dict[str, Tensor]:
+        entropy = -(weights * weights.clamp(min=1e-12).log()).sum(-1).mean()
+        return {"paq/pattern_mean_abs_cos": diversity_loss(self.patterns), "paq/weight_entropy": entropy}
+
+
+def diversity_loss(patterns: Tensor) -> Tensor:
+    """Mean of |cos(p_i, p_j)| over i != j (Eq. 8): 1 for identical patterns, 0 for orthogonal ones."""
+    unit = F.normalize(patterns.float(), dim=-1)
+    cos = (unit @ unit.T).abs()
+    count = len(patterns)
+    return (cos.sum() - cos.diagonal().sum()) / max(count * (count - 1), 1)
+
+
+class WeightGenerator(nn.Module):
+    """Pattern weights of every query from the encoder's memory: (B, n, m), rows sum to 1 (Eq. 3)."""
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        num_patterns: int,
+        embed_dim: int,
+        num_levels: int,
+        fusion: str = "full",
+        attention: str = "cbam",
+        head: str = "full",
+        rank: int = 256,
+        masked_pool: bool = True,
+    ):
+        """
+        Args:
+            fusion: "full", the paper's multi-scale fusion; "mean", the mean token, as in the authors' plain variant.
+            attention: inside "full": "cbam" (authors' fork) or "eca_coord" (the paper credits ECA and coordinate
+                attention).
+            head: "full", one linear row per weight (34.7M parameters at n=900, m=150); "factored", logits of the form
+                ``sum_r a_ir u_r b_jr`` of rank ``rank``, ours.
+            masked_pool: pool over valid pixels only, ours; False pools over the padding as well.
+        """
+        super().__init__()
+        self.masked_pool = masked_pool
+        self.fusion: nn.Module = _choose("FUSION", fusion, {"full": MultiScaleFusion, "mean": MeanToken})(
+            embed_dim=embed_dim, num_levels=num_levels, attention=attention
+        )
+        self.head: nn.Module = _choose("HEAD", head, {"full": FullHead, "factored": FactoredHead})(
+            embed_dim=embed_dim, num_queries=num_queries, num_patterns=num_patterns, rank=rank
+        )
+
+    def forward(self, memory: Memory) -> Tensor:
+        padding = memory.masks() if self.masked_pool else [None] * len(memory.shapes)
+        return self.head(self.fusion(memory, padding)).float().softmax(-1)
+
+
+def _choose(key: str, name: str, options: dict):
+    if name not in options:
+        raise ValueError(f'PATTERNS.{key} is "{name}", must be one of {sorted(options)}')
+    return options[name]
+
+
+class MeanToken(nn.Module):
+    """Mean of all valid tokens, then Linear-ReLU-Linear: the plain variant of the authors' fork."""
+
+    def __init__(self, *, embed_dim: int, **_unused):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
+
+    def forward(self, memory: Memory, padding: Sequence[Optional[Tensor]]) -> Tensor:
+        if padding[0] is None:
+            return self.mlp(memory.tokens.mean(1))
+        keep = ~torch.cat([p.flatten(1) for p in padding], 1)[..., None]
+        return self.mlp((memory.tokens * keep).sum(1) / keep.sum(1))
+
+
+class MultiScaleFusion(nn.Module):
+    """Per level a 1x1 and a dilated 3x3 convolution; then top-down: upsample, add, channel and spatial attention; pool.
+
+    Dilations 1, 2, 4, 8 from fine to coarse as in the authors' fork; group norm where the fork has batch norm, because
+    two images per GPU make batch statistics noisy.
+    """
+
+    def __init__(self, *, embed_dim: int, num_levels: int, attention: str):
+        super().__init__()
+        pair = _choose(
+            "ATTENTION", attention, {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
+        )
+        self.reduce = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 1) for _ in range(num_levels))
+        self.dilated = nn.ModuleList(
+            nn.Conv2d(embed_dim, embed_dim, 3, padding=2**level, dilation=2**level, bias=False)
+            for level in range(num_levels)
+        )
+        self.norms = nn.ModuleList(MaskedGroupNorm(32, embed_dim) for _ in range(num_levels))
+        self.channel = nn.ModuleList(pair[0](embed_dim) for _ in range(num_levels - 1))
+        self.spatial = nn.ModuleList(pair[1](embed_dim) for _ in range(num_levels - 1))
+
+    def forward(self, memory: Memory, padding: Sequence[Optional[Tensor]]) -> Tensor:
+        """(B, d) image descriptor."""
+        fused: Optional[Tensor] = None
+        for level in reversed(range(len(memory.shapes))):
+            x = self._level(level, memory.maps()[level], padding[level])
+            if fused is not None:
+                x = x + F.interpolate(fused, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                keep = _keep(x, padding[level])
+                x = self.spatial[level](self.channel[level](x * keep, keep), keep)
+            fused = x
+        keep = _keep(fused, padding[0])
+        return (fused * keep).sum((2, 3)) / keep.sum((2, 3))
+
+    def _level(self, level: int, x: Tensor, padding: Optional[Tensor]) -> Tensor:
+        x = self.reduce[level](x)
+        x = self.dilated[level](x * _keep(x, padding))
+        return F.relu(self.norms[level](x, padding))
+
+
+def _keep(x: Tensor, padding: Optional[Tensor]) -> Tensor:
+    """(B, 1, H, W) 1 at valid pixels of (B, C, H, W) ``x``, 0 in the padding."""
+    if padding is None:
+        return x.new_ones(len(x), 1, *x.shape[-2:])
+    return (~padding)[:, None].to(x.dtype)
+
+
+class ChannelMLP(nn.Module):
+    """Channel attention of CBAM (Woo et al. 2018): a shared two-layer perceptron on mean and maximum."""
+
+    def __init__(self, channels: int, reduction: int = 16):
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
+        )
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        mean = (x * keep).sum((2, 3)) / keep.sum((2, 3))
+        largest = x.masked_fill(keep == 0, -torch.inf).amax((2, 3))
+        return x * (self.mlp(mean) + self.mlp(largest)).sigmoid()[:, :, None, None]
+
+
+class SpatialConv(nn.Module):
+    """Spatial attention of CBAM: a 7x7 convolution on the channels' mean and maximum."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, 7, padding=3)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        x = x * keep
+        return x * self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
+
+
+class ECA(nn.Module):
+    """Efficient channel attention (Wang et al. 2020): a convolution of width 5 (for 256 channels) over channel means."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        width = int(abs(np.log2(channels) + 1) / 2)
+        width += 1 - width % 2
+        self.conv = nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        mean = (x * keep).sum((2, 3)) / keep.sum((2, 3))
+        return x * self.conv(mean[:, None])[:, 0].sigmoid()[:, :, None, None]
+
+
+class CoordinateAttention(nn.Module):
+    """Coordinate attention (Hou et al. 2021): gates per row and per column from means along the other axis."""
+
+    def __init__(self, channels: int, reduction: int = 32):
+        super().__init__()
+        hidden = max(channels // reduction, 8)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.rows, self.columns = nn.Linear(hidden, channels), nn.Linear(hidden, channels)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        gates = []
+        for axis, expand in ((3, self.rows), (2, self.columns)):
+            mean = (x * keep).sum(axis) / keep.sum(axis).clamp(min=1)  # (B, d, H) or (B, d, W)
+            hidden = F.hardswish(self.norm(self.squeeze(mean.transpose(1, 2))))
+            gates.append(expand(hidden).sigmoid().transpose(1, 2).unsqueeze(axis))
+        return x * gates[0] * gates[1]
+
+
+def _head_mlp(embed_dim: int, out_dim: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(embed_dim, embed_dim), nn.LayerNorm(embed_dim), nn.ReLU(), nn.Linear(embed_dim, out_dim)
+    )
+
+
+class FullHead(nn.Module):
+    """One linear row for each of the n * m weights."""
+
+    def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, **_unused):
+        super().__init__()
+        self.mlp = _head_mlp(embed_dim, num_queries * num_patterns)
+        self.num_patterns = num_patterns
+
+    def forward(self, descriptor: Tensor) -> Tensor:
+        return self.mlp(descriptor).unflatten(-1, (-1, self.num_patterns))
+
+
+class FactoredHead(nn.Module):
+    """Weight logits of rank r: ``sum_r a_ir u_r(z) b_jr`` with learned a (n, r), b (m, r) and u an MLP of the image."""
+
+    def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, rank: int):
+        super().__init__()
+        self.mlp = _head_mlp(embed_dim, rank)
+        self.query_factor = nn.Parameter(torch.randn(num_queries, rank))
+        self.pattern_factor = nn.Parameter(torch.randn(num_patterns, rank) / rank**0.5)
+
+    def forward(self, descriptor: Tensor) -> Tensor:
+        mixed = self.query_factor * self.mlp(descriptor)[:, None]
+        return mixed @ self.pattern_factor.T
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Quality-aware one-to-many assignment
+
+
+class QualityCountAssigner:
+    """An object gets as many queries as its best ones deserve (Eq. 6-7).
+
+    ``s_ij = IoU_ij - gamma c_ij``, c the score of the object's class; ``k_j = max(ceil(sum of the k largest s_.j), l)``.
+
+    Which k_j queries: the paper's text was not at hand, and its readers differ.
+      "hungarian"  object j stands k_j times in the ordinary matching cost; s only sets the count (every one-to-many
+                   path of the first author's fork works so; the default).
+      "score"      the k_j queries of highest s. Each object's one-to-one Hungarian query comes first and is nobody
+                   else's; a query that several objects want goes to the one of larger s, and losers get no other.
+    Copies never exceed ``max_share * n / G`` of G objects in the image (Align-DETR, Relation-DETR), and at least 1.
+    """
+
+    def __init__(
+        self,
+        cost: MatchCost,
+        *,
+        gamma: float = 0.4,
+        k: int = 4,
+        min_count: int = 1,
+        select: str = "hungarian",
+        max_share: float = 0.5,
+    ):
+        _choose("SELECT", select, {"hungarian": None, "score": None})
+        if min_count < 1:
+            raise ValueError(f"QUALITY_ASSIGNMENT.MIN_COUNT is {min_count}, must be at least 1")
+        self.cost, self.gamma, self.k, self.min_count = cost, gamma, k, min_count
+        self.select, self.max_share = select, max_share
+
+    def measure(self, output: LayerOutput, targets: Targets) -> tuple[Tensor, ...]:
+        logits, boxes = output.logits, output.boxes
+        if output.valid is not None:  # filling slots overlap nothing and score nothing
+            logits = logits.masked_fill(~output.valid[..., None], -30.0)
+            boxes = boxes.masked_fill(~output.valid[..., None], 0.0)
+        inputs = (logits, boxes, targets.labels, targets.boxes, targets.image)
+        weights = {"score_weight": -self.gamma, "iou_weight": 1.0}
+        _, _, count = ops.quality_topk(*inputs, **weights, k=self.k, min_count=self.min_count)
+        if self.select == "hungarian":
+            return self.cost(output, targets), count
+        return self.cost(output, targets), count, ops.pair_quality(*inputs, **weights)
+
+    def solve(self, measured: Sequence[np.ndarray], targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+        cost = measured[0]
+        copies = self._capped(measured[1].astype(np.int64), cost.shape[1], targets)
+        if self.select == "hungarian":
+            return solve_images(cost, copies, targets)
+        return self._best_by_quality(cost, copies, measured[2], targets)
+
+    def _capped(self, count: np.ndarray, num_queries: int, targets: Targets) -> np.ndarray:
+        per_image = np.maximum(self.max_share * num_queries / np.maximum(targets.counts, 1), 1).astype(np.int64)
+        return np.minimum(count, np.repeat(per_image, targets.counts))
+
+    @staticmethod
+    def _best_by_quality(
+        cost: np.ndarray, copies: np.ndarray, quality: np.ndarray, targets: Targets
+    ) -> tuple[np.ndarray, np.ndarray]:
+        reserved_query, reserved_object = solve_images(cost, np.ones_like(copies), targets)
+        offsets = targets.offsets
+        image_of = np.repeat(np.arange(len(targets.counts)), targets.counts)
+        quality = np.where(cost < FORBIDDEN, quality, -np.inf)
+        # A reserved query is out of everybody's reach, and first in its own object's order.
+        for query, owner in zip(reserved_query, reserved_object):
+            quality[offsets[image_of[owner]] : offsets[image_of[owner] + 1], query] = -np.inf
+        quality[reserved_object, reserved_query] = np.inf
+        order = np.argsort(-quality, axis=1, kind="stable")
+        wanted = np.zeros_like(quality, dtype=bool)
+        np.put_along_axis(wanted, order, np.arange(quality.shape[1]) < copies[:, None], axis=1)
+        wanted &= quality > -np.inf
+        bids = np.where(wanted, quality, -np.inf)
+        queries, objects = [], []
+        for start, stop in zip(offsets, offsets[1:]):
+            if start == stop:
+                continue
+            winner = bids[start:stop].argmax(0)
+            query = np.flatnonzero(wanted[start:stop].any(0))
+            queries.append(query)
+            objects.append(winner[query] + start)
+        empty = np.zeros(0, dtype=np.int64)
+        return np.concatenate(queries or [empty]), np.concatenate(objects or [empty])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Hybrid branch (Table 3)
+
+
+class HybridQueries(nn.Module):
+    """More queries for a training-only route: the main source's next best proposals with contents of their own."""
+
+    def __init__(self, main: EncoderTopN, num_queries: int, embed_dim: int):
+        super().__init__()
+        self.main = Borrowed(main)
+        self.num_queries = num_queries
+        self.content = LearnedContent(num_queries, embed_dim)
+
+    def forward(self, memory: Memory) -> QuerySet:
+        queries = self.main.select(self.main.propose(memory), self.num_queries)
+        queries.content = self.content(memory)[:, : queries.reference.shape[1]]
+        return queries
+
+
+def build_hybrid_route(
+    source: nn.Module, decoder: Decoder, cost: MatchCost, *, num_queries: int, copies: int, scale: float, embed_dim: int
+) -> Route:
+    """1500 more queries, each object repeated 6 times, through the same decoder, in training only (Table 3).
+
+    H-DETR runs both sets in one pass behind an attention mask; two passes give the same numbers.
+    """
+    if not isinstance(source, EncoderTopN):
+        raise ValueError("HYBRID.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
+    assigner = HungarianAssigner(cost, copies)
+    return Route(
+        name="hybrid",
+        source=HybridQueries(source, num_queries, embed_dim),
+        decoder=Borrowed(decoder),
+        intermediate=assigner,
+        final=assigner,
+        scale=scale,
+        train_only=True,
+    )
