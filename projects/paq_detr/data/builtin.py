@@ -1,0 +1,176 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Datasets by configuration alone: registers what ``cfg.DATASETS`` names and checks it against the model."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import logging
+from functools import cached_property
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from .coco_json import register_coco_json
+from .figures import CLASSES
+from .synthetic_crowd import SyntheticCrowd
+
+logger = logging.getLogger(__name__)
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Register the datasets of ``cfg.DATASETS`` and check them against the model. Call it before any loader is built.
+
+    Registers every entry of ``DATASETS.COCO_JSON`` and the two splits of the synthetic crowd, the latter anew with
+    the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``, also in a frozen ``cfg``, from the training
+    datasets (from the test datasets where there are no training datasets). Warns of images that hold more objects than
+    the model has queries or detections; datasets that other code registered are not counted.
+
+    Raises:
+        FileNotFoundError, ValueError: a dataset is missing, unknown or broken, or the class lists differ.
+    """
+    for entry in cfg.DATASETS.COCO_JSON:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 3:
+            raise ValueError(f"DATASETS.COCO_JSON wants [name, annotation json, image folder] entries, got {entry!r}")
+        register_coco_json(*entry)
+    register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            _check_known(name, f"DATASETS.{key}")
+    _settle_class_names(cfg)
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
+        _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def register_synthetic_crowd(crowd_cfg: CfgNode) -> None:
+    """Register "synthetic_crowd_train" and "synthetic_crowd_val" with the parameters of ``DATASETS.SYNTHETIC_CROWD``.
+
+    Parameters of an earlier call are replaced.
+    """
+    if crowd_cfg.BOX not in ("full", "visible"):
+        raise ValueError(f"DATASETS.SYNTHETIC_CROWD.BOX must be 'full' or 'visible', got {crowd_cfg.BOX!r}")
+    crowd = SyntheticCrowd(
+        seed=crowd_cfg.SEED,
+        height=crowd_cfg.HEIGHT,
+        width=crowd_cfg.WIDTH,
+        density=float(crowd_cfg.DENSITY),
+        occlusion=float(crowd_cfg.OCCLUSION),
+        ignore=float(crowd_cfg.IGNORE),
+    )
+    for split, size in (("train", crowd_cfg.NUM_TRAIN), ("val", crowd_cfg.NUM_VAL)):
+        name = f"synthetic_crowd_{split}"
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, SyntheticDataset(crowd, split, size, crowd_cfg.BOX))
+        MetadataCatalog.get(name).set(thing_classes=list(CLASSES), evaluator_type="coco")
+
+
+class SyntheticDataset:
+    """One split of the synthetic crowd; calling it gives Detectron2's dataset dicts.
+
+    Besides Detectron2's keys, an annotation has ``full_bbox`` and ``visible_bbox`` (XYWH) and ``visibility``. Ignore
+    regions are persons with ``iscrowd`` 1. ``file_name`` is an address from which ``read_image`` draws the image.
+    """
+
+    def __init__(self, crowd: SyntheticCrowd, split: str, size: int, box: str) -> None:
+        self.crowd, self.split, self.size, self.box = crowd, split, size, box
+
+    def __call__(self) -> list[dict]:
+        return copy.deepcopy(self._records)
+
+    @property
+    def objects_per_image(self) -> np.ndarray:
+        """(images,) int64 number of objects, ignore regions not counted."""
+        return np.array([sum(not a["iscrowd"] for a in record["annotations"]) for record in self._records])
+
+    @cached_property
+    def _records(self) -> list[dict]:
+        return [self._record(index) for index in range(self.size)]
+
+    def _record(self, index: int) -> dict:
+        objects, regions = self.crowd.label(self.split, index)
+        annotations = []
+        for item in objects:
+            full, visible = _xywh(item.full_box), _xywh(item.visible_box)
+            annotations.append(
+                {
+                    "bbox": full if self.box == "full" else visible,
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": item.category,
+                    "iscrowd": 0,
+                    "full_bbox": full,
+                    "visible_bbox": visible,
+                    "visibility": item.visibility,
+                }
+            )
+        person = CLASSES.index("person")
+        annotations += [
+            {"bbox": _xywh(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": person, "iscrowd": 1} for box in regions
+        ]
+        return {
+            "file_name": self.crowd.url(self.split, index),
+            "image_id": index,
+            "height": self.crowd.height,
+            "width": self.crowd.width,
+            "annotations": annotations,
+        }
+
+
+def _xywh(box: tuple[int, int, int, int]) -> list[float]:
+    x0, y0, x1, y1 = box
+    return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+
+
+def _check_known(name: str, key: str) -> None:
+    if name in DatasetCatalog:
+        return
+    close = difflib.get_close_matches(name, DatasetCatalog.list())
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "DATASETS.COCO_JSON registers more."
+    raise ValueError(f"{key} names the dataset {name!r}, which is not registered; {hint}")
+
+
+def _settle_class_names(cfg: CfgNode) -> None:
+    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that all datasets have just these classes."""
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    if not names:
+        return
+    source, classes = "MODEL.DETR.CLASS_NAMES", list(cfg.MODEL.DETR.CLASS_NAMES)
+    if not classes:
+        source, classes = f"dataset {names[0]!r}", _classes(names[0])
+    for name in names:
+        if _classes(name) != classes:
+            raise ValueError(
+                f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, "
+                f"{_short(classes)}"
+            )
+    frozen = cfg.is_frozen()
+    cfg.defrost()
+    cfg.MODEL.DETR.CLASS_NAMES = classes
+    if frozen:
+        cfg.freeze()
+
+
+def _classes(name: str) -> list[str]:
+    classes = MetadataCatalog.get(name).get("thing_classes")
+    if not classes:
+        raise ValueError(f"the metadata of dataset {name!r} has no thing_classes")
+    return list(classes)
+
+
+def _short(classes: list[str]) -> str:
+    shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+    return f"{len(classes)} ({shown})"
+
+
+def _warn_of_full_images(name: str, key: str, limit: int) -> None:
+    counts = getattr(DatasetCatalog[name], "objects_per_image", None)
+    if counts is None or len(counts) == 0 or counts.max() <= limit:
+        return
+    logger.warning(
+        "%d of %d images of %s hold more objects than %s = %d; the largest count is %d, the 99th percentile %d",
+        (counts > limit).sum(), len(counts), name, key, limit, counts.max(), np.percentile(counts, 99),
+    )  # fmt: skip
