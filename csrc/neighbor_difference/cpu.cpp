@@ -273,7 +273,7 @@ std::tuple<Tensor, Tensor> neighbor_difference(
       int16_t* row_winner = winner + q * width;
       std::fill_n(row_winner, width, int16_t(-1));
       if (real > 0) {
-        std::fill_n(row, width, -std::numeric_limits<T>::infinity());
+        std::fill_n(row, width, -kInfinity<T>);
       }
       for (int64_t s = 0; s < real; ++s) {
         take_larger(codes + (first + s) * width, offset, width, static_cast<int16_t>(s), row, row_winner);

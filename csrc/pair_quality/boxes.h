@@ -27,6 +27,11 @@ constexpr double kNonFiniteQuality = -1e6;
 constexpr double kCountSlack = 1e-6;
 
 template <typename T>
+constexpr T kTiny = std::numeric_limits<T>::min();
+template <typename T>
+constexpr T kInfinity = std::numeric_limits<T>::infinity();
+
+template <typename T>
 struct Corners {
   T x0, y0, x1, y1, area;
 };
@@ -81,7 +86,7 @@ PAQ_HD T not_negative(T value) {
 // An area fit to divide by: one in place of an empty one. Keeps NaN.
 template <typename T>
 PAQ_HD T or_one(T area) {
-  return area <= std::numeric_limits<T>::min() ? T(1) : area;
+  return area <= kTiny<T> ? T(1) : area;
 }
 
 template <typename T>
@@ -132,17 +137,16 @@ PAQ_HD void overlap_backward(const T* box_a, const T* box_b, T grad_iou, T grad_
   }
   const T inter = not_negative(inter_side[0]) * not_negative(inter_side[1]);
   const T unite = a.area + (b.area - inter), hull = hull_side[0] * hull_side[1];
-  const T tiny = std::numeric_limits<T>::min();
 
   // IoU = inter / union, GIoU = IoU - (hull - union) / hull, union = area_a + area_b - inter.
   const T grad_ratio = grad_iou + grad_giou;
   const bool has_gap = !(hull < unite);
   T grad_union = has_gap ? grad_giou / or_one(hull) : T(0);
-  if (!(unite <= tiny)) {
+  if (!(unite <= kTiny<T>)) {
     grad_union -= grad_ratio * (inter / unite) / unite;
   }
   T grad_hull = has_gap ? -grad_giou / or_one(hull) : T(0);
-  if (has_gap && !(hull <= tiny)) {
+  if (has_gap && !(hull <= kTiny<T>)) {
     grad_hull += grad_giou * ((hull - unite) / hull) / hull;
   }
   const T grad_inter = grad_ratio / or_one(unite) - grad_union;
