@@ -117,9 +117,9 @@ class CocoJsonDataset:
         for key, annotation in self._by_id(content["annotations"], "annotation").items():
             image, category = (self._value(annotation, k, "annotation") for k in ("image_id", "category_id"))
             if image not in records:
-                raise self._error(f"annotation {key} is of image {image}, which is not in 'images'")
+                raise self._error(f"annotation {key} is of image {image!r}, which is not in 'images'")
             if category not in self.contiguous_ids:
-                raise self._error(f"annotation {key} is of category {category}, which is not in 'categories'")
+                raise self._error(f"annotation {key} is of category {category!r}, which is not in 'categories'")
             box, record = self._box(annotation), records[image]
             fault = _fault(box, record)
             if fault:
@@ -138,10 +138,11 @@ class CocoJsonDataset:
     def _image(self, entry: dict) -> dict:
         """The dataset dict of an image, without annotations yet."""
         file_name = os.path.join(self.image_root, self._value(entry, "file_name", "image"))
-        if "width" in entry and "height" in entry:
-            width, height = entry["width"], entry["height"]
-        else:
+        width, height = entry.get("width"), entry.get("height")
+        if width is None or height is None:
             width, height = self._size_of(file_name)
+        if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+            raise self._error(f"image {entry['id']} has the width {width!r} and the height {height!r}")
         return {"file_name": file_name, "image_id": entry["id"], "height": height, "width": width, "annotations": []}
 
     def _size_of(self, file_name: str) -> tuple[int, int]:

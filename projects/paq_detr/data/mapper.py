@@ -124,7 +124,7 @@ class DetrDatasetMapper:
             augmentations = self.crop
         augmented = T.AugInput(image)
         transforms = augmentations(augmented)
-        result["image"] = torch.from_numpy(np.ascontiguousarray(augmented.image.transpose(2, 0, 1)))
+        result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if self.is_train and "annotations" in dataset_dict:
             result["instances"] = self._instances(dataset_dict, transforms, augmented.image.shape[:2])
         return result

@@ -85,7 +85,7 @@ class SyntheticCrowd:
         _require(0 <= self.seed < 2**32, "seed", "in 0 .. 2**32 - 1", self.seed)
         _require(self.height >= 32, "height", "at least 32", self.height)
         _require(self.width >= 32, "width", "at least 32", self.width)
-        _require(0 <= self.density <= 1000, "density", "in [0, 1000]", self.density)
+        _require(0 <= self.density <= 500, "density", "in [0, 500]", self.density)
         _require(0 <= self.occlusion <= 1, "occlusion", "in [0, 1]", self.occlusion)
         _require(0 <= self.ignore <= 1, "ignore", "in [0, 1]", self.ignore)
 
@@ -106,7 +106,7 @@ class SyntheticCrowd:
             parts = part_map(figure.category, figure.height, figure.width, figure.looks)
             window, cut = self._overlap(figure)
             colors = paint(figure.category, parts, figure.looks)
-            for plane, color in zip(image, colors):
+            for plane, color in zip(image, colors, strict=True):
                 np.copyto(plane[window], color[cut], where=parts[cut] > 0)
         image += random.random_sample((self.height, self.width)) * 16 - 8  # grain
         return np.clip(image, 0, 255, out=image).astype(np.uint8).transpose(1, 2, 0).copy()
@@ -118,14 +118,14 @@ class SyntheticCrowd:
         figures = self._figures(random, horizon)
         masks = [part_map(figure.category, figure.height, figure.width, figure.looks) > 0 for figure in figures]
         owner = np.zeros((self.height, self.width), dtype=np.int16)
-        for number, (figure, mask) in enumerate(zip(figures, masks), start=1):
+        for number, (figure, mask) in enumerate(zip(figures, masks, strict=True), start=1):
             window, cut = self._overlap(figure)
             owner[window][mask[cut]] = number
         objects = []
-        for number, (figure, mask) in enumerate(zip(figures, masks), start=1):
+        for number, (figure, mask) in enumerate(zip(figures, masks, strict=True), start=1):
             window, cut = self._overlap(figure)
             visible = owner[window] == number
-            drawn, seen = np.count_nonzero(mask[cut]), np.count_nonzero(visible)
+            drawn, seen = int(np.count_nonzero(mask[cut])), int(np.count_nonzero(visible))
             if seen == 0 or seen < MIN_VISIBILITY * drawn:
                 continue
             full_box = _tight_box(mask, figure.left, figure.top)
@@ -205,15 +205,18 @@ class SyntheticCrowd:
 
     def _far_crowd(self, random: np.random.RandomState, horizon: float) -> tuple[Box | None, np.ndarray]:
         """Box, if there is any, and (3, h, w) pixels of rows of tiny blurred people on the horizon."""
-        chance, x, span, rows, shade = random.random_sample(5).tolist()
-        cell = max(self.height // 36, 3)  # width of the tiny people; each row covers the legs of the one behind
-        columns, rows, shade = int(self.width * (0.25 + 0.25 * span)) // cell, 3 + int(rows * 3), 40 + 60 * shade
-        clothes = shade + 90 * random.random_sample((rows, columns)) + 60 * random.random_sample((3, rows, columns))
+        chance, x, columns, rows, shade = random.random_sample(5).tolist()
+        cell = max(self.height // 80, 3)  # width of the tiny people; each row covers the legs of the one behind
+        columns = max(int(self.width * (0.25 + 0.25 * columns)) // cell, 1)
+        rows, shade = max(int(self.height * (0.08 + 0.06 * rows)) // cell, 1), 40 + 60 * shade
+        clothes = shade + 70 * random.random_sample((rows, columns)) + 60 * random.random_sample((3, rows, columns))
         skin = shade + 60 * random.random_sample((rows, columns)) + np.array([40.0, 15.0, 0.0])[:, None, None]
-        crowd = np.repeat(np.repeat(clothes - 20, cell, 1), cell, 2)
-        crowd[:, ::cell] = np.repeat(skin, cell, 2)  # heads
-        crowd[:, :, ::cell] *= 0.5  # gaps between neighbours
-        height, width = crowd.shape[1:]
+        tiny = np.empty((3, rows, cell, columns, cell))
+        tiny[:] = clothes[:, :, None, :, None] - 20
+        tiny[:, :, : cell // 3] = skin[:, :, None, :, None]  # heads
+        tiny[:, :, :, :, : cell // 3] *= 0.5  # gaps between neighbours
+        height, width = rows * cell, columns * cell
+        crowd = tiny.reshape(3, height, width)
         crowd = np.pad(crowd, ((0, 0), (1, 1), (1, 1)), mode="edge")
         crowd = (crowd[:, :-2] + crowd[:, 1:-1] * 2 + crowd[:, 2:]) / 4
         crowd = (crowd[:, :, :-2] + crowd[:, :, 1:-1] * 2 + crowd[:, :, 2:]) / 4
