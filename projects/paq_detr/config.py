@@ -29,7 +29,7 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.SYNTHETIC_CROWD.NUM_VAL = 200
     cfg.DATASETS.SYNTHETIC_CROWD.HEIGHT = 160
     cfg.DATASETS.SYNTHETIC_CROWD.WIDTH = 208
-    # Mean number of objects in an image.
+    # Mean number of figures drawn in an image; the ones that are more than 90 % covered have no label.
     cfg.DATASETS.SYNTHETIC_CROWD.DENSITY = 8.0
     # 0: objects are spread out; towards 1: they stand in tight groups and cover each other.
     cfg.DATASETS.SYNTHETIC_CROWD.OCCLUSION = 0.4
