@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators of paq_detr: checked Python functions over native kernels, with pure-torch twins (``*_torch``)."""
 
+# Which backend runs, and why not another
+from ._extension import explain
+
 # Multi-scale deformable attention
 from .ms_deform_attn import (
     fused_ms_deform_attn,
@@ -33,6 +36,7 @@ from .pair_quality import (
 __all__ = [
     "NON_FINITE_COST",
     "NON_FINITE_QUALITY",
+    "explain",
     "fused_ms_deform_attn",
     "fused_ms_deform_attn_torch",
     "match_cost",

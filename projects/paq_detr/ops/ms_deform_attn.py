@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _extension
+
 SpatialShapes = Sequence[tuple[int, int]]
 
 
@@ -49,6 +51,10 @@ def ms_deform_attn(
         "sampling_locations", sampling_locations, (len(value), queries, value.shape[2], len(spatial_shapes), points, 2)
     )
     _check_shape("attention_weights", attention_weights, (batch, queries, heads, levels, points))
+    value, sampling_locations, attention_weights = _working_types(value, sampling_locations, attention_weights)
+    if _extension.use_native("ms_deform_attn", value):
+        shapes = [size for shape in spatial_shapes for size in shape]
+        return torch.ops.paq_detr.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
     return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -103,7 +109,26 @@ def fused_ms_deform_attn(
         _check_shape("padding_mask", padding_mask, (batch, tokens))
         if padding_mask.dtype != torch.bool:
             raise TypeError(f"padding_mask is {padding_mask.dtype}, expected torch.bool with True = padding")
+    value, reference, offsets, logits, valid_ratios = _working_types(value, reference, offsets, logits, valid_ratios)
+    if _extension.use_native("fused_ms_deform_attn", value):
+        shapes = [size for shape in spatial_shapes for size in shape]
+        return torch.ops.paq_detr.fused_ms_deform_attn(
+            value, shapes, reference, offsets, logits, valid_ratios, padding_mask
+        )
     return fused_ms_deform_attn_torch(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
+
+
+def _arithmetic_dtype(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _working_types(value: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Under autocast the value takes autocast's type; coordinates and weights always take the arithmetic's."""
+    device = value.device.type
+    if value.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        value = value.to(torch.get_autocast_dtype(device))
+    arithmetic = _arithmetic_dtype(value)
+    return value, *(t if t is None or t.dtype == arithmetic else t.to(arithmetic) for t in others)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -171,10 +196,6 @@ def _locations(
     return torch.where(finite, reference[..., :2] + offsets * step, torch.nan)
 
 
-def _arithmetic_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 # ---------------------------------------------------------------------------------------------------------------
 # Checks at the Python edge. The C++ operators check sizes again, without the words.
 
@@ -210,3 +231,76 @@ def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# What the dispatcher must know about the native operators: shapes without data, gradients, and autocast.
+# The backward is an operator of its own and differentiable once. Its grad_reference is per head (B, Q, H, 2 or 4),
+# because a sum over heads inside of the kernel would need atomic additions.
+
+
+def _register() -> None:
+    fake, autograd = torch.library.register_fake, torch.library.register_autograd
+
+    @fake("paq_detr::ms_deform_attn")
+    def _(value, shapes, locations, weights):
+        return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+    @fake("paq_detr::fused_ms_deform_attn")
+    def _(value, shapes, reference, offsets, logits, valid_ratios, padding_mask):
+        return value.new_empty(value.shape[0], offsets.shape[1], value.shape[2] * value.shape[3])
+
+    @fake("paq_detr::ms_deform_attn_backward")
+    def _(grad_out, value, shapes, locations, weights, deterministic):
+        return tuple(tensor.new_empty(tensor.shape) for tensor in (value, locations, weights))
+
+    @fake("paq_detr::fused_ms_deform_attn_backward")
+    def _(grad_out, value, shapes, reference, offsets, logits, valid_ratios, padding_mask, deterministic):
+        grad_reference = reference.new_empty(*offsets.shape[:3], reference.shape[-1])
+        grad_value, grad_offsets, grad_logits = (t.new_empty(t.shape) for t in (value, offsets, logits))
+        return grad_value, grad_reference, grad_offsets, grad_logits
+
+    def keep(ctx, inputs, output):
+        ctx.shapes = inputs[1]
+        ctx.save_for_backward(inputs[0], *inputs[2:])
+
+    def classical_backward(ctx, grad_out):
+        value, *rest = ctx.saved_tensors
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grad_value, *grads = torch.ops.paq_detr.ms_deform_attn_backward(
+            grad_out, value, ctx.shapes, *rest, deterministic
+        )
+        return grad_value, None, *grads
+
+    def fused_backward(ctx, grad_out):
+        value, *rest = ctx.saved_tensors
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grad_value, grad_reference, *grads = torch.ops.paq_detr.fused_ms_deform_attn_backward(
+            grad_out, value, ctx.shapes, *rest, deterministic
+        )
+        grad_reference = grad_reference.sum(2) if ctx.needs_input_grad[2] else None
+        return grad_value, None, grad_reference, *grads, None, None
+
+    autograd("paq_detr::ms_deform_attn", classical_backward, setup_context=keep)
+    autograd("paq_detr::fused_ms_deform_attn", fused_backward, setup_context=keep)
+    for name in ("ms_deform_attn", "fused_ms_deform_attn"):
+        for device in ("CPU", "CUDA"):
+            torch.library.impl(f"paq_detr::{name}", f"Autocast{device}", _autocast_rule(name, device))
+
+
+def _autocast_rule(name: str, device: str):
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def rule(value, shapes, *rest):
+        value, *tensors = _working_types(value, *(t for t in rest if t is None or t.is_floating_point()))
+        tensors += [t for t in rest if t is not None and not t.is_floating_point()]
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return getattr(torch.ops.paq_detr, name)(value, shapes, *tensors)
+
+    return rule
+
+
+_extension.declare_operator("ms_deform_attn")
+_extension.declare_operator("fused_ms_deform_attn")
+if _extension.library().loaded:
+    _register()

@@ -1,0 +1,165 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the native operators with the package, as far as this machine can.
+
+    pip install --no-build-isolation -e .     (or without -e)
+
+Environment variables:
+    PAQ_DETR_NO_EXT=1         build no extension; every operator runs its pure-torch twin
+    PAQ_DETR_FORCE_CPU=1      build the CPU kernels only, even if nvcc is there
+    TORCH_CUDA_ARCH_LIST      compute capabilities; default: those of the GPUs in sight, else 8.0;9.0+PTX
+    CUDA_HOME                 the CUDA toolkit; default: the one of the nvcc on the PATH, else under /usr/local
+    CXX, MAX_JOBS             the C++ compiler, and how many compile at once
+
+What is missing (torch, a compiler, CUDA) leaves its kernels out, and one line says so. What is present must compile.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHS = "8.0;9.0+PTX"
+OLDEST_TORCH = (2, 10)
+STABLE_ABI = "0x020a000000000000"  # of OLDEST_TORCH: the library runs on this release of torch and all later ones
+LIMITED_API = "cp310"
+
+
+def flag(name):
+    return os.environ.get(name, "0") not in ("", "0")
+
+
+def say(sentence):
+    print(f"paq_detr: {sentence}", file=sys.stderr, flush=True)
+
+
+def find_cuda_home():
+    """The toolkit folder that can compile and link: nvcc on the PATH may be a script that stands elsewhere."""
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    if nvcc := shutil.which("nvcc"):
+        candidates.append(Path(nvcc).resolve().parents[1])
+        plan = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
+        candidates += re.findall(r"^#\$ _HERE_=(.*)/bin$", plan.stderr, re.MULTILINE)
+    candidates += sorted(Path("/usr/local").glob("cuda*"), reverse=True)
+    for home in filter(None, map(str, candidates)):
+        complete = (Path(home) / "bin/nvcc").exists() and (Path(home) / "include/cuda_runtime.h").exists()
+        if complete and any(Path(home).glob("lib*/libcudart.so")):
+            return home
+    return None
+
+
+def why_no_extension():
+    if flag("PAQ_DETR_NO_EXT"):
+        return "PAQ_DETR_NO_EXT is set"
+    if sys.platform == "win32":
+        return "the kernels need GCC or Clang, which a Windows torch is not built with"
+    try:
+        import torch
+    except ImportError:
+        return "torch cannot be imported here (install it first, and use pip's --no-build-isolation)"
+    if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
+        return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST_TORCH))}"
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if not (shutil.which(compiler) or shutil.which("g++")):
+        return f"there is no C++ compiler ({compiler})"
+    return None
+
+
+def why_no_cuda():
+    """None if the CUDA kernels can be compiled; then CUDA_HOME and TORCH_CUDA_ARCH_LIST are set."""
+    import torch
+
+    if flag("PAQ_DETR_FORCE_CPU"):
+        return "PAQ_DETR_FORCE_CPU is set"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    home = find_cuda_home()
+    if home is None:
+        return "there is no CUDA toolkit (nvcc, cuda_runtime.h and libcudart.so in one folder; see CUDA_HOME)"
+    version = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
+    toolkit = re.search(r"release (\d+)\.(\d+)", version)
+    if toolkit is None or toolkit[1] != torch.version.cuda.split(".")[0]:
+        found = toolkit[0] if toolkit else "of unknown release"
+        return f"nvcc in {home} is {found}, torch is built for CUDA {torch.version.cuda}"
+    os.environ["CUDA_HOME"] = home
+    if "TORCH_CUDA_ARCH_LIST" not in os.environ:
+        found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        archs = ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+        os.environ["TORCH_CUDA_ARCH_LIST"] = archs or DEFAULT_ARCHS
+    return None
+
+
+def sources(*patterns):
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+
+
+def extension(with_cuda):
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
+
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI), ("Py_LIMITED_API", "0x030A0000")]
+    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
+    cxx += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # of GCC 12's own AVX-512 header
+    if not with_cuda:
+        files = sources("*.cpp", "*/*.cpp")
+        return CppExtension(
+            "paq_detr._C", files, define_macros=macros, extra_compile_args={"cxx": cxx}, py_limited_api=True
+        )
+    return CUDAExtension(
+        "paq_detr._C",
+        sources("*.cpp", "*/*.cpp", "*/*.cu"),
+        define_macros=[*macros, ("USE_CUDA", None)],
+        extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size"]},
+        py_limited_api=True,
+    )
+
+
+def build_record(with_cuda):
+    import torch
+
+    compiler = os.environ.get("CXX", "c++")
+    banner = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if with_cuda else None,
+        "archs": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else None,
+        "compiler": banner.splitlines()[0] if banner else compiler,
+        "python": f"{LIMITED_API}-abi3",
+        "platform": sysconfig.get_platform(),
+    }
+
+
+def extension_arguments():
+    if reason := why_no_extension():
+        say(f"no native operators, {reason}; the pure-torch forms run everywhere, slower")
+        return {}
+    if reason := why_no_cuda():
+        say(f"CPU kernels only, {reason}; on a GPU the pure-torch forms run")
+    with_cuda = reason is None
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildWithRecord(BuildExtension):
+        def run(self):
+            super().run()
+            folder = Path(self.get_ext_fullpath("paq_detr._C")).parent
+            (folder / "_build_record.json").write_text(json.dumps(build_record(with_cuda), indent=2) + "\n")
+
+    return {
+        "ext_modules": [extension(with_cuda)],
+        "cmdclass": {"build_ext": BuildWithRecord.with_options(use_ninja=shutil.which("ninja") is not None)},
+        "options": {"bdist_wheel": {"py_limited_api": LIMITED_API}},
+    }
+
+
+subpackages = find_packages(ROOT / "projects" / "paq_detr")
+setup(
+    package_dir={"paq_detr": "projects/paq_detr"},
+    packages=["paq_detr", *(f"paq_detr.{name}" for name in subpackages)],
+    **extension_arguments(),
+)
