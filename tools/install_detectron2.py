@@ -32,7 +32,7 @@ PIP = "pip==25.3"
 MENDS = [
     ("setup.py", r"ext_modules=get_extensions\(\)", "ext_modules=[]", "the sdist ships no C++ sources"),
     ("setup.py", r"install_requires=\[.*?\n    \],", "install_requires=[],", "it pins black==21.4b2 among others"),
-    # _C.py below satisfies the import only; COCO's own evaluation takes the place of the compiled one, as upstream does.
+    # _C.py below satisfies the import only; as upstream does, COCO's own evaluation replaces the compiled one.
     (
         "detectron2/evaluation/coco_evaluation.py",
         r"from detectron2\.evaluation\.fast_eval_api import COCOeval_opt\n",
@@ -102,7 +102,8 @@ def check_tools() -> None:
     missing = [name for name in ("pip", "torch", "setuptools", "wheel") if importlib.util.find_spec(name) is None]
     if missing:
         raise InstallError(
-            f"{sys.executable} lacks {', '.join(missing)}: run '{sys.executable} -m pip install -r requirements.txt' first."
+            f"{sys.executable} lacks {', '.join(missing)}: install requirements.txt first "
+            f"({sys.executable} -m pip install -r requirements.txt)."
         )
 
 

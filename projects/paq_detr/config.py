@@ -179,7 +179,11 @@ def _add_training_keys(cfg: CN) -> None:
     S.EPOCHS = 0.0
     S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
     S.CHECKPOINT_EPOCHS = 1.0
+    S.CHECKPOINT_KEEP = 3  # so many of the latest periodic checkpoints stay; 0: all
     cfg.TEST.EVAL_EPOCHS = 1.0  # 0: only after the last iteration
+    # The metric whose best value decides which weights become model_best.pth; leading minus: lower is better; "": none.
+    # With several test datasets its name starts with the dataset, as in "my_val/bbox/AP".
+    cfg.TEST.BEST_METRIC = "bbox/AP"
     # The gradient norm over all parameters together.
     S.CLIP_GRADIENTS.ENABLED = True
     S.CLIP_GRADIENTS.CLIP_TYPE = "full_model"

@@ -1,0 +1,176 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Saving and loading checkpoints: safely, with a report, and with class-sized tensors matched by class name.
+
+A module declares its parameters that have one row per class by ``class_axes = {"weight": 0, "bias": 0}`` (parameter
+name: axis). Checkpoints carry ``class_names``, so such a parameter takes over the rows of the classes that both models
+know and keeps its fresh initialisation for the others. Rows beyond the last class (a "no object" entry) stay last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from .convert import convert_if_foreign
+from .errors import UserError
+from .weights import missing_file, read_weights
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor, by name."""
+
+    loaded: list[str] = field(default_factory=list)
+    by_class: list[str] = field(default_factory=list)  # rows of the shared class names taken over
+    reshaped: list[str] = field(default_factory=list)  # another shape: freshly initialised
+    missing: list[str] = field(default_factory=list)  # not in the file: freshly initialised
+    unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
+    shared_classes: list[str] = field(default_factory=list)
+
+    def table(self, longest: int = 8) -> str:
+        rows = [
+            ("loaded", len(self.loaded), ""),
+            (f"loaded for {len(self.shared_classes)} shared classes", len(self.by_class), cut(self.by_class, longest)),
+            ("initialised: other shape", len(self.reshaped), cut(self.reshaped, longest)),
+            ("initialised: not in the file", len(self.missing), cut(self.missing, longest)),
+            ("ignored: not in the model", len(self.unexpected), cut(self.unexpected, longest)),
+        ]
+        return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
+
+
+def cut(names: Sequence[str], longest: int) -> str:
+    """The names, one per line; of a long list only how many there are under each first two parts of the name."""
+    if len(names) > longest:
+        counts = Counter(".".join(name.split(".")[:2]) for name in names)
+        names = [f"{prefix}.* ({count})" for prefix, count in counts.items()]
+    if len(names) > longest:
+        names = [*names[:longest], f"... and {len(names) - longest} more"]
+    return "\n".join(names)
+
+
+class DetrCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, which can also read what this one writes, with the abilities named above.
+
+    ``report`` is the :class:`LoadReport` of the last load.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any):
+        super().__init__(model, save_dir, **checkpointables)
+        self.class_names = list(getattr(self.model, "class_names", ()))
+        self.report = LoadReport()
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write model and state to ``name``.pth, where ``--resume`` finds it."""
+        if self.save_dir and self.save_to_disk:
+            state = {key: item.state_dict() for key, item in self.checkpointables.items()}
+            self.save_weights(name, **state, **extra)
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def save_weights(self, name: str, **extra: Any) -> None:
+        """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
+        if self.save_dir and self.save_to_disk:
+            path = os.path.join(self.save_dir, f"{name}.pth")
+            torch.save({"model": self.model.state_dict(), "class_names": self.class_names, **extra}, f"{path}.part")
+            os.replace(f"{path}.part", path)
+            logger.info("Saved %s", path)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence."""
+        if path:
+            try:
+                path = self.path_manager.get_local_path(path)
+            except Exception as error:  # the handlers of URLs raise what their libraries raise
+                raise UserError(f"Weight file {path} could not be fetched: {error}") from error
+            if not os.path.isfile(path):
+                raise missing_file(path)
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = read_weights(filename)
+        if "model" not in content:
+            weights = content.get("state_dict", content.get("blobs", content))
+            content = {"model": weights, "matching_heuristics": filename.endswith(".pkl"), "__author__": "Caffe2"}
+        content["model"] = {k: v for k, v in content["model"].items() if not k.endswith("_momentum")}  # Caffe2's
+        odd = [key for key, value in content["model"].items() if not _is_numeric(value)]
+        if odd:
+            raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
+        if not content.get("matching_heuristics", False):
+            self._convert_ndarray_to_tensor(content["model"])
+            content["model"], names = convert_if_foreign(content["model"])
+            content.setdefault("class_names", names)
+        content["file"] = filename
+        return content
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
+        self.report = LoadReport()
+        if class_names and self.class_names and list(class_names) != self.class_names:
+            self._match_classes(checkpoint["model"], class_names)
+        incompatible = super()._load_model(checkpoint)
+        self._complete_report(incompatible)
+        if not self.report.loaded and not self.report.by_class:
+            first = next(iter(self.report.unexpected or self.report.reshaped), "none")
+            raise UserError(f"Weight file {path} fits no part of the model (its first tensor: {first}).")
+        return incompatible
+
+    def _match_classes(self, weights: dict[str, Tensor], class_names: Sequence[str]) -> None:
+        """Replace each class-sized tensor of ``weights`` by one for this model's classes."""
+        self.report.shared_classes = [name for name in self.class_names if name in class_names]
+        own = self.model.state_dict()
+        for prefix, module in self.model.named_modules(remove_duplicate=False):  # shared heads have two names
+            for parameter, axis in getattr(module, "class_axes", {}).items():
+                key = f"{prefix}.{parameter}" if prefix else parameter
+                if key in weights and key in own:
+                    matched = match_rows(own[key], weights[key], axis, self.class_names, class_names)
+                    if matched is not None:
+                        weights[key] = matched
+                        self.report.by_class.append(key)
+
+    def _complete_report(self, incompatible: Any) -> None:
+        report = self.report
+        report.reshaped = [key for key, _, _ in incompatible.incorrect_shapes]
+        report.missing = [key for key in incompatible.missing_keys if key not in report.reshaped]
+        report.unexpected = list(incompatible.unexpected_keys)
+        untouched = {*report.reshaped, *report.missing, *report.by_class}
+        report.loaded = [key for key in self.model.state_dict() if key not in untouched]
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        logger.info("Weights:\n%s", self.report.table())
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+
+
+def match_rows(
+    fresh: Tensor, stored: Tensor, axis: int, names: Sequence[str], stored_names: Sequence[str]
+) -> Tensor | None:
+    """``fresh`` with the slices along ``axis`` of the names that are also in ``stored_names`` taken from ``stored``.
+
+    Slices beyond the names, equally many in both, are taken over too. None where the shapes do not allow it.
+    """
+    extra = fresh.shape[axis] - len(names)
+    rest, stored_rest = list(fresh.shape), list(stored.shape)
+    if fresh.dim() != stored.dim() or not stored_rest.pop(axis) - len(stored_names) == extra >= 0:
+        return None
+    rest.pop(axis)
+    if rest != stored_rest:
+        return None
+    rows = {names.index(name): row for row, name in enumerate(stored_names) if name in names}
+    rows.update((len(names) + i, len(stored_names) + i) for i in range(extra))
+    ours, theirs = (torch.tensor(list(ids), dtype=torch.int64) for ids in (rows.keys(), rows.values()))
+    matched = fresh.detach().cpu().clone()
+    return matched.index_copy_(axis, ours, stored.cpu().to(matched.dtype).index_select(axis, theirs))

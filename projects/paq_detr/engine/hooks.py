@@ -1,0 +1,80 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks that Detectron2 0.6 has not, or has in a form that an exact resume cannot use."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+class PeriodicCheckpoint(HookBase):
+    """Saves model_<iteration> every ``period`` iterations and model_final at the end.
+
+    Runs on every process, since the random number generators of all of them belong into the checkpoint. Only the last
+    ``keep`` periodic checkpoints of this run stay (0: all).
+    """
+
+    def __init__(self, period: int, keep: int = 0):
+        self.period, self.keep = period, keep
+        self._saved: list[str] = []
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.trainer.save("model_final")
+        elif done % self.period == 0:
+            name = f"model_{self.trainer.iter:07d}"
+            self.trainer.save(name)
+            self._saved.append(name)
+            while self.keep and len(self._saved) > self.keep and comm.is_main_process():
+                os.remove(os.path.join(self.trainer.cfg.OUTPUT_DIR, f"{self._saved.pop(0)}.pth"))
+
+
+class BestCheckpoint(HookBase):
+    """Saves the weights as model_best whenever an evaluation gives a better ``metric`` than all before.
+
+    Goes after the hook that evaluates. ``metric`` is its name in the event storage, such as "bbox/AP"; a leading minus
+    means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it.
+    """
+
+    def __init__(self, metric: str):
+        self.sign, self.metric = (-1.0, metric[1:]) if metric.startswith("-") else (1.0, metric)
+        self._best, self._seen = -math.inf, -1
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter and os.path.isfile(self._record):
+            with open(self._record) as file:
+                record = json.load(file)
+            if record["metric"] == self.metric and record["iteration"] < self.trainer.start_iter:
+                self._best = self.sign * record["value"]
+
+    def after_step(self) -> None:
+        self._check()
+
+    def after_train(self) -> None:
+        self._check()  # the last evaluation runs in after_train
+
+    @property
+    def _record(self) -> str:
+        return os.path.join(self.trainer.cfg.OUTPUT_DIR, "model_best.json")
+
+    def _check(self) -> None:
+        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, self._seen))
+        if iteration == self._seen:
+            return
+        self._seen = iteration
+        if math.isfinite(value) and self.sign * value > self._best:
+            self._best = self.sign * value
+            logger.info("%s is %.5g, the best so far: saved as model_best.pth", self.metric, value)
+            record = {"metric": self.metric, "value": value, "iteration": iteration}
+            self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
+            with open(self._record, "w") as file:
+                json.dump(record, file)

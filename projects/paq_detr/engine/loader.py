@@ -1,0 +1,142 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""An endless, shuffled stream of training batches that can continue exactly where a checkpoint left it.
+
+Every image of the stream has a position. The order of epoch e follows from (seed, e), and the augmentation of the image
+at position p from (seed, p), whichever process or worker draws it. So a checkpoint needs three numbers, and the number
+of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetFromList
+from detectron2.utils import comm
+from torch import Generator
+from torch.utils.data import DataLoader, Dataset
+
+from .errors import UserError
+from .rng import seeded_rng
+
+logger = logging.getLogger(__name__)
+
+
+class TrainLoader:
+    """Iterable of batches, each the list of ``mapper(dataset dict)`` of this process's share of the images.
+
+    Args:
+        dicts: Detectron2 dataset dicts.
+        mapper: callable on one (copied) dataset dict; its randomness comes from the global generators.
+        batch_size: images in a batch of all processes together.
+        num_workers: worker processes; 0 loads in this process.
+        seed: of the order and of the augmentation.
+        group_by_aspect: batches hold either wide or tall images, which need less padding; the dicts' ``width`` and
+            ``height`` decide.
+
+    Raises:
+        UserError: if the batch cannot be divided among the processes, or there are no images.
+    """
+
+    def __init__(
+        self,
+        dicts: Sequence[dict],
+        mapper: Callable[[dict], Any],
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        group_by_aspect: bool = False,
+    ):
+        world = comm.get_world_size()
+        if batch_size < 1 or batch_size % world:
+            raise UserError(f"SOLVER.IMS_PER_BATCH {batch_size} cannot be divided among {world} processes.")
+        if not len(dicts):
+            raise UserError("The training datasets hold no image.")
+        self.tall = [group_by_aspect and d["height"] >= d["width"] for d in dicts]
+        self.dataset = _SeededDataset(DatasetFromList(list(dicts), copy=False), mapper, seed)
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.start = 0  # position in the stream at which no batch was begun
+        self.batches = 0  # batches that this process has consumed since
+
+    def __iter__(self) -> Iterator[list]:
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=_Resumed(self),
+            num_workers=self.num_workers,
+            collate_fn=_as_list,
+            generator=Generator(),  # else every loader draws its base seed from the global generator
+        )
+        for batch in loader:
+            self.batches += 1
+            yield batch
+
+    def keys(self) -> Iterator[list[tuple[int, int]]]:
+        """(position in the stream, index of the image) of each batch of this process, from ``start`` on."""
+        share = self.batch_size // comm.get_world_size()
+        wide, tall = [], []
+        order, epoch = None, -1
+        for position in itertools.count(self.start + comm.get_rank(), comm.get_world_size()):
+            if position // len(self.tall) != epoch:
+                epoch = position // len(self.tall)
+                order = np.random.default_rng([self.dataset.seed, epoch]).permutation(len(self.tall))
+            index = int(order[position % len(self.tall)])
+            group = tall if self.tall[index] else wide
+            group.append((position, index))
+            if len(group) == share:
+                yield list(group)
+                group.clear()
+
+    def state_dict(self) -> dict[str, int]:
+        return {
+            "seed": self.dataset.seed,
+            "start": self.start,
+            "batches": self.batches,
+            "batch_size": self.batch_size,
+            "world_size": comm.get_world_size(),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue after the batches that ``state`` had seen.
+
+        Exact with the same batch size and number of processes; with others it goes on at the same image count.
+        """
+        self.dataset.seed = state["seed"]
+        self.start, self.batches = state["start"], state["batches"]
+        if (state["batch_size"], state["world_size"]) != (self.batch_size, comm.get_world_size()):
+            self.start, self.batches = self.start + self.batches * state["batch_size"], 0
+            logger.warning(
+                "The checkpoint was trained with %d images per batch on %d processes, this run has %d on %d: the data "
+                "order goes on at image %d, but not in the same batches.",
+                *(state["batch_size"], state["world_size"], self.batch_size, comm.get_world_size(), self.start),
+            )
+
+
+class _Resumed:
+    """Batch sampler of a loader that leaves out what was consumed."""
+
+    def __init__(self, loader: TrainLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self.loader.keys(), self.loader.batches, None)
+
+
+class _SeededDataset(Dataset):
+    """Maps (position, index) to the mapped image, with randomness that follows from (seed, position) alone."""
+
+    def __init__(self, dicts: Dataset, mapper: Callable[[dict], Any], seed: int):
+        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        position, index = key
+        with seeded_rng(self.seed, position):
+            return self.mapper(self.dicts[index])
+
+
+def _as_list(batch: list) -> list:
+    return batch

@@ -1,0 +1,121 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Optimiser, gradient clipping, and a schedule in epochs."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+import torch
+from detectron2.config import CfgNode
+from torch import Tensor, nn
+
+from .errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW (or SGD) with the parameter groups of the DETR family.
+
+    Deformable DETR's recipe: learning rate 2e-4, a tenth of it for the backbone and for the linear maps that make
+    sampling offsets and reference points, weight decay 1e-4. ``SOLVER.BACKBONE_MULTIPLIER`` and
+    ``SOLVER.OFFSET_MULTIPLIER`` are the two factors; DINO uses 1e-4 and only the backbone's, Sparse R-CNN and AdaMixer
+    2.5e-5 everywhere (both factors 1).
+    """
+    groups = defaultdict(list)
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():  # names a shared parameter once
+        if parameter.requires_grad:
+            owner, _, leaf = name.rpartition(".")
+            groups[_learning_rate(cfg, name), _weight_decay(cfg, modules[owner], leaf)].append(parameter)
+    for (rate, decay), parameters in groups.items():
+        count = sum(p.numel() for p in parameters)
+        logger.info("%d parameters with learning rate %g and weight decay %g", count, rate, decay)
+    parameter_groups = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
+    if cfg.SOLVER.OPTIMIZER == "AdamW":
+        return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR)
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        return torch.optim.SGD(
+            parameter_groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
+        )
+    raise UserError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; known are 'AdamW' and 'SGD'.")
+
+
+def _learning_rate(cfg: CfgNode, name: str) -> float:
+    rate = cfg.SOLVER.BASE_LR
+    if name.split(".")[0] == "backbone":
+        rate *= cfg.SOLVER.BACKBONE_MULTIPLIER
+    if "sampling_offsets" in name or "reference_points" in name:
+        rate *= cfg.SOLVER.OFFSET_MULTIPLIER
+    return rate * (cfg.SOLVER.BIAS_LR_FACTOR if name.endswith("bias") else 1.0)
+
+
+def _weight_decay(cfg: CfgNode, module: nn.Module, name: str) -> float:
+    if isinstance(module, _NORMS):
+        return cfg.SOLVER.WEIGHT_DECAY_NORM
+    if name == "bias" and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
+        return cfg.SOLVER.WEIGHT_DECAY_BIAS
+    return cfg.SOLVER.WEIGHT_DECAY
+
+
+def build_clipper(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], Tensor | None]:
+    """A function that clips the gradients of the given parameters in place, to call once they are unscaled.
+
+    ``CLIP_TYPE`` "full_model" bounds the norm over all parameters together (DETR: 0.1) and returns that norm as a 0-d
+    tensor on the gradients' device. "norm" and "value" are Detectron2's, per parameter; they return None, as does the
+    clipper that ``SOLVER.CLIP_GRADIENTS.ENABLED: False`` gives.
+    """
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    bound, norm_type = clip.CLIP_VALUE, clip.NORM_TYPE
+
+    def each_norm(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            nn.utils.clip_grad_norm_(parameter, bound, norm_type)
+
+    clippers = {
+        "full_model": lambda parameters: nn.utils.clip_grad_norm_(parameters, bound, norm_type),
+        "norm": each_norm,
+        "value": lambda parameters: nn.utils.clip_grad_value_(parameters, bound),
+    }
+    if not clip.ENABLED:
+        return lambda parameters: None
+    if clip.CLIP_TYPE not in clippers:
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; known are {', '.join(clippers)}.")
+    return clippers[clip.CLIP_TYPE]
+
+
+def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
+    """``cfg`` with the iteration keys that follow from its epoch keys; ``cfg`` itself where ``SOLVER.EPOCHS`` is 0.
+
+    ``num_images`` images make one epoch of num_images / IMS_PER_BATCH iterations. Sets ``SOLVER.MAX_ITER``, ``STEPS``
+    and ``CHECKPOINT_PERIOD``, and ``TEST.EVAL_PERIOD``.
+    """
+    solver = cfg.SOLVER
+    if not solver.EPOCHS:
+        return cfg
+    per_epoch = num_images / solver.IMS_PER_BATCH
+
+    def iterations(epochs: float) -> int:
+        return max(1, round(epochs * per_epoch))
+
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    solver = cfg.SOLVER
+    solver.MAX_ITER = iterations(solver.EPOCHS)
+    solver.STEPS = tuple(iterations(epochs) for epochs in solver.EPOCH_STEPS)
+    solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_EPOCHS) if solver.CHECKPOINT_EPOCHS else solver.MAX_ITER
+    cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS) if cfg.TEST.EVAL_EPOCHS else 0
+    if frozen:
+        cfg.freeze()
+    logger.info(
+        "%g epochs of %d images at %d images per iteration: %d iterations, learning rate drops at %s, checkpoint every "
+        "%d, evaluation every %s.",
+        *(solver.EPOCHS, num_images, solver.IMS_PER_BATCH, solver.MAX_ITER, list(solver.STEPS) or "none"),
+        *(solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD or "end only"),
+    )
+    return cfg

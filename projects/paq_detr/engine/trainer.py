@@ -1,0 +1,250 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: Detectron2's hooks and events around a step that knows mixed precision, gradient clipping of the
+whole model, exact resume, and how to say which batch made a loss infinite."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.engine import TrainerBase, default_writers, hooks
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.mapper import DetrDatasetMapper
+from ..evaluation import build_evaluator
+from .checkpoint import DetrCheckpointer
+from .errors import NonFiniteLossError, UserError
+from .hooks import BestCheckpoint, PeriodicCheckpoint
+from .loader import TrainLoader
+from .rng import preserved_rng, rng_state, set_rng_state
+from .solver import build_clipper, build_optimizer, resolve_schedule
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Trainer(TrainerBase):
+    """Trains ``cfg`` (see ``setup_config``), evaluates, and saves checkpoints into ``cfg.OUTPUT_DIR``.
+
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=False)
+        trainer.train()
+
+    A resumed run continues exactly: the checkpoint holds the model, the optimiser, the schedule, the random number
+    generators of every process, and the position in the data.
+    """
+
+    def __init__(self, cfg: CfgNode):
+        super().__init__()
+        self.data_loader, num_images = self.build_train_loader(cfg)
+        self.cfg = cfg = resolve_schedule(cfg, num_images)
+        model = build_model(cfg)
+        self.device = next(model.parameters()).device
+        self.optimizer = build_optimizer(cfg, model)
+        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.model = self._distribute(model)
+        self.max_iter = cfg.SOLVER.MAX_ITER
+
+        amp = cfg.SOLVER.AMP
+        if amp.DTYPE not in _DTYPES:
+            raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; known are {', '.join(_DTYPES)}.")
+        self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
+        # float16 gradients underflow without a scale; a disabled scaler passes everything through.
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
+        self.clip = build_clipper(cfg)
+
+        self._batches = iter(self.data_loader)
+        self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
+        self.results: dict[str, Any] = {}  # of the last evaluation
+        self.register_hooks(self.build_hooks())
+
+    def _distribute(self, model: nn.Module) -> nn.Module:
+        if comm.get_world_size() == 1:
+            return model
+        ids = None if self.device.type == "cpu" else [self.device.index]
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> tuple[TrainLoader, int]:
+        """The loader of ``cfg.DATASETS.TRAIN`` and the number of its images."""
+        if not cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN is empty: name a dataset to train on.")
+        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+            raise UserError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; known is TrainingSampler.")
+        try:
+            dicts = get_detection_dataset_dicts(
+                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            )
+        except FileNotFoundError as error:
+            raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
+        loader = TrainLoader(
+            dicts,
+            DetrDatasetMapper(cfg, True),
+            batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+            group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        )
+        return loader, len(dicts)
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        cfg = self.cfg
+        built = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
+        ]
+        if cfg.DATASETS.TEST:
+            built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC:
+                built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
+            built.append(hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=20))
+        return built
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end; returns the results of the last evaluation (main process)."""
+        super().train(self.start_iter, self.max_iter)
+        return self.results
+
+    def run_step(self) -> None:
+        start = time.perf_counter()
+        batch = next(self._batches)
+        data_time = time.perf_counter() - start
+
+        with torch.autocast(**self.autocast):
+            losses = self.model(batch)
+            total = sum(losses.values())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(total).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
+        self._record(batch, losses, norm, data_time)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
+        """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
+        terms = {name: loss.detach().float() for name, loss in losses.items()}
+        if norm is not None:
+            terms["grad_norm"] = norm.float()
+        own = torch.stack(list(terms.values()))
+        mean = own.clone()
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= comm.get_world_size()
+        values = dict(zip(terms, mean.tolist(), strict=True))  # the only copy to the host
+        # An overflowed gradient is the scaler's to handle: it skips the step and lowers the scale.
+        tolerated = {"grad_norm"} if self.scaler.is_enabled() else set()
+        if not all(math.isfinite(value) or name in tolerated for name, value in values.items()):
+            raise self._non_finite(batch, dict(zip(terms, own.tolist(), strict=True)))
+        self.storage.put_scalars(data_time=data_time, total_loss=sum(values[name] for name in losses), **values)
+
+    def _non_finite(self, batch: list[dict], own: dict[str, float]) -> NonFiniteLossError:
+        """The error that tells all processes' infinite terms and their images."""
+        terms = {name: value for name, value in own.items() if not math.isfinite(value)}
+        sentences = []
+        for rank, (found, files) in enumerate(comm.all_gather((terms, [x.get("file_name", "?") for x in batch]))):
+            if found:
+                where = f" on process {rank}" if comm.get_world_size() > 1 else ""
+                listed = ", ".join(f"{name} = {value}" for name, value in found.items())
+                sentences.append(f"{listed}{where} for the images {', '.join(files)}")
+        return NonFiniteLossError(
+            f"Training stopped at iteration {self.iter}: {'; '.join(sentences)}{self._first_non_finite(batch)}."
+        )
+
+    def _first_non_finite(self, batch: list[dict]) -> str:
+        """Which weight or module the first infinite number comes from, found by one more forward pass."""
+        model = self.checkpointer.model
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                return f" (the parameter {name} itself is not finite)"
+        found: list[str] = []
+
+        def look(name: str):
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                if not found and isinstance(output, Tensor) and not output.isfinite().all():
+                    found.append(name)
+
+            return hook
+
+        handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
+        try:
+            with torch.no_grad(), torch.autocast(**self.autocast):
+                model(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return f" (the first module whose output is not finite is {found[0]})" if found else ""
+
+    def _evaluate(self) -> dict[str, Any]:
+        with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
+            self.results = self.test(self.cfg, self.checkpointer.model)
+        return self.results
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names."""
+        results = OrderedDict()
+        for name in cfg.DATASETS.TEST:
+            loader = build_detection_test_loader(cfg, name, mapper=DetrDatasetMapper(cfg, False))
+            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if comm.is_main_process():
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    def resume_or_load(self, resume: bool = False) -> None:
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``."""
+        resume = resume and self.checkpointer.has_checkpoint()
+        if resume:
+            self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+            self.start_iter = self.iter + 1
+            logger.info("Resumed after iteration %d", self.iter)
+        else:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint to go on from. To be called on every process."""
+        self._rng_states = comm.gather(rng_state(self.device))
+        self.checkpointer.save(name)
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.start_iter and self._rng_states is not None:  # as late as possible: nothing must draw in between
+            if len(self._rng_states) == comm.get_world_size():
+                set_rng_state(self._rng_states[comm.get_rank()], self.device)
+            else:
+                logger.warning("The checkpoint has %d processes' random states: not restored.", len(self._rng_states))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **super().state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "data": self.data_loader.state_dict(),
+            "rng": self._rng_states,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.data_loader.load_state_dict(state["data"])
+        self._rng_states = state["rng"]

@@ -1,0 +1,118 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.solver import build_lr_scheduler
+from torch import nn
+
+from paq_detr.config import add_paq_detr_config
+from paq_detr.engine import UserError
+from paq_detr.engine.solver import build_clipper, build_optimizer, resolve_schedule
+
+
+@pytest.fixture
+def cfg():
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    return cfg
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(2, 2)
+        self.sampling_offsets = nn.Linear(2, 2)
+        self.reference_points = nn.Linear(2, 2)
+        self.head = nn.Linear(2, 2)
+        self.same_head = self.head
+        self.norm = nn.LayerNorm(2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+def hyperparameters(optimizer, model):
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+
+
+def test_backbone_and_offsets_learn_at_a_tenth(cfg):
+    model = Detector()
+    found = hyperparameters(build_optimizer(cfg, model), model)
+    assert found["head.weight"] == (2e-4, 1e-4)
+    for name in ("backbone.weight", "sampling_offsets.bias", "reference_points.weight"):
+        assert found[name] == (pytest.approx(2e-5), 1e-4)
+
+
+def test_every_trainable_parameter_is_optimised_once(cfg):
+    model = Detector()
+    found = [id(p) for group in build_optimizer(cfg, model).param_groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_norms_have_a_weight_decay_of_their_own(cfg):
+    cfg.SOLVER.WEIGHT_DECAY_NORM = 0.0
+    model = Detector()
+    found = hyperparameters(build_optimizer(cfg, model), model)
+    assert found["norm.weight"][1] == found["norm.bias"][1] == 0.0
+    assert found["head.weight"][1] == 1e-4
+
+
+def test_an_unknown_optimizer_is_named(cfg):
+    cfg.SOLVER.OPTIMIZER = "Adamw"
+    with pytest.raises(UserError, match="'Adamw'.*AdamW"):
+        build_optimizer(cfg, Detector())
+
+
+def test_full_model_clipping_bounds_the_norm_of_all_gradients_together(cfg):
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(4))]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 2.0)
+    norm = build_clipper(cfg)(parameters)
+    assert norm.item() == pytest.approx(2 * 7**0.5)
+    torch.testing.assert_close(torch.cat([p.grad for p in parameters]), torch.full((7,), 0.1 / 7**0.5))
+
+
+def test_clipping_can_be_switched_off(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.ones(1)
+    assert build_clipper(cfg)([parameter]) is None
+    assert parameter.grad.item() == 1
+
+
+def test_an_unknown_clip_type_is_named(cfg):
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "model"
+    with pytest.raises(UserError, match="'model'.*full_model"):
+        build_clipper(cfg)
+
+
+def test_twelve_epochs_of_coco_are_ninety_thousand_iterations(cfg):
+    cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS = 12, [11]
+    cfg = resolve_schedule(cfg, 118287)
+    assert cfg.SOLVER.MAX_ITER == round(12 * 118287 / 16) == 88715
+    assert cfg.SOLVER.STEPS == (round(11 * 118287 / 16),)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == cfg.TEST.EVAL_PERIOD == 7393
+
+
+def test_half_the_batch_is_twice_the_iterations(cfg):
+    cfg.SOLVER.EPOCHS = 12
+    whole = resolve_schedule(cfg, 1600).SOLVER.MAX_ITER
+    cfg.SOLVER.IMS_PER_BATCH //= 2
+    assert resolve_schedule(cfg, 1600).SOLVER.MAX_ITER == 2 * whole
+
+
+def test_without_epochs_the_iteration_keys_count(cfg):
+    cfg.SOLVER.MAX_ITER = 123
+    assert resolve_schedule(cfg, 1000) is cfg
+
+
+def test_the_learning_rate_starts_at_its_base_without_warm_up_and_drops_at_the_step(cfg):
+    cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS, cfg.SOLVER.IMS_PER_BATCH = 4, [3], 2
+    cfg = resolve_schedule(cfg, 4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+    for _ in range(cfg.SOLVER.MAX_ITER):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.1, 0.1])

@@ -1,0 +1,49 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train or evaluate a config.
+
+python train_net.py --config-file configs/demo.yaml [--num-gpus N] [--resume] [KEY VALUE ...]
+python train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+"""
+
+import argparse
+import sys
+
+from detectron2.engine import default_argument_parser, launch
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+
+import paq_detr  # noqa: F401  (registers the meta-architecture)
+from paq_detr.data import register_datasets
+from paq_detr.engine import DetrCheckpointer, Trainer, run_cli, setup_config, start_run
+
+
+def worker(cfg, args: argparse.Namespace) -> None:
+    """What every process does."""
+    if comm.get_world_size() > 1:
+        register_datasets(cfg)  # catalogs are per process
+    start_run(cfg, args)
+    if args.eval_only:
+        model = build_model(cfg)
+        DetrCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def main() -> None:
+    args = default_argument_parser().parse_args()
+    launch(
+        worker,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(setup_config(args), args),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, "train_net"))
