@@ -6,8 +6,10 @@ import logging
 import math
 
 import pytest
-from conftest import feed, instances
+
 from paq_detr.evaluation import CocoBoxEvaluator
+
+from .scenes import feed, instances
 
 A, B, C = (10, 10, 60, 60), (100, 20, 160, 120), (200, 50, 280, 190)
 

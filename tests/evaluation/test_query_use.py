@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from conftest import feed, instances
+
 from paq_detr.evaluation import QueryUseEvaluator, gini_coefficient
+
+from .scenes import feed, instances
 
 BOX = (0, 0, 10, 10)
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from conftest import dataset_dicts, instances
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from paq_detr.evaluation import CocoBoxEvaluator, QueryUseEvaluator
+
+from .scenes import dataset_dicts, instances
 
 NUM_IMAGES = 7
 
@@ -53,7 +55,7 @@ def worker(rank, folder):
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    mp.spawn(worker, (str(tmp_path),), nprocs=2)
+    mp.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="fork")
     first, second = (pickle.loads((tmp_path / f"rank{rank}.pkl").read_bytes()) for rank in (0, 1))
     assert second == {}
     alone = evaluate(range(NUM_IMAGES))

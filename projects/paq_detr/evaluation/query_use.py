@@ -107,15 +107,15 @@ class QueryUseEvaluator(DatasetEvaluator):
             self._records[image["image_id"]] = (slots[active], scores[active])
 
     def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"query_use": {"gini@0.3": ..., "active_slots@0.3": ..., "top20_share@0.3": ..., ...}}``; ``{}`` on ranks > 0."""
+        """``{"query_use": {"gini@0.3", "active_slots@0.3", "top20_share@0.3", ...}}``; ``{}`` on ranks > 0."""
         records = gather_records(self._records)
         if records is None:
             return {}
         uses = [self._count(records, threshold) for threshold in self.thresholds]
         for use in uses:
-            logger.info("query use at score > %g: Gini %.4f, %.2f of %d slots active in a mean image, top 20%% share %.4f "
-                        "(%d images)", use.threshold, use.gini, use.active_slots, self.num_queries, use.top20_share,
-                        use.num_images)  # fmt: skip
+            logger.info("query use at score > %g in %d images: Gini %.4f, %.2f of %d slots active per image, "
+                        "top 20%% share %.4f", use.threshold, use.num_images, use.gini, use.active_slots,
+                        self.num_queries, use.top20_share)  # fmt: skip
         if not uses[self.thresholds.index(self.threshold)].counts.any():
             logger.warning("no query scored above %g in any image: its Gini coefficient is NaN", self.threshold)
         if self.output_dir:
