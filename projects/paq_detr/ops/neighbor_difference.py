@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .pair_quality import _compute_dtype, _iou_giou
+from . import _extension
+from .pair_quality import _compute_dtype, _implementation, _iou_giou
 
 
 def neighbor_select(
@@ -50,8 +51,8 @@ def neighbor_select(
         index (B, N, k) int32 within the image, free slots -1, and count (B, N) int32, the number of real slots.
 
     Raises:
-        ValueError: a rank, size or limit does not fit.
-        TypeError: a dtype does not fit, or the tensors are on different devices.
+        ValueError: a rank, size, limit or device does not fit.
+        TypeError: a dtype does not fit.
     """
     boxes, scores = _checked_candidates(boxes, scores, valid)
     if k < 1:
@@ -60,7 +61,8 @@ def neighbor_select(
         raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
     if valid is not None:
         scores = scores.masked_fill(~valid, torch.nan)
-    return neighbor_select_torch(boxes, scores, k, iou_threshold, low_score)
+    run = _implementation("neighbor_select", boxes, neighbor_select_torch)
+    return run(boxes, scores, k, iou_threshold, low_score)
 
 
 def neighbor_difference(
@@ -91,13 +93,16 @@ def neighbor_difference(
         (B, N, D) in the dtype of p; 16-bit inputs are computed in fp32.
 
     Raises:
-        ValueError: a rank or size does not fit.
-        TypeError: a dtype does not fit, or the tensors are on different devices.
+        ValueError: a rank, size or device does not fit, or (on CPU) a count or a neighbour is out of range.
+        TypeError: a dtype does not fit.
     """
     _check_aggregation(p, index, count, hidden_bias, weight, bias)
-    dtype = _compute_dtype(p)
-    parameters = (hidden_bias.to(dtype), weight.to(dtype), bias.to(dtype))
-    return neighbor_difference_torch(p.to(dtype), index, count, *parameters, zero_fill).to(p.dtype)
+    wide, *parameters = (tensor.to(_compute_dtype(p)) for tensor in (p, hidden_bias, weight, bias))
+    if _extension.use_native("neighbor_difference", p):
+        out, _ = torch.ops.paq_detr.neighbor_difference(wide, index, count, *parameters, zero_fill)
+    else:
+        out = neighbor_difference_torch(wide, index, count, *parameters, zero_fill)
+    return out.to(p.dtype)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -125,7 +130,8 @@ def neighbor_difference_torch(
     batch, num_queries, k = index.shape
     neighbor = index.clamp(min=0).long().reshape(batch, num_queries * k, 1).expand(-1, -1, p.shape[-1])
     p_neighbor = p.gather(1, neighbor).reshape(batch, num_queries, k, -1)
-    code = F.linear(F.relu(p[:, :, None] - p_neighbor + hidden_bias), weight, bias)  # (B, N, K, D)
+    with torch.autocast(p.device.type, enabled=False):
+        code = F.linear(F.relu(p[:, :, None] - p_neighbor + hidden_bias), weight, bias)  # (B, N, K, D)
     real = torch.arange(k, device=p.device) < count[..., None]  # (B, N, K)
     if zero_fill:
         return torch.where(real[..., None], code, 0.0).max(dim=2).values
@@ -150,6 +156,8 @@ def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> 
             raise ValueError(f"valid must have the (B, N) of boxes {tuple(scores.shape)}, got {tuple(valid.shape)}")
         if valid.dtype != torch.bool:
             raise TypeError(f"valid must be bool, got {valid.dtype}")
+        if valid.device != boxes.device:
+            raise ValueError(f"valid is on {valid.device}, boxes are on {boxes.device}")
     dtype = _compute_dtype(boxes)
     return boxes.detach().to(dtype), scores.detach().to(dtype)
 
@@ -174,13 +182,67 @@ def _check_aggregation(
         if tensor.dtype != torch.int32:
             raise TypeError(f"{name} must be int32, got {tensor.dtype}")
         if tensor.device != p.device:
-            raise TypeError(f"{name} is on {tensor.device}, p is on {p.device}")
+            raise ValueError(f"{name} is on {tensor.device}, p is on {p.device}")
     for name, tensor in (("p", p), ("hidden_bias", hidden_bias), ("weight", weight), ("bias", bias)):
         _check_floating_on(name, tensor, "p", p)
+    if p.device.type == "cpu" and count.numel() and not torch.compiler.is_compiling():
+        _check_range("count", count, 0, index.shape[2], "slots")
+        _check_range("index", index, -1, p.shape[1] - 1, "queries")
+
+
+def _check_range(name: str, tensor: Tensor, low: int, high: int, what: str) -> None:
+    smallest, largest = (int(v) for v in tensor.aminmax())
+    if smallest < low or largest > high:
+        value = smallest if smallest < low else largest
+        raise ValueError(f"{name} has the value {value}, which is not in [{low}, {high}] ({what})")
 
 
 def _check_floating_on(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if tensor.device != other.device:
-        raise TypeError(f"{name} is on {tensor.device}, {other_name} is on {other.device}")
+        raise ValueError(f"{name} is on {tensor.device}, {other_name} is on {other.device}")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the dispatcher must know about the native operators: shapes without data, gradients, and autocast (all of them
+# compute in fp32, whatever autocast says).
+
+
+def _register() -> None:
+    fake = torch.library.register_fake
+
+    @fake("paq_detr::neighbor_select")
+    def _(boxes, scores, k, iou_threshold, low_score):
+        count = scores.new_empty(scores.shape, dtype=torch.int32)
+        return count.new_empty(*scores.shape, k), count
+
+    @fake("paq_detr::neighbor_difference")
+    def _(p, index, count, hidden_bias, weight, bias, zero_fill):
+        out = p.new_empty(*p.shape[:2], weight.shape[0])
+        return out, out.new_empty(out.shape, dtype=torch.int16)
+
+    @fake("paq_detr::neighbor_difference_backward")
+    def _(grad_out, slot, p, index, count, hidden_bias, weight):
+        return tuple(tensor.new_empty(tensor.shape) for tensor in (p, hidden_bias, weight))
+
+    def keep(ctx, inputs, output):
+        p, index, count, hidden_bias, weight, _, _ = inputs
+        ctx.save_for_backward(output[1], p, index, count, hidden_bias, weight)
+
+    def backward(ctx, grad_out, _):
+        slot, *inputs = ctx.saved_tensors
+        grad_p, grad_hidden_bias, grad_weight = torch.ops.paq_detr.neighbor_difference_backward(grad_out, slot, *inputs)
+        grad_bias = grad_out.masked_fill(slot < 0, 0).sum((0, 1))
+        return grad_p, None, None, grad_hidden_bias, grad_weight, grad_bias, None
+
+    torch.library.register_autograd("paq_detr::neighbor_difference", backward, setup_context=keep)
+    for name in ("neighbor_select", "neighbor_difference", "neighbor_difference_backward"):
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"paq_detr::{name}", device, torch.float32)
+
+
+for _name in ("neighbor_select", "neighbor_difference"):
+    _extension.declare_operator(_name)
+if _extension.library().loaded:
+    _register()

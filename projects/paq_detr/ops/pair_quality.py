@@ -20,9 +20,13 @@ Numeric rules shared by every function here:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from . import _extension
 
 NON_FINITE_COST = 1e6
 NON_FINITE_QUALITY = -1e6
@@ -44,12 +48,12 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor,
         IoU in [0, 1] and GIoU in [-1, 1], each (L, M, N).
 
     Raises:
-        ValueError: a rank or size does not fit, or an image index is out of range (CPU tensors only: on another
-            device looking at the values would stall the stream).
-        TypeError: a dtype does not fit, or the tensors are on different devices.
+        ValueError: a rank, size or device does not fit, or an image index is out of range (CPU tensors only: on
+            another device looking at the values would stall the stream; the CUDA kernels stop with an error).
+        TypeError: a dtype does not fit.
     """
     boxes, gt_boxes = _checked_boxes(boxes, gt_boxes, gt_image)
-    return pair_iou_torch(boxes, gt_boxes, gt_image)
+    return _implementation("pair_iou", boxes, pair_iou_torch)(boxes, gt_boxes, gt_image)
 
 
 def pair_quality(
@@ -83,7 +87,8 @@ def pair_quality(
         ValueError, TypeError: as :func:`pair_iou`, and for labels out of range.
     """
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    return pair_quality_torch(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight)
+    run = _implementation("pair_quality", boxes, pair_quality_torch)
+    return run(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight)
 
 
 def quality_topk(
@@ -119,9 +124,8 @@ def quality_topk(
     if min_count < 0:
         raise ValueError(f"min_count must not be negative, got {min_count}")
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    return quality_topk_torch(
-        logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight, min(k, boxes.shape[2]), min_count
-    )
+    run = _implementation("quality_topk", boxes, quality_topk_torch)
+    return run(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight, k, min_count)
 
 
 def match_cost(
@@ -156,8 +160,8 @@ def match_cost(
         ValueError, TypeError: as :func:`pair_quality`.
     """
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    weights = (class_weight, l1_weight, giou_weight, alpha, gamma)
-    return match_cost_torch(logits, boxes, gt_labels, gt_boxes, gt_image, *weights)
+    run = _implementation("match_cost", boxes, match_cost_torch)
+    return run(logits, boxes, gt_labels, gt_boxes, gt_image, class_weight, l1_weight, giou_weight, alpha, gamma)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -197,7 +201,7 @@ def quality_topk_torch(
     k: int,
     min_count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`quality_topk` on checked inputs with k <= N, in pure torch."""
+    """:func:`quality_topk` on checked inputs, in pure torch."""
     quality = pair_quality_torch(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight)
     # topk leaves the order of equal values open, a stable sort does not.
     values, indices = quality.sort(dim=-1, descending=True, stable=True)
@@ -261,7 +265,11 @@ def _or_one(area: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Argument checks.
+# Argument checks and choice of the implementation.
+
+
+def _implementation(name: str, tensor: Tensor, twin: Callable) -> Callable:
+    return getattr(torch.ops.paq_detr, name) if _extension.use_native(name, tensor) else twin
 
 
 def _checked_boxes(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,7 +306,7 @@ def _check_index(name: str, index: Tensor, gt_boxes: Tensor, size: int, what: st
     if index.dtype != torch.int64:
         raise TypeError(f"{name} must be int64, got {index.dtype}")
     if index.device != gt_boxes.device:
-        raise TypeError(f"{name} is on {index.device}, gt_boxes are on {gt_boxes.device}")
+        raise ValueError(f"{name} is on {index.device}, gt_boxes are on {gt_boxes.device}")
     if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
         low, high = (int(v) for v in index.aminmax())
         if low < 0 or high >= size:
@@ -309,8 +317,55 @@ def _check_floating(name: str, tensor: Tensor, boxes: Tensor) -> None:
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
     if tensor.device != boxes.device:
-        raise TypeError(f"{name} is on {tensor.device}, boxes are on {boxes.device}")
+        raise ValueError(f"{name} is on {tensor.device}, boxes are on {boxes.device}")
 
 
 def _compute_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the dispatcher must know about the native operators: shapes without data, gradients, and autocast (all of them
+# compute in fp32, whatever autocast says).
+
+
+def _register() -> None:
+    fake = torch.library.register_fake
+
+    def pairs(boxes, gt_boxes):
+        return boxes.new_empty(boxes.shape[0], gt_boxes.shape[0], boxes.shape[2])
+
+    @fake("paq_detr::pair_iou")
+    def _(boxes, gt_boxes, gt_image):
+        return pairs(boxes, gt_boxes), pairs(boxes, gt_boxes)
+
+    @fake("paq_detr::pair_iou_backward")
+    def _(grad_iou, grad_giou, boxes, gt_boxes, gt_image):
+        return boxes.new_empty(boxes.shape), gt_boxes.new_empty(gt_boxes.shape)
+
+    @fake("paq_detr::pair_quality")
+    @fake("paq_detr::match_cost")
+    def _(logits, boxes, gt_labels, gt_boxes, gt_image, *weights):
+        return pairs(boxes, gt_boxes)
+
+    @fake("paq_detr::quality_topk")
+    def _(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight, k, min_count):
+        shape = (boxes.shape[0], gt_boxes.shape[0], torch.sym_min(k, boxes.shape[2]))
+        return boxes.new_empty(shape), gt_image.new_empty(shape), gt_image.new_empty(shape[:2])
+
+    def keep(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx, grad_iou, grad_giou):
+        return *torch.ops.paq_detr.pair_iou_backward(grad_iou, grad_giou, *ctx.saved_tensors), None
+
+    torch.library.register_autograd("paq_detr::pair_iou", backward, setup_context=keep)
+    for name in ("pair_iou", "pair_iou_backward", "pair_quality", "quality_topk", "match_cost"):
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"paq_detr::{name}", device, torch.float32)
+
+
+for _name in ("pair_iou", "pair_quality", "quality_topk", "match_cost"):
+    _extension.declare_operator(_name)
+if _extension.library().loaded:
+    _register()
