@@ -3,12 +3,11 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.solver import build_lr_scheduler
 from torch import nn
 
 from paq_detr.config import add_paq_detr_config
 from paq_detr.engine import UserError
-from paq_detr.engine.solver import build_clipper, build_optimizer, resolve_schedule
+from paq_detr.engine.solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 
 @pytest.fixture
@@ -110,9 +109,16 @@ def test_the_learning_rate_starts_at_its_base_without_warm_up_and_drops_at_the_s
     cfg.SOLVER.EPOCHS, cfg.SOLVER.EPOCH_STEPS, cfg.SOLVER.IMS_PER_BATCH = 4, [3], 2
     cfg = resolve_schedule(cfg, 4)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler, rates = build_lr_scheduler(cfg, optimizer), []
+    scheduler, rates = build_scheduler(cfg, optimizer), []
     for _ in range(cfg.SOLVER.MAX_ITER):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([1, 1, 1, 1, 1, 1, 0.1, 0.1])
+
+
+def test_a_drop_at_the_end_is_no_drop(cfg):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 3, (3,)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    build_scheduler(cfg, optimizer)
+    assert optimizer.param_groups[0]["lr"] == 1.0

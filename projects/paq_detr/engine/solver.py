@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 
 from .errors import UserError
@@ -87,6 +88,17 @@ def build_clipper(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], Tensor | N
     if clip.CLIP_TYPE not in clippers:
         raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; known are {', '.join(clippers)}.")
     return clippers[clip.CLIP_TYPE]
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """Detectron2's schedule of ``SOLVER.LR_SCHEDULER_NAME``; steps that training does not reach are left out."""
+    steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
+    if len(steps) < len(cfg.SOLVER.STEPS):
+        logger.warning("SOLVER.STEPS %s: only %s are before MAX_ITER", list(cfg.SOLVER.STEPS), steps or "none")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.STEPS = tuple(steps)
+    return build_lr_scheduler(cfg, optimizer)
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:

@@ -19,7 +19,6 @@ from detectron2.data import build_detection_test_loader, get_detection_dataset_d
 from detectron2.engine import TrainerBase, default_writers, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -31,7 +30,7 @@ from .errors import NonFiniteLossError, UserError
 from .hooks import BestCheckpoint, PeriodicCheckpoint
 from .loader import TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
-from .solver import build_clipper, build_optimizer, resolve_schedule
+from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class Trainer(TrainerBase):
         model = build_model(cfg)
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(cfg, model)
-        self.scheduler = build_lr_scheduler(cfg, self.optimizer)
+        self.scheduler = build_scheduler(cfg, self.optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.model = self._distribute(model)
         self.max_iter = cfg.SOLVER.MAX_ITER

@@ -1,0 +1,195 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+
+import pytest
+import torch
+from detectron2.utils import comm
+
+from paq_detr.engine import NonFiniteLossError, Trainer, UserError
+from paq_detr.engine.checkpoint import DetrCheckpointer
+from paq_detr.modeling.heads import ClassHead
+
+
+def train(cfg, resume=False, seed=0):
+    torch.manual_seed(seed)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def weights(trainer):
+    return trainer.checkpointer.model.state_dict()
+
+
+def assert_equal_states(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+# With evaluation in between, which must not disturb the random numbers of training; dropout is on.
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(make_cfg, tmp_path, workers):
+    common = ("SOLVER.MAX_ITER", 10, "SOLVER.STEPS", "[7]", "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 5)
+    whole = train(make_cfg(*common, "OUTPUT_DIR", tmp_path / "whole"))
+    common = (*common, "OUTPUT_DIR", tmp_path / "parts", "DATALOADER.NUM_WORKERS", workers)
+    killed = "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]"
+    train(make_cfg(*common, *killed))
+    (tmp_path / "parts" / "last_checkpoint").write_text("model_0000004.pth")
+    resumed = train(make_cfg(*common), resume=True, seed=1)
+    assert resumed.start_iter == 5
+    assert_equal_states(weights(whole), weights(resumed))
+    rates = [[group["lr"] for group in t.optimizer.param_groups] for t in (whole, resumed)]
+    assert rates[0] == rates[1]
+
+
+def test_two_runs_with_one_seed_are_equal(make_cfg, tmp_path):
+    a, b = (train(make_cfg("OUTPUT_DIR", tmp_path / name)) for name in "ab")
+    assert_equal_states(weights(a), weights(b))
+
+
+def test_a_step_reaches_every_trainable_parameter(make_cfg):
+    trainer = train(make_cfg("SOLVER.MAX_ITER", 1, "DATASETS.TEST", "[]"))
+    unused = [n for n, p in trainer.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_steps_on_cpu_and_keeps_float32_weights(make_cfg, dtype):
+    cfg = make_cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype, "DATASETS.TEST", "[]")
+    trainer = train(cfg)
+    assert trainer.scaler.is_enabled() == (dtype == "float16")
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_gradients_are_clipped_after_they_are_unscaled(make_cfg):
+    norms = {}
+    for enabled in (False, True):
+        cfg = make_cfg(
+            *("SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", "float16", "DATASETS.TEST", "[]"),
+            *("SOLVER.MAX_ITER", 1, "MODEL.DETR.DROPOUT", 0.0),
+        )
+        torch.manual_seed(0)
+        trainer = Trainer(cfg)
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=enabled)  # the default overflows at first
+        trainer.train()
+        gradients = torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
+        assert gradients.norm().item() == pytest.approx(0.1, rel=1e-3)
+        norms[enabled] = trainer.storage.history("grad_norm").latest()
+    assert norms[True] == pytest.approx(norms[False], rel=0.05)
+
+
+def test_an_unknown_precision_is_named(make_cfg):
+    with pytest.raises(UserError, match="'bf16'.*bfloat16"):
+        Trainer(make_cfg("SOLVER.AMP.DTYPE", "bf16"))
+
+
+def test_an_infinite_loss_stops_with_iteration_terms_and_images(make_cfg, monkeypatch):
+    trainer = Trainer(make_cfg("DATASETS.TEST", "[]"))
+    model = trainer.checkpointer.model
+    forward = model.forward
+
+    def broken(batch):
+        losses = forward(batch)
+        if trainer.iter == 2:
+            losses["loss_class/final"] = losses["loss_class/final"] * float("nan")
+        return losses
+
+    monkeypatch.setattr(model, "forward", broken)
+    with pytest.raises(NonFiniteLossError, match="iteration 2: loss_class/final = nan") as caught:
+        trainer.train()
+    assert str(caught.value).count("synthetic") == 2  # both images of the batch
+    assert "\n" not in str(caught.value)
+
+
+def test_an_infinite_loss_names_the_module_where_it_begins(make_cfg, monkeypatch):
+    trainer = Trainer(make_cfg("DATASETS.TEST", "[]"))
+    name, head = next((n, m) for n, m in trainer.model.named_modules() if isinstance(m, ClassHead))
+    forward = head.forward
+    monkeypatch.setattr(head, "forward", lambda x: forward(x) * float("inf"))
+    with pytest.raises(NonFiniteLossError, match=rf"first module .* is {name}\)"):
+        trainer.train()
+
+
+def test_an_infinite_parameter_is_named(make_cfg):
+    trainer = Trainer(make_cfg("DATASETS.TEST", "[]"))
+    with torch.no_grad():
+        next(trainer.model.encoder.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteLossError, match=r"the parameter encoder\..* itself is not finite"):
+        trainer.train()
+
+
+def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(make_cfg, monkeypatch):
+    values = iter([0.2, 0.5, 0.4, 0.45, 0.3])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(values)}}))
+    opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]")
+    cfg = make_cfg(*opts, "SOLVER.MAX_ITER", 3)
+    best = os.path.join(cfg.OUTPUT_DIR, "model_best.json")
+    train(cfg)
+    with open(best) as file:
+        assert json.load(file) == {"metric": "bbox/AP", "value": 0.5, "iteration": 1}
+    train(make_cfg(*opts, "SOLVER.MAX_ITER", 5), resume=True)
+    with open(best) as file:
+        assert json.load(file)["value"] == 0.5
+
+
+def test_only_the_latest_periodic_checkpoints_stay(make_cfg):
+    cfg = make_cfg("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "DATASETS.TEST", "[]")
+    train(cfg)
+    found = sorted(name for name in os.listdir(cfg.OUTPUT_DIR) if name.endswith(".pth"))
+    assert found == ["model_0000001.pth", "model_0000002.pth", "model_final.pth"]
+
+
+def test_training_on_a_checkpoint_of_other_classes_starts(make_cfg, tmp_path):
+    trainer = train(make_cfg("DATASETS.TEST", "[]"))
+    path = os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth")
+    content = torch.load(path, weights_only=True)
+    assert content["class_names"] == ["person", "balloon", "crate", "cone"]
+    content["class_names"] = ["lamp", "person", "crate", "desk"]
+    torch.save(content, path)
+    cfg = make_cfg("DATASETS.TEST", "[]", "MODEL.WEIGHTS", path, "OUTPUT_DIR", tmp_path / "next")
+    report = train(cfg).checkpointer.report
+    assert report.shared_classes == ["person", "crate"]
+    assert report.by_class and not report.reshaped
+
+
+def two_processes(rank, folder, cfg, images):
+    """One step on two processes; every process writes its weights and its loss."""
+    from paq_detr.data import register_datasets
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    register_datasets(cfg)
+    torch.manual_seed(rank)  # what rank 0 initialised is what both must train
+    trainer = Trainer(cfg)
+    trainer.data_loader.keys = lambda: iter([[(rank, images[rank])]])
+    trainer.train()
+    torch.save(weights(trainer), f"{folder}/weights{rank}.pth")
+    if comm.is_main_process():
+        torch.save(trainer.storage.history("total_loss").latest(), f"{folder}/loss.pth")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_process_without_objects_trains_along(make_cfg, tmp_path):
+    opts = ("DATASETS.TEST", "[]", "SOLVER.MAX_ITER", 1, "DATASETS.SYNTHETIC_CROWD.DENSITY", 0.7)
+    cfg = make_cfg(*opts, "DATASETS.SYNTHETIC_CROWD.IGNORE", 0.0)
+    from detectron2.data import DatasetCatalog
+
+    counts = [len(d["annotations"]) for d in DatasetCatalog.get("synthetic_crowd_train")]
+    images = [counts.index(0), next(i for i, count in enumerate(counts) if count)]
+    os.makedirs(cfg.OUTPUT_DIR)
+    torch.multiprocessing.spawn(two_processes, (str(tmp_path), cfg, images), nprocs=2)
+    a, b = (torch.load(tmp_path / f"weights{rank}.pth", weights_only=True) for rank in range(2))
+    assert_equal_states(a, b)
+    assert all(value.isfinite().all() for value in a.values())
+    assert torch.load(tmp_path / "loss.pth", weights_only=True) > 0
+
+
+def test_the_final_checkpoint_evaluates_as_the_trained_model(make_cfg):
+    trainer = train(make_cfg())
+    fresh = Trainer(trainer.cfg)
+    DetrCheckpointer(fresh.model).load(os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth"))
+    assert Trainer.test(trainer.cfg, fresh.model)["bbox"]["AP"] == trainer.results["bbox"]["AP"]
