@@ -166,17 +166,17 @@ def test_mix_of_mr_detr_is_a_choice_of_weights(backend):
 # The cases of paq.md section 11.
 
 
-def chosen_qualities(qualities, backend_device="cpu"):
+def chosen_qualities(qualities, device="cpu"):
     """A scene of one object in which query n has IoU qualities[n] (and a confidence of zero)."""
-    # A box of the object's height inside it, w times as wide, has IoU w; a negative quality is made by a confident miss.
+    # A box inside the object, q times as wide, has IoU q; an empty box with full confidence has quality -0.4.
     boxes = torch.tensor([[0.5, 0.5, 0.4 * max(q, 0.0), 0.4] for q in qualities])
     logits = torch.tensor([[-60.0 if q >= 0 else 60.0] for q in qualities])
     return (
-        logits[None, None].to(backend_device),
-        boxes[None, None].to(backend_device),
-        torch.zeros(1, dtype=torch.long, device=backend_device),
-        torch.tensor([[0.5, 0.5, 0.4, 0.4]], device=backend_device),
-        torch.zeros(1, dtype=torch.long, device=backend_device),
+        logits[None, None].to(device),
+        boxes[None, None].to(device),
+        torch.zeros(1, dtype=torch.long, device=device),
+        torch.tensor([[0.5, 0.5, 0.4, 0.4]], device=device),
+        torch.zeros(1, dtype=torch.long, device=device),
     )
 
 
