@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every configuration key that this project adds to Detectron2's own, each with its meaning.
 
-Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER.BASE_LR``, ``TEST.DETECTIONS_PER_IMAGE``,
-...) are only given another default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
+Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER.BASE_LR``, ...) are only given another
+default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
 """
 
 from detectron2.config import CfgNode as CN

@@ -7,7 +7,8 @@ backbone -> neck -> encoder -> Memory -> routes (query source -> decoder) -> cri
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -70,8 +71,8 @@ class QueryDetector(nn.Module):
         names = list(cfg.MODEL.DETR.CLASS_NAMES)
         if not names:
             raise ValueError(
-                "MODEL.DETR.CLASS_NAMES is empty: call paq_detr.data.register_datasets(cfg), which takes the names from "
-                "the training dataset, or use the config.yaml that training wrote into its output folder"
+                "MODEL.DETR.CLASS_NAMES is empty: call paq_detr.data.register_datasets(cfg), which takes the names "
+                "from the training dataset, or use the config.yaml that training wrote into its output folder"
             )
         backbone = build_backbone(cfg)
         return {

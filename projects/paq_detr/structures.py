@@ -10,9 +10,10 @@ Boxes are cxcywh in [0, 1] of the un-padded image; any other convention is in th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Optional, Sequence, Union
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class Memory:
     position: Tensor  # (B, S, C) sine code plus level vector
     shapes: tuple[tuple[int, int], ...]  # (H, W) of each level, padding included
     valid_shapes: Tensor  # (B, L, 2) integer (H, W) of the part of each level that is no padding
-    padding: Optional[Tensor]  # (B, S) True where padding; None where no image of the batch has any
+    padding: Tensor | None  # (B, S) True where padding; None where no image of the batch has any
 
     @cached_property
     def valid_ratios(self) -> Tensor:
@@ -43,7 +44,7 @@ class Memory:
         levels = self.tokens.split([h * w for h, w in self.shapes], dim=1)
         return [t.transpose(1, 2).reshape(batch, channels, h, w) for t, (h, w) in zip(levels, self.shapes)]
 
-    def masks(self) -> list[Optional[Tensor]]:
+    def masks(self) -> list[Tensor | None]:
         """The padding of each level as (B, H, W) maps, True where padding; None where there is none."""
         if self.padding is None:
             return [None] * len(self.shapes)
@@ -82,9 +83,9 @@ class QuerySet:
 
     content: Tensor  # (B, N, C)
     reference: Tensor  # (B, N, 4) boxes, or (B, N, 2) points
-    position: Optional[Tensor] = None  # (B, N, C) fixed position code; None where the decoder makes its own
-    valid: Optional[Tensor] = None  # (B, N) False for slots that only fill up the batch; None: all are queries
-    attention_mask: Optional[Tensor] = None  # (N, N) True where row must not see column
+    position: Tensor | None = None  # (B, N, C) fixed position code; None where the decoder makes its own
+    valid: Tensor | None = None  # (B, N) False for slots that only fill up the batch; None: all are queries
+    attention_mask: Tensor | None = None  # (N, N) True where row must not see column
     groups: list[QueryGroup] = field(default_factory=list)  # slices apart from the matching queries, which come last
     predictions: list[Prediction] = field(default_factory=list)  # what the query source itself must be supervised on
     losses: dict[str, Tensor] = field(default_factory=dict)  # its losses that need no ground truth, weighted
@@ -96,13 +97,13 @@ class LayerOutput:
 
     logits: Tensor  # (B, N, K)
     boxes: Tensor  # (B, N, 4)
-    content: Optional[Tensor] = None  # (B, N, C) state after the layer
-    valid: Optional[Tensor] = None  # (B, N) as in QuerySet
+    content: Tensor | None = None  # (B, N, C) state after the layer
+    valid: Tensor | None = None  # (B, N) as in QuerySet
 
-    def slice(self, start: int, stop: Optional[int]) -> LayerOutput:
+    def slice(self, start: int, stop: int | None) -> LayerOutput:
         """The output of the queries ``start:stop`` alone."""
 
-        def cut(tensor: Optional[Tensor]) -> Optional[Tensor]:
+        def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[:, start:stop]
 
         return LayerOutput(self.logits[:, start:stop], self.boxes[:, start:stop], cut(self.content), cut(self.valid))
@@ -139,7 +140,7 @@ class Assignment:
     image: Tensor  # (P,) int64
     query: Tensor  # (P,) int64
     target: Tensor  # (P,) int64, index into the objects of ``Targets``
-    weight: Optional[Tensor] = None  # (P,) factor on the pair's losses; None: 1
+    weight: Tensor | None = None  # (P,) factor on the pair's losses; None: 1
 
     def __len__(self) -> int:
         return len(self.query)
@@ -151,7 +152,7 @@ class Prediction:
 
     name: str  # suffix of the loss names: "final", "layer1", "encoder", "hybrid_layer1", ...
     output: LayerOutput
-    assign: Union[Assigner, Assignment]  # how its queries find their objects, or that they already have
+    assign: Assigner | Assignment  # how its queries find their objects, or that they already have
     scale: float = 1.0  # factor on its losses
     binary: bool = False  # only channel 0 counts and every label is 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.attention.out_proj.weight)
 
     def forward(
-        self, content: Tensor, position: Tensor, queries: QuerySet, previous: Optional[LayerOutput] = None
+        self, content: Tensor, position: Tensor, queries: QuerySet, previous: LayerOutput | None = None
     ) -> Tensor:
         """
         Args:
@@ -100,7 +99,7 @@ class SelfAttention(nn.Module):
         return self.norm(content + self.dropout(update))
 
 
-def blocked_pairs(queries: QuerySet, num_heads: int) -> Optional[Tensor]:
+def blocked_pairs(queries: QuerySet, num_heads: int) -> Tensor | None:
     """The mask that ``nn.MultiheadAttention`` wants: True where a query (row) must not see another (column).
 
     A query always sees itself, so that no row is empty and a batch's filling slots cannot produce NaN.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,7 @@ class MaskedGroupNorm(nn.GroupNorm):
     Without a mask it is ``nn.GroupNorm``; so an image gives the same result alone and in a padded batch.
     """
 
-    def forward(self, x: Tensor, padding: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """
         Args:
             x: (B, C, H, W).

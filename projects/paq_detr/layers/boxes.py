@@ -19,7 +19,7 @@ def boxes_cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
 
 
 def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """IoU of row i of ``boxes_a`` (P, 4) with row i of ``boxes_b`` (P, 4), both cxcywh; (P,), 0 where both are empty."""
+    """(P,) IoU of row i of ``boxes_a`` (P, 4) with row i of ``boxes_b`` (P, 4), both cxcywh; 0 where both are empty."""
     a, b = boxes_cxcywh_to_xyxy(boxes_a), boxes_cxcywh_to_xyxy(boxes_b)
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
     union = boxes_a[:, 2:].prod(-1) + boxes_b[:, 2:].prod(-1) - overlap

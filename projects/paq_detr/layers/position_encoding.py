@@ -39,5 +39,5 @@ def sine_map_code(shape: tuple[int, int], valid: Tensor, dim: int, temperature: 
 
 
 def sine_box_code(boxes: Tensor, dim: int = 128, temperature: float = 10000.0) -> Tensor:
-    """(B, N, 4) boxes (or (B, N, 2) points) to (B, N, 4 * dim): the sine codes of their coordinates one after the other."""
+    """(B, N, 4) boxes (or (B, N, 2) points) to (B, N, 4 * dim): their coordinates' sine codes one after the other."""
     return _sine(boxes.float(), dim, temperature).flatten(-2)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from detectron2.modeling import Backbone
 from detectron2.modeling import build_backbone as build_detectron2_backbone

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Optional
-
 from torch import nn
 
 from ..layers import LogitCodec
@@ -49,7 +47,7 @@ def build_quality_assigner(cfg, cost: MatchCost) -> paq.QualityCountAssigner:
     )
 
 
-def build_content(cfg) -> Optional[ContentSource]:
+def build_content(cfg) -> ContentSource | None:
     """The queries' content: patterns, a learned table, or None to take it from the proposals."""
     D = cfg.MODEL.DETR
     P = D.PATTERNS

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
 from detectron2.utils import comm
-from fvcore.nn import giou_loss
 from torch import Tensor, nn
+from torchvision.ops import generalized_box_iou_loss
 
 from ..layers import boxes_cxcywh_to_xyxy, paired_iou
 from ..structures import Assignment, LayerOutput, Prediction, Targets
@@ -94,21 +94,21 @@ class SetCriterion(nn.Module):
             weight = weight * counted[..., None]
         pair_weight = 1.0 if pairs.weight is None else pairs.weight
         l1 = (boxes - wanted).abs().sum(-1)
-        giou = giou_loss(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(wanted))
+        giou = generalized_box_iou_loss(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(wanted))
         return {
             "loss_class": self.class_weight * (weight * self.classification(logits, positive, quality)).sum(),
             "loss_l1": self.l1_weight * (pair_weight * l1).sum(),
             "loss_giou": self.giou_weight * (pair_weight * giou).sum(),
         }
 
-    def _counted_queries(self, output: LayerOutput, pairs: Assignment, targets: Targets) -> Optional[Tensor]:
+    def _counted_queries(self, output: LayerOutput, pairs: Assignment, targets: Targets) -> Tensor | None:
         """(B, N) False for queries without a classification loss; None where all have one."""
         counted = output.valid
         if len(targets.ignore_boxes):
             batch, num_queries = output.logits.shape[:2]
             ignored = output.boxes.new_zeros(batch, num_queries)
             ioa = intersection_over_own_area(output.boxes.detach()[targets.ignore_image], targets.ignore_boxes)
-            ignored.index_reduce_(0, targets.ignore_image, ioa, "amax")
+            ignored.scatter_reduce_(0, targets.ignore_image[:, None].expand_as(ioa), ioa, "amax")
             keep = ignored < self.ignore_ioa
             keep[pairs.image, pairs.query] = True
             counted = keep if counted is None else keep & counted

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -38,7 +38,7 @@ class DecoderLayer(nn.Module):
         reference: Tensor,
         queries: QuerySet,
         memory: Memory,
-        previous: Optional[LayerOutput],
+        previous: LayerOutput | None,
     ) -> Tensor:
         content = self.interaction(content, position, queries, previous)
         content = self.cross_attention(content, position, reference, memory)
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         class_heads: Sequence[nn.Module],
         box_heads: Sequence[nn.Module],
         codec: LogitCodec,
-        position: Optional[nn.Module] = None,
+        position: nn.Module | None = None,
         refine_boxes: bool = True,
         look_forward_twice: bool = False,
     ):

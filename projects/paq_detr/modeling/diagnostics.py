@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Callable, Mapping, Union
+from collections.abc import Callable, Mapping
 
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 PERIOD = 20
 
 
-def log_scalars(compute: Callable[[], Mapping[str, Union[float, Tensor]]]) -> None:
+def log_scalars(compute: Callable[[], Mapping[str, float | Tensor]]) -> None:
     """Put what ``compute`` returns into Detectron2's event storage; ``compute`` runs only when it is wanted."""
     try:
         storage = get_event_storage()

@@ -9,8 +9,9 @@ in *one* copy per step; ``Assigner.solve`` runs there, image by image. A new ass
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch

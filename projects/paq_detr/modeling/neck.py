@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from detectron2.config import configurable
@@ -24,6 +24,7 @@ class ChannelMapper(nn.Module):
         *,
         in_features: Sequence[str],
         in_channels: Sequence[int],
+        in_strides: Sequence[int],
         embed_dim: int = 256,
         num_levels: int = 4,
         temperature: float = 10000.0,
@@ -32,19 +33,22 @@ class ChannelMapper(nn.Module):
     ):
         """
         Args:
-            in_features, in_channels: the backbone's maps to read, finest first, and their widths.
+            in_features, in_channels, in_strides: the backbone's maps to read, finest first, their widths and strides.
             num_levels: levels in all.
             temperature, offset: of the sine position code.
-            mask_padding: leave padding out of norms and convolutions, so that an image does not depend on its batch.
-                False is the published behaviour.
+            mask_padding: leave padding out of norms and convolutions, and count a level's un-padded pixels by its
+                stride, so that an image does not depend on its batch. False is the published behaviour: norms over
+                the padding too, pixels counted by nearest-neighbour scaling of the mask.
         """
         super().__init__()
         if num_levels < len(in_features):
             raise ValueError(f"NECK.NUM_LEVELS is {num_levels}, fewer than the backbone's maps {list(in_features)}")
         self.in_features, self.mask_padding = tuple(in_features), mask_padding
+        extra = num_levels - len(in_features)
+        self.strides = [*in_strides, *(in_strides[-1] * 2**i for i in range(1, extra + 1))]
         self.temperature, self.offset = temperature, offset
         convs = [nn.Conv2d(width, embed_dim, 1) for width in in_channels]
-        for level in range(num_levels - len(in_features)):
+        for level in range(extra):
             convs.append(nn.Conv2d(embed_dim if level else in_channels[-1], embed_dim, 3, stride=2, padding=1))
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(MaskedGroupNorm(32, embed_dim) for _ in convs)
@@ -61,6 +65,7 @@ class ChannelMapper(nn.Module):
         return {
             "in_features": features,
             "in_channels": [input_shape[f].channels for f in features],
+            "in_strides": [input_shape[f].stride for f in features],
             "embed_dim": D.HIDDEN_DIM,
             "num_levels": D.NECK.NUM_LEVELS,
             "temperature": D.POSITION.TEMPERATURE,
@@ -77,18 +82,39 @@ class ChannelMapper(nn.Module):
             image_sizes: un-padded (height, width) of each image, in pixels.
             padded: (height, width) of the batch.
         """
-        maps, valid = [], []
+        maps: list[Tensor] = []
+        valid: list[Tensor] = []
         any_padding = any(tuple(size) != tuple(padded) for size in image_sizes)
         inputs = [features[f] for f in self.in_features]
         for level, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            x = inputs[level] if level < len(inputs) else (maps[-1] if level > len(inputs) else inputs[-1])
-            if any_padding and self.mask_padding:
-                x = x * ~padding_map(valid_shapes(image_sizes, padded, x.shape[-2:], x.device), x.shape[-2:])[:, None]
+            if level < len(inputs):
+                x = self._blank(inputs[level], level, image_sizes, padded)
+            elif level == len(inputs):
+                x = self._blank(inputs[-1], level - 1, image_sizes, padded)
+            else:
+                x = maps[-1]
             x = conv(x)
-            valid.append(valid_shapes(image_sizes, padded, x.shape[-2:], x.device))
-            padding = padding_map(valid[-1], x.shape[-2:]) if any_padding and self.mask_padding else None
-            maps.append(norm(x, padding))
+            valid.append(self._valid_shapes(level, image_sizes, padded, x))
+            maps.append(norm(x, padding_map(valid[-1], x.shape[-2:]) if any_padding and self.mask_padding else None))
         return self._flatten(maps, torch.stack(valid, 1), any_padding)
+
+    def _blank(self, x: Tensor, level: int, image_sizes, padded: tuple[int, int]) -> Tensor:
+        """``x`` of a level with zeros in its padding, as the convolutions' own padding has."""
+        if not self.mask_padding or all(tuple(size) == tuple(padded) for size in image_sizes):
+            return x
+        return x * ~padding_map(self._valid_shapes(level, image_sizes, padded, x), x.shape[-2:])[:, None]
+
+    def _valid_shapes(self, level: int, image_sizes, padded: tuple[int, int], x: Tensor) -> Tensor:
+        """(B, 2) how many rows and columns of a level's map lie in the image."""
+        stride = self.strides[level]
+
+        def count(image: int, full: int, size: int) -> int:
+            if self.mask_padding:
+                return min(-(-image // stride), size)
+            return sum(i * full // size < image for i in range(size))  # those whose nearest input pixel does
+
+        rows = [[count(*axis) for axis in zip(size, padded, x.shape[-2:])] for size in image_sizes]
+        return torch.tensor(rows, dtype=torch.int64, device=x.device)
 
     def _flatten(self, maps: list[Tensor], valid: Tensor, any_padding: bool) -> Memory:
         shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
@@ -97,20 +123,11 @@ class ChannelMapper(nn.Module):
             sine_map_code(shape, valid[:, level], dim, self.temperature, self.offset) + self.level_code[level]
             for level, shape in enumerate(shapes)
         ]
-        padding: Optional[Tensor] = None
+        padding: Tensor | None = None
         if any_padding:
             padding = torch.cat([padding_map(valid[:, i], shape).flatten(1) for i, shape in enumerate(shapes)], 1)
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
         return Memory(tokens, torch.cat(codes, 1).to(tokens.dtype), shapes, valid, padding)
-
-
-def valid_shapes(image_sizes, padded: tuple[int, int], shape: Sequence[int], device: torch.device) -> Tensor:
-    """(B, 2) how many rows and columns of a level lie in the image: those whose nearest input pixel does."""
-    rows = [
-        [sum(i * full // size < image for i in range(size)) for image, full, size in zip(image_size, padded, shape)]
-        for image_size in image_sizes
-    ]
-    return torch.tensor(rows, dtype=torch.int64, device=device)
 
 
 def padding_map(valid: Tensor, shape: Sequence[int]) -> Tensor:

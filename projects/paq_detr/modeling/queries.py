@@ -9,7 +9,7 @@ learned tables and PaQ-DETR's patterns go with every source.
 
 from __future__ import annotations
 
-from typing import Optional, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,7 @@ class EncoderTopN(nn.Module):
         num_queries: int,
         num_classes: int,
         embed_dim: int,
-        content: Optional[ContentSource],
+        content: ContentSource | None,
         score: str,
         assigner: Assigner,
         loss_scale: float = 1.0,
@@ -145,7 +145,8 @@ class EncoderTopN(nn.Module):
     def select(self, proposals: LayerOutput, num_queries: int) -> QuerySet:
         """The ``num_queries`` best proposals, or all tokens where there are fewer."""
         scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
-        scores = scores.detach().float().masked_fill(~proposals.valid, -torch.inf).nan_to_num(nan=-torch.inf)
+        scores = scores.detach().float()
+        scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
         scores, index = scores.topk(min(num_queries, scores.shape[1]), dim=1)
         reference = proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4))
         code = sine_box_code(reference, self.project.out_features // 2).to(proposals.logits.dtype)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,7 +33,7 @@ class Route(nn.Module):
         *,
         name: str,
         source: nn.Module,
-        decoder: Union[nn.Module, Borrowed],
+        decoder: nn.Module | Borrowed,
         intermediate: Assigner,
         final: Assigner,
         scale: float = 1.0,

@@ -11,15 +11,15 @@
 | IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
 | hybrid branch (Table 3) | ``HybridRoute`` | HYBRID.* |
 
-There is no official code. Where the paper's text is silent we follow the first author's working fork of Relation-DETR or
-choose ourselves; papers/README.md lists every such place.
+There is no official code. Where the paper's text is silent we follow the first author's working fork of Relation-DETR
+or choose ourselves; papers/README.md lists every such place.
 
 Shape legend: B images, n queries, m patterns, d channels, M objects of the batch.
 """
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from ..structures import LayerOutput, Memory, QuerySet, Targets
 
 
 class PatternContent(nn.Module):
-    """Content queries as convex mixtures of shared patterns: ``q_i = sum_j w_ij p_j`` (Eq. 4), w from the image (Eq. 3).
+    """Content queries as convex mixtures of shared patterns: ``q_i = sum_j w_ij p_j`` (Eq. 4), w per image (Eq. 3).
 
     Patterns start N(0, 1): under a nearly uniform softmax their mean is then about ``1/sqrt(m)`` long per channel.
     """
@@ -135,7 +135,7 @@ class MeanToken(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
-    def forward(self, memory: Memory, padding: Sequence[Optional[Tensor]]) -> Tensor:
+    def forward(self, memory: Memory, padding: Sequence[Tensor | None]) -> Tensor:
         if padding[0] is None:
             return self.mlp(memory.tokens.mean(1))
         keep = ~torch.cat([p.flatten(1) for p in padding], 1)[..., None]
@@ -163,30 +163,42 @@ class MultiScaleFusion(nn.Module):
         self.channel = nn.ModuleList(pair[0](embed_dim) for _ in range(num_levels - 1))
         self.spatial = nn.ModuleList(pair[1](embed_dim) for _ in range(num_levels - 1))
 
-    def forward(self, memory: Memory, padding: Sequence[Optional[Tensor]]) -> Tensor:
+    def forward(self, memory: Memory, padding: Sequence[Tensor | None]) -> Tensor:
         """(B, d) image descriptor."""
-        fused: Optional[Tensor] = None
+        fused: Tensor | None = None
         for level in reversed(range(len(memory.shapes))):
             x = self._level(level, memory.maps()[level], padding[level])
             if fused is not None:
-                x = x + F.interpolate(fused, size=x.shape[-2:], mode="bilinear", align_corners=False)
+                x = x + _double(fused, padding[level + 1])[..., : x.shape[-2], : x.shape[-1]]
                 keep = _keep(x, padding[level])
                 x = self.spatial[level](self.channel[level](x * keep, keep), keep)
             fused = x
         keep = _keep(fused, padding[0])
         return (fused * keep).sum((2, 3)) / keep.sum((2, 3))
 
-    def _level(self, level: int, x: Tensor, padding: Optional[Tensor]) -> Tensor:
+    def _level(self, level: int, x: Tensor, padding: Tensor | None) -> Tensor:
         x = self.reduce[level](x)
         x = self.dilated[level](x * _keep(x, padding))
         return F.relu(self.norms[level](x, padding))
 
 
-def _keep(x: Tensor, padding: Optional[Tensor]) -> Tensor:
+def _keep(x: Tensor, padding: Tensor | None) -> Tensor:
     """(B, 1, H, W) 1 at valid pixels of (B, C, H, W) ``x``, 0 in the padding."""
     if padding is None:
         return x.new_ones(len(x), 1, *x.shape[-2:])
     return (~padding)[:, None].to(x.dtype)
+
+
+def _double(x: Tensor, padding: Tensor | None) -> Tensor:
+    """Bilinear upsampling of a (B, C, H, W) map by two; towards padding the valid pixels repeat, as at a border."""
+
+    def up(y: Tensor) -> Tensor:
+        return F.interpolate(y, scale_factor=2, mode="bilinear", align_corners=False)
+
+    if padding is None:
+        return up(x)
+    keep = _keep(x, padding)
+    return up(x * keep) / up(keep).clamp(min=1e-6)
 
 
 class ChannelMLP(nn.Module):
@@ -218,7 +230,7 @@ class SpatialConv(nn.Module):
 
 
 class ECA(nn.Module):
-    """Efficient channel attention (Wang et al. 2020): a convolution of width 5 (for 256 channels) over channel means."""
+    """Efficient channel attention (Wang et al. 2020): a convolution (5 wide at 256 channels) over channel means."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -289,7 +301,8 @@ class FactoredHead(nn.Module):
 class QualityCountAssigner:
     """An object gets as many queries as its best ones deserve (Eq. 6-7).
 
-    ``s_ij = IoU_ij - gamma c_ij``, c the score of the object's class; ``k_j = max(ceil(sum of the k largest s_.j), l)``.
+    ``s_ij = IoU_ij - gamma c_ij``, c the score of the object's class;
+    ``k_j = max(ceil(sum of the k largest s_.j), l)``.
 
     Which k_j queries: the paper's text was not at hand, and its readers differ.
       "hungarian"  object j stands k_j times in the ordinary matching cost; s only sets the count (every one-to-many

@@ -1,0 +1,202 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+
+from paq_detr.structures import stack_instances
+
+from .conftest import (
+    ASSEMBLIES,
+    ASSIGNMENT,
+    HYBRID,
+    PATTERNS,
+    PLUSPLUS,
+    REFINE,
+    SINGLE_STAGE,
+    TWO_STAGE,
+    make_image,
+    make_model,
+    wake_up,
+)
+
+assemblies = pytest.mark.parametrize("options", ASSEMBLIES.values(), ids=ASSEMBLIES.keys())
+
+
+def total(losses):
+    return sum(losses.values())
+
+
+def detections(model, images):
+    model.eval()
+    with torch.no_grad():
+        return [output["instances"] for output in model(images)]
+
+
+def assert_same_detections(some, others, tolerance=1e-4):
+    for a, b in zip(some, others):
+        torch.testing.assert_close(a.scores, b.scores, atol=tolerance, rtol=0)
+        torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, atol=100 * tolerance, rtol=0)
+
+
+@assemblies
+def test_every_parameter_gets_a_gradient_in_one_step(options, two_images):
+    model = make_model(options)
+    total(model(two_images)).backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@assemblies
+@pytest.mark.parametrize("with_objects", [(), (1,)], ids=["none_at_all", "half_the_batch"])
+def test_images_without_objects_train(options, with_objects, two_images):
+    images = [make_image(64, 96, seed=3), two_images[1] if 1 in with_objects else make_image(50, 120, seed=4)]
+    model = make_model(options)
+    losses = model(images)
+    total(losses).backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    if not with_objects:
+        assert all(value == 0 for name, value in losses.items() if name.startswith(("loss_l1", "loss_giou")))
+
+
+@assemblies
+def test_batch_of_two_equals_two_batches_of_one(options, two_images):
+    model = wake_up(make_model(options))
+    together = detections(model, two_images)
+    alone = [detections(model, [image])[0] for image in two_images]
+    assert_same_detections(together, alone)
+
+
+def test_the_published_padding_makes_an_image_depend_on_its_batch(two_images):
+    """What NECK.MASK_PADDING mends: group norms that see padding."""
+    model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.NECK.MASK_PADDING": False}))
+    together, alone = detections(model, two_images)[1], detections(model, two_images[1:])[0]
+    assert (together.scores - alone.scores).abs().max() > 1e-3
+
+
+@assemblies
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (33, 400), (400, 33)], ids=str)
+def test_tiny_and_very_long_images(options, size):
+    model = make_model(options)
+    images = [make_image(*size, [[0, 0, size[1], size[0]]], [1])]
+    assert torch.isfinite(total(model(images)))
+    (result,) = detections(model, images)
+    assert result.image_size == size
+    assert result.pred_boxes.tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("options", [TWO_STAGE, PLUSPLUS, {**PLUSPLUS, **PATTERNS}], ids=["two_stage", "pp", "paq"])
+def test_fewer_tokens_than_queries_beside_a_larger_image(options, two_images):
+    model = wake_up(make_model(options, **{"MODEL.DETR.QUERIES.NUM": 40}))
+    tiny = make_image(9, 17, [[1, 1, 12, 8]], [0])
+    total(model([tiny, two_images[0]])).backward()
+    together = detections(model, [tiny, two_images[0]])
+    assert_same_detections(together, [detections(model, [tiny])[0], detections(model, two_images[:1])[0]])
+
+
+@pytest.mark.parametrize("options", [REFINE, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT}], ids=["refine", "paq"])
+def test_nan_features_give_no_detections_and_no_hang(options, two_images):
+    model = make_model(options)
+    with torch.no_grad():
+        model.neck.convs[0].bias.fill_(float("nan"))
+    for result in detections(model, two_images):
+        assert len(result) == 0
+    model.train()
+    assert not torch.isfinite(total(model(two_images)))
+
+
+def test_training_only_parts_deleted_gives_the_same_output(two_images):
+    model = wake_up(make_model({**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}))
+    before = detections(model, two_images)
+    slim = copy.deepcopy(model)
+    slim.drop_training_parts()
+    assert sum(p.numel() for p in slim.parameters()) < sum(p.numel() for p in model.parameters())
+    for a, b in zip(before, detections(slim, two_images)):
+        assert torch.equal(a.scores, b.scores) and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+
+
+def test_a_borrowed_decoder_is_saved_once_and_survives_a_copy(two_images):
+    model = make_model({**PLUSPLUS, **HYBRID})
+    assert not any(name.startswith("routes.1.decoder") for name in model.state_dict())
+    twin = copy.deepcopy(model)
+    total(twin(two_images)).backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_height_and_width_are_not_mixed_up():
+    """A transposed image gives other detections, but always inside its own size."""
+    model = wake_up(make_model(PLUSPLUS))
+    for size in ((40, 160), (160, 40)):
+        (result,) = detections(model, [make_image(*size)])
+        boxes = result.pred_boxes.tensor
+        assert (boxes[:, 0::2] >= 0).all() and (boxes[:, 0::2] <= size[1]).all()
+        assert (boxes[:, 1::2] >= 0).all() and (boxes[:, 1::2] <= size[0]).all()
+
+
+def test_boxes_come_back_in_the_size_asked_for():
+    model = wake_up(make_model(PLUSPLUS))
+    image = make_image(64, 96)
+    (small,) = detections(model, [image])
+    (large,) = detections(model, [{**image, "height": 128, "width": 288}])
+    scale = torch.tensor([3.0, 2.0, 3.0, 2.0])
+    torch.testing.assert_close(large.pred_boxes.tensor, small.pred_boxes.tensor * scale)
+
+
+def test_no_more_detections_than_asked_for_or_than_there_are_pairs(two_images):
+    assert all(len(r) == 5 for r in detections(make_model(**{"TEST.DETECTIONS_PER_IMAGE": 5}), two_images))
+    assert all(len(r) == 36 for r in detections(make_model(**{"TEST.DETECTIONS_PER_IMAGE": 900}), two_images))
+
+
+def test_a_bf16_step_trains(two_images):
+    model = make_model({**PLUSPLUS, **PATTERNS, **ASSIGNMENT})
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(two_images)
+    total(losses).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    torch.testing.assert_close(total(losses), total(model(two_images)), atol=0, rtol=0.05)
+
+
+def test_encoder_checkpointing_changes_nothing(two_images):
+    gradients = []
+    for recompute in (False, True):
+        model = make_model(PLUSPLUS, **{"MODEL.DETR.ENCODER.CHECKPOINT": recompute})
+        total(model(two_images)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*gradients)
+
+
+def test_an_unmatched_query_in_an_ignore_region_has_no_class_loss(two_images):
+    model = make_model(SINGLE_STAGE)
+    image = two_images[0]
+    image["instances"].gt_ignore = torch.tensor([False, False])
+    plain = model([image])["loss_class/final"]
+    whole = make_image(64, 96, [[4, 6, 40, 50], [30, 8, 90, 60], [0, 0, 96, 64]], [0, 2, 0], seed=1)
+    whole["instances"].gt_ignore = torch.tensor([False, False, True])
+    ignored = model([whole])["loss_class/final"]
+    assert 0 < ignored < plain
+
+
+def test_ignore_regions_are_no_objects():
+    image = make_image(64, 96, [[4, 6, 40, 50], [0, 0, 96, 64]], [0, 2])
+    image["instances"].gt_ignore = torch.tensor([False, True])
+    targets = stack_instances([image["instances"]], [(64, 96)], torch.device("cpu"))
+    assert targets.counts == (1,) and len(targets.ignore_boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MODEL.DETR.CLASS_NAMES": []}, "CLASS_NAMES is empty"),
+        ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME"),
+        ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "needs QUERIES.NAME EncoderTopN"),
+        ({"MODEL.DETR.LOSS.CLASSIFICATION": "vocal"}, "LOSS.CLASSIFICATION"),
+        ({"MODEL.DETR.HYBRID.ENABLED": True}, "HYBRID.ENABLED needs"),
+        ({**PATTERNS, "MODEL.DETR.PATTERNS.FUSION": "ful"}, "PATTERNS.FUSION"),
+        ({"MODEL.DETR.QUERIES.NAME": "LearnedAnchors"}, "sine_mlp"),
+    ],
+)
+def test_a_wrong_setting_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(options)
