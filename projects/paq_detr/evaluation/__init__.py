@@ -8,9 +8,10 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 
 from .coco import CocoBoxEvaluator
+from .crowd_evaluator import CrowdHumanEvaluator
 from .query_use import QueryUseEvaluator, gini_coefficient
 
-__all__ = ["CocoBoxEvaluator", "QueryUseEvaluator", "build_evaluator", "gini_coefficient"]
+__all__ = ["CocoBoxEvaluator", "CrowdHumanEvaluator", "QueryUseEvaluator", "build_evaluator", "gini_coefficient"]
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:

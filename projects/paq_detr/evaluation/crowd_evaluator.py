@@ -1,0 +1,162 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The CrowdHuman metrics as a Detectron2 evaluator, for any registered dataset with or without ignore regions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import BoxMode
+from tqdm import tqdm
+
+from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, describe, evaluate_images, join, summarize
+from .records import Detections, finite_detections, gather_records
+
+logger = logging.getLogger(__name__)
+
+IMAGES_AT_ONCE = 256
+METRICS = ("AP", "MR", "JI", "JI_threshold", "Recall")
+
+
+class CrowdHumanEvaluator(DatasetEvaluator):
+    """AP, MR-2, JI and recall by CrowdHuman's definitions (``crowd_metrics``), also split by crowdedness.
+
+    Annotations with ``iscrowd`` are ignore regions. With several classes every metric is computed per class, on the
+    detections and annotations of that class, and averaged over the classes that have objects. No cap on detections.
+
+    Scores are rounded to 5 digits and boxes to 1/1000 pixel before everything, as in the dump that is written for
+    datasets of one class: the command ``paq_detr.evaluation.crowdhuman`` gives the same numbers from it.
+
+    Args:
+        dataset_name: registered dataset whose dicts have ``height`` and ``width``.
+        output_dir: folder for ``crowd_metrics.json`` and, for one class, ``crowd_detections.json`` (CrowdHuman's json
+            lines, ground truth included, which the public programs read); None writes nothing.
+        protocol: "crowddet" or "dh".
+    """
+
+    def __init__(self, dataset_name: str, output_dir: str | None = None, protocol: str = "crowddet"):
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        self.dataset_name = dataset_name
+        self.output_dir = output_dir
+        self.protocol = PROTOCOLS[protocol]
+        self._dicts = DatasetCatalog.get(dataset_name)
+        self._class_names = list(MetadataCatalog.get(dataset_name).thing_classes)
+        self._records: dict[Any, Detections] = {}
+
+    def reset(self) -> None:
+        self._records = {}
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        for image, output in zip(inputs, outputs):
+            self._records[image["image_id"]] = finite_detections(output["instances"])
+
+    def evaluate(self) -> dict[str, dict[str, float]]:
+        """``{"crowd": {"AP", "MR", "JI", "JI_threshold", "Recall", "AP-crowded0.3", ...}}``; ``{}`` on ranks > 0.
+
+        In percent, JI_threshold excepted. ``-crowded0.3`` is for the images whose persons' mean crowdedness is 0.3 to
+        0.4, and ``AP-person`` for one class of several.
+        """
+        records = gather_records(self._records)
+        if records is None:
+            return {}
+        self._check(records)
+        summaries = {name: self._summarize(index, records) for index, name in enumerate(self._class_names)}
+        for name, summary in summaries.items():
+            logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
+        if self.output_dir:
+            os.makedirs(self.output_dir, exist_ok=True)
+            with open(os.path.join(self.output_dir, "crowd_metrics.json"), "w") as file:
+                json.dump({"protocol": self.protocol.name, "classes": summaries}, file, indent=1)
+            if len(self._class_names) == 1:
+                self._write_dump(records)
+        return {"crowd": _average(summaries)}
+
+    def _check(self, records: dict[Any, Detections]) -> None:
+        known = {d["image_id"] for d in self._dicts}
+        unknown = [image_id for image_id in records if image_id not in known]
+        if unknown:
+            raise ValueError(f"image_id {unknown[0]!r} of a prediction is not in the dataset {self.dataset_name!r}")
+        dropped = sum(record.num_dropped for record in records.values())
+        if dropped:
+            logger.warning("%d detections with a NaN or infinite box or score were dropped", dropped)
+
+    def _summarize(self, category: int, records: dict[Any, Detections]) -> dict[str, Any]:
+        parts = [evaluate_images([], self.protocol)]
+        starts = range(0, len(self._dicts), IMAGES_AT_ONCE)
+        for start in tqdm(starts, desc=f"crowd metrics, {self._class_names[category]}", disable=len(starts) < 4):
+            places = range(start, min(start + IMAGES_AT_ONCE, len(self._dicts)))
+            parts.append(evaluate_images((self._image(p, category, records) for p in places), self.protocol))
+        return summarize(join(parts), self.protocol)
+
+    def _image(self, place: int, category: int, records: dict[Any, Detections]) -> CrowdImage:
+        image = self._dicts[place]
+        boxes_xywh, tags = _truth(image, category)
+        found_xywh, scores = _found(records.get(image["image_id"]), category)
+        truth = Truth(_to_xyxy(boxes_xywh), tags)
+        return CrowdImage(place, truth, _to_xyxy(found_xywh), scores, (image["height"], image["width"]))
+
+    def _write_dump(self, records: dict[Any, Detections]) -> None:
+        path = os.path.join(self.output_dir, "crowd_detections.json")
+        with open(path, "w") as file:
+            for image in self._dicts:
+                found, truth = _found(records.get(image["image_id"]), 0), _truth(image, 0)
+                record = {
+                    "ID": image["image_id"],
+                    "height": image["height"],
+                    "width": image["width"],
+                    "dtboxes": [{"box": b, "score": s, "tag": 1} for b, s in zip(*(rows.tolist() for rows in found))],
+                    "gtboxes": [{"box": b, "tag": t} for b, t in zip(*(rows.tolist() for rows in truth))],
+                }
+                file.write(json.dumps(record, separators=(",", ":")) + "\n")
+        logger.info("detections written to %s", path)
+
+
+def _found(record: Detections | None, category: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rounded xywh boxes (D, 4) and scores (D,) of one class."""
+    if record is None:
+        return np.zeros((0, 4)), np.zeros(0)
+    chosen = record.classes == category
+    boxes = record.boxes_xyxy[chosen].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes.round(3), record.scores[chosen].astype(np.float64).round(5)
+
+
+def _truth(image: dict, category: int) -> tuple[np.ndarray, np.ndarray]:
+    """The xywh boxes (G, 4) of one class, and their tags (G,): 1, or -1 for an ignore region."""
+    rows = [a for a in image.get("annotations", ()) if a["category_id"] == category]
+    boxes = [[float(v) for v in BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS)] for a in rows]
+    tags = [-1 if a.get("iscrowd", 0) else 1 for a in rows]
+    return np.array(boxes).reshape(-1, 4), np.array(tags, dtype=np.int8)
+
+
+def _to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], 1)
+
+
+def _average(summaries: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The metrics averaged over classes where they are defined, in percent; then those of each class of several."""
+    rows = {name: _flatten(summary) for name, summary in summaries.items()}
+    average = {}
+    for key in dict.fromkeys(key for row in rows.values() for key in row):
+        values = [row[key] for row in rows.values() if not math.isnan(row.get(key, math.nan))]
+        average[key] = sum(values) / len(values) if values else math.nan
+    if len(rows) > 1:
+        average.update({f"{metric}-{name}": row[metric] for name, row in rows.items() for metric in METRICS})
+    return average
+
+
+def _flatten(summary: dict[str, Any]) -> dict[str, float]:
+    groups = {"": summary, **{f"-crowded{key}": group for key, group in summary["by_image_crowdedness"].items()}}
+    return {
+        metric + suffix: group[metric] * (1 if metric == "JI_threshold" else 100)
+        for suffix, group in groups.items()
+        for metric in METRICS
+    }

@@ -1,0 +1,137 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""AP, MR-2, JI and recall of saved detections against a CrowdHuman annotation file.
+
+python -m paq_detr.evaluation.crowdhuman --gt annotation_val.odgt --dt detections.json --json out.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from .crowd_evaluator import CrowdHumanEvaluator
+from .crowd_files import BOX_KINDS, Annotations, CocoResults, JsonLines, open_detections
+from .crowd_metrics import PROTOCOLS, ImageResults, Protocol, describe, evaluate_images, join, summarize
+
+__all__ = ["CrowdHumanEvaluator", "evaluate_files", "main"]
+
+logger = logging.getLogger(__name__)
+
+PIECES_PER_WORKER = 8  # more share the work better, fewer are faster to match
+
+
+def evaluate_files(
+    gt: str,
+    dt: str,
+    box: str = "fbox",
+    protocol: str = "crowddet",
+    image_folder: str | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Evaluate a detection file against an odgt file; gives what ``crowd_metrics.summarize`` gives, as fractions.
+
+    An annotated image without a record counts as an image without detections.
+
+    Args:
+        gt: annotation file (odgt).
+        dt: json-lines dump or COCO results list.
+        box: which ground truth boxes count, "fbox", "vbox" or "hbox".
+        protocol: "crowddet" or "dh".
+        image_folder: pictures to look up sizes in, where neither file has them.
+        workers: processes; None: as many as there are CPUs.
+
+    Raises:
+        ValueError: a file is missing or broken, or a detected image is unknown or comes twice.
+    """
+    rules = PROTOCOLS[protocol]
+    annotations = Annotations(gt, box, image_folder)
+    parts = list(_evaluate_pieces(open_detections(dt, annotations), rules, workers or _num_cpus()))
+    found = np.bincount(join(parts).places, minlength=len(annotations.ids))
+    if found.max() > 1:
+        raise ValueError(f"{dt} holds the image {annotations.ids[int(found.argmax())]!r} more than once")
+    missing = np.flatnonzero(found == 0).tolist()
+    if missing:
+        logger.warning("%s has no detections for %d of %d annotated images", dt, len(missing), len(found))
+        parts.append(evaluate_images(map(annotations.without_detections, missing), rules))
+    results = join(parts)
+    _warn(results, dt, rules)
+    return {"protocol": protocol, "box": box, **summarize(results, rules)}
+
+
+def _evaluate_pieces(file: JsonLines | CocoResults, rules: Protocol, workers: int) -> Iterator[ImageResults]:
+    """The results of the file's pieces, with a progress bar over its images."""
+    pieces = file.pieces(PIECES_PER_WORKER * workers)
+    with tqdm(total=len(file.annotations.ids), unit=" images", desc="evaluating") as progress:
+        for results in _map(file, rules, pieces, workers):
+            progress.update(len(results.places))
+            yield results
+
+
+def _map(file: JsonLines | CocoResults, rules: Protocol, pieces: list, workers: int) -> Iterator[ImageResults]:
+    if workers == 1 or sys.platform != "linux":  # elsewhere a new process costs more than it saves
+        yield from (evaluate_images(file.images(piece), rules) for piece in pieces)
+        return
+    context = multiprocessing.get_context("fork")
+    with context.Pool(workers, initializer=_set_job, initargs=(file, rules)) as pool:
+        yield from pool.imap_unordered(_do_piece, pieces)
+
+
+def _set_job(*job: Any) -> None:
+    _do_piece.job = job
+
+
+def _do_piece(piece: Any) -> ImageResults:
+    file, rules = _do_piece.job
+    return evaluate_images(file.images(piece), rules)
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _warn(results: ImageResults, dt: str, rules: Protocol) -> None:
+    unclipped, differing = int((~results.clipped).sum()), int(results.own_truth_differs.sum())
+    if unclipped:
+        logger.warning("the boxes of %d images are not clipped as the protocol demands, because neither file holds "
+                       "their size; --images FOLDER looks it up", unclipped)  # fmt: skip
+    if differing and rules.own_truth:
+        logger.warning("%s carries another number of persons than the annotation file in %d images; "
+                       "as published, JI goes by it", dt, differing)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m paq_detr.evaluation.crowdhuman", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--gt", required=True, help="annotation file (odgt)")
+    parser.add_argument("--dt", required=True, help="detections: CrowdHuman's json lines or a COCO results list")
+    parser.add_argument("--box", choices=BOX_KINDS, default="fbox", help="which ground truth boxes count")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="crowddet", help="CrowdDet's program, or DH-DETR's")
+    parser.add_argument("--images", help="folder of ID.jpg, for image sizes that neither file holds")
+    parser.add_argument("--workers", type=int, help="processes (default: as many as CPUs)")
+    parser.add_argument("--json", help="write all numbers, at full precision, to this file")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        summary = evaluate_files(options.gt, options.dt, options.box, options.protocol, options.images, options.workers)
+        logger.info("%s", describe(summary))
+        if options.json:
+            with open(options.json, "w") as file:
+                json.dump(summary, file, indent=1)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
