@@ -49,7 +49,7 @@ lint: $(STAMPS)/requirements
 	$(PY) -m ruff check .
 
 doctor: install
-	$(PY) -m paq_detr.doctor
+	$(PY) projects/paq_detr/doctor.py
 
 clean:
 	rm -rf .venv $(STAMPS)/package build output *.egg-info .pytest_cache .ruff_cache

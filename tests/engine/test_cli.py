@@ -1,0 +1,110 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from paq_detr.engine import NonFiniteLossError, UserError, run_cli, setup_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["MODEL.DETR.QUERIES.NUMBER", "5"], r"no config key MODEL.DETR.QUERIES.NUMBER \(did you mean .*QUERIES.NUM\?\)"),
+        (["MODEL.NUM_QUERIES.NUM", "5"], "no config key MODEL.NUM_QUERIES.NUM"),
+        (["SOLVER.MAX_ITERS", "5"], r"did you mean SOLVER.MAX_ITER\?"),
+        (["BASE_LR", "5"], r"did you mean SOLVER.BASE_LR\?"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER cannot be 'many'"),
+        (["SOLVER.MAX_ITER"], "pairs KEY VALUE.*SOLVER.MAX_ITER"),
+        (["DATASETS.TRAIN", "['synthetic_crowd']"], "'synthetic_crowd'.*not registered.*synthetic_crowd_train"),
+        (["DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]"], "'mine': the annotation file no.json does not exist"),
+        (["MODEL.WEIGHTS", "nowhere/model.pth"], "Weight file nowhere/model.pth does not exist"),
+    ],
+)
+def test_wrong_options_give_one_sentence(make_cfg, opts, message):
+    with pytest.raises(UserError, match=message) as caught:
+        make_cfg(*opts)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("MODEL: {DETR: {QUERIES: {NUMBER: 3}}}", r"no config key MODEL.DETR.QUERIES.NUMBER \(did you mean"),
+        ("MODEL: {DETR: 3}", "MODEL.DETR"),
+        ("MODEL: [", "while parsing"),
+        ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_wrong_config_file_gives_one_sentence(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("VERSION: 2\n" + text)
+    with pytest.raises(UserError, match=f"wrong.yaml: .*{message}") as caught:
+        setup_config(Namespace(config_file=str(path), opts=[]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_config_file_is_named_with_the_nearest(config_file):
+    wrong = config_file.replace("tiny.yaml", "tinny.yaml")
+    with pytest.raises(UserError, match=f"{wrong} does not exist .did you mean {config_file}"):
+        setup_config(Namespace(config_file=wrong, opts=[]))
+
+
+def test_the_config_holds_the_class_names_of_the_dataset(make_cfg):
+    assert make_cfg().MODEL.DETR.CLASS_NAMES == ["person", "balloon", "crate", "cone"]
+
+
+def test_without_cuda_the_model_goes_to_the_cpu(make_cfg, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert make_cfg("MODEL.DEVICE", "cuda").MODEL.DEVICE == "cpu"
+
+
+def test_more_gpus_than_there_are_is_refused(config_file, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = Namespace(config_file=config_file, opts=["MODEL.DEVICE", "cuda"], num_gpus=4)
+    with pytest.raises(UserError, match="--num-gpus is 4, but torch finds 0"):
+        setup_config(args)
+
+
+@pytest.mark.parametrize("error, code", [(UserError, 2), (NonFiniteLossError, 1)])
+def test_expected_errors_become_a_line_and_an_exit_code(capsys, error, code):
+    def main():
+        raise error("This is wrong.")
+
+    assert run_cli(main, "program") == code
+    assert capsys.readouterr().err == "program: This is wrong.\n"
+
+
+def run_train_net(*args):
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", ROOT / "train_net.py", *map(str, args)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_train_net_says_what_is_wrong_without_a_traceback(config_file):
+    result = run_train_net("--config-file", config_file, "SOLVER.MAX_ITERS", 3)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("train_net: There is no config key SOLVER.MAX_ITERS")
+    assert "Traceback" not in result.stderr
+
+
+def test_train_net_trains_and_evaluates_what_it_wrote(config_file, tmp_path):
+    out = tmp_path / "out"
+    result = run_train_net("--config-file", config_file, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "OUTPUT_DIR", out)
+    assert result.returncode == 0, result.stderr
+    assert (out / "model_final.pth").is_file() and (out / "metrics.json").is_file()
+    weights = "MODEL.WEIGHTS", out / "model_final.pth"
+    result = run_train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")
+    assert result.returncode == 0, result.stderr
+    assert (out / "eval" / "inference" / "synthetic_crowd_val").is_dir()
