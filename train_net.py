@@ -10,12 +10,10 @@ import argparse
 import sys
 
 from detectron2.engine import default_argument_parser, launch
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 
-import paq_detr  # noqa: F401  (registers the meta-architecture)
 from paq_detr.data import register_datasets
-from paq_detr.engine import DetrCheckpointer, Trainer, run_cli, setup_config, start_run
+from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config, start_run
 
 
 def worker(cfg, args: argparse.Namespace) -> None:
@@ -24,7 +22,7 @@ def worker(cfg, args: argparse.Namespace) -> None:
         register_datasets(cfg)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        model = build_model(cfg)
+        model = build_detector(cfg)
         DetrCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)
         return

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "opts, message",
     [
-        (["MODEL.DETR.QUERIES.NUMBER", "5"], r"no config key MODEL.DETR.QUERIES.NUMBER \(did you mean .*QUERIES.NUM\?\)"),
+        (
+            ["MODEL.DETR.QUERIES.NUMBER", "5"],
+            r"no config key .*QUERIES.NUMBER \(did you mean .*QUERIES.NUM\?\)",
+        ),
         (["MODEL.NUM_QUERIES.NUM", "5"], "no config key MODEL.NUM_QUERIES.NUM"),
         (["SOLVER.MAX_ITERS", "5"], r"did you mean SOLVER.MAX_ITER\?"),
         (["BASE_LR", "5"], r"did you mean SOLVER.BASE_LR\?"),

@@ -87,6 +87,12 @@ def test_an_unknown_precision_is_named(make_cfg):
         Trainer(make_cfg("SOLVER.AMP.DTYPE", "bf16"))
 
 
+def test_parts_that_do_not_fit_together_give_one_sentence(make_cfg):
+    with pytest.raises(UserError, match="cannot be built: HYBRID.ENABLED needs") as caught:
+        Trainer(make_cfg("MODEL.DETR.HYBRID.ENABLED", True))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_infinite_loss_stops_with_iteration_terms_and_images(make_cfg, monkeypatch):
     trainer = Trainer(make_cfg("DATASETS.TEST", "[]"))
     model = trainer.checkpointer.model

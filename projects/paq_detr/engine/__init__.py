@@ -5,6 +5,15 @@
 from .checkpoint import DetrCheckpointer
 from .errors import NonFiniteLossError, UserError
 from .setup import run_cli, setup_config, start_run
-from .trainer import Trainer
+from .trainer import Trainer, build_detector
 
-__all__ = ["DetrCheckpointer", "NonFiniteLossError", "Trainer", "UserError", "run_cli", "setup_config", "start_run"]
+__all__ = [
+    "DetrCheckpointer",
+    "NonFiniteLossError",
+    "Trainer",
+    "UserError",
+    "build_detector",
+    "run_cli",
+    "setup_config",
+    "start_run",
+]

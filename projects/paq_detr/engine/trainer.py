@@ -37,6 +37,16 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """Detectron2's ``build_model``; a config whose parts do not fit together raises UserError."""
+    try:
+        return build_model(cfg)
+    except (ValueError, AssertionError) as error:
+        if not str(error):
+            raise
+        raise UserError(f"The model of this config cannot be built: {error}.") from error
+
+
 class Trainer(TrainerBase):
     """Trains ``cfg`` (see ``setup_config``), evaluates, and saves checkpoints into ``cfg.OUTPUT_DIR``.
 
@@ -52,7 +62,7 @@ class Trainer(TrainerBase):
         super().__init__()
         self.data_loader, num_images = self.build_train_loader(cfg)
         self.cfg = cfg = resolve_schedule(cfg, num_images)
-        model = build_model(cfg)
+        model = build_detector(cfg)
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_scheduler(cfg, self.optimizer)

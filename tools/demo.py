@@ -1,0 +1,121 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small detector, evaluate it on held-out images, and draw what it finds.
+
+    python tools/demo.py [--config-file configs/demo.yaml] [KEY VALUE ...]
+
+Writes predictions.png, loss.png and summary.json into output/demo (or OUTPUT_DIR), beside what training writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+
+import numpy as np
+import torch
+from demo_figures import Labelled, draw_losses, draw_predictions
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BoxMode
+
+from paq_detr.data import DetrDatasetMapper, read_image
+from paq_detr.engine import Trainer, run_cli, setup_config, start_run
+
+
+def held_out(cfg: CfgNode, count: int) -> list[dict]:
+    """The first ``count`` images of the test set that hold an object."""
+    dicts = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    return [d for d in dicts if any(not a.get("iscrowd", 0) for a in d["annotations"])][:count]
+
+
+def ground_truth(record: dict) -> Labelled:
+    def boxes(ignored: bool) -> np.ndarray:
+        chosen = [a for a in record["annotations"] if bool(a.get("iscrowd", 0)) == ignored]
+        converted = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in chosen]
+        return np.array(converted).reshape(-1, 4)
+
+    classes = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+    return Labelled(boxes(False), classes, ignored_xyxy=boxes(True))
+
+
+@torch.no_grad()
+def predictions(cfg: CfgNode, model: torch.nn.Module, records: list[dict], threshold: float) -> list[Labelled]:
+    mapper = DetrDatasetMapper(cfg, False)
+    model.eval()
+    found = []
+    for record in records:
+        instances = model([mapper(record)])[0]["instances"].to("cpu")
+        instances = instances[instances.scores >= threshold]
+        boxes, classes = instances.pred_boxes.tensor.numpy(), instances.pred_classes.tolist()
+        found.append(Labelled(boxes, classes, instances.scores.tolist()))
+    return found
+
+
+def report(cfg: CfgNode, trainer: Trainer, seconds: float, args: argparse.Namespace) -> str:
+    """Write the pictures and the summary; returns the text for the terminal."""
+    folder, names = cfg.OUTPUT_DIR, list(cfg.MODEL.DETR.CLASS_NAMES)
+    records = held_out(cfg, args.images)
+    found = predictions(cfg, trainer.checkpointer.model, records, args.threshold)
+    images = [read_image(record["file_name"], "RGB") for record in records]
+    pictures = [os.path.join(folder, name) for name in ("predictions.png", "loss.png")]
+    draw_predictions(pictures[0], images, [ground_truth(record) for record in records], found, names)
+    draw_losses(pictures[1], os.path.join(folder, "metrics.json"))
+    summary = {
+        "config": args.config_file,
+        "device": str(trainer.device),
+        "iterations": trainer.max_iter,
+        "training_seconds": round(seconds, 1),
+        # A class without objects has no AP: null, since json knows no NaN.
+        "results": {
+            task: {name: value if math.isfinite(value) else None for name, value in values.items()}
+            for task, values in trainer.results.items()
+        },
+    }
+    with open(os.path.join(folder, "summary.json"), "w") as file:
+        json.dump(summary, file, indent=2)
+    weights = os.path.join(folder, "model_final.pth")
+    box = trainer.results["bbox"]
+    python = min(sys.executable, os.path.relpath(sys.executable), key=len)
+    return f"""
+{trainer.max_iter} iterations in {seconds:.0f} s on {trainer.device}. On held-out images: AP {box["AP"]:.1f}, \
+AP50 {box["AP50"]:.1f}.
+
+  {pictures[0]}   ground truth beside predictions
+  {pictures[1]}          the curves
+  {os.path.join(folder, "summary.json")}      the numbers
+  {weights}   the weights
+
+To go on:
+  evaluate again    {python} train_net.py --config-file {folder}/config.yaml --eval-only MODEL.WEIGHTS {weights}
+  train your own    {python} train_net.py --config-file configs/my_dataset.yaml   (edit its three lines first)
+  see the curves    {python} -m tensorboard.main --logdir {folder}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--config-file", default="configs/demo.yaml")
+    parser.add_argument("--images", type=int, default=6, help="how many held-out images to draw")
+    parser.add_argument("--threshold", type=float, default=0.4, help="lowest score that is drawn")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    args = parser.parse_args()
+    args.opts = ["OUTPUT_DIR", os.path.join("output", "demo"), *args.opts]
+    cfg = setup_config(args)
+    start_run(cfg, args)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))  # an earlier demo's curves would mix in
+    trainer = Trainer(cfg)
+    trainer.resume_or_load()
+    start = time.perf_counter()
+    trainer.train()
+    sys.stdout.write(report(cfg, trainer, time.perf_counter() - start, args))
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, "demo"))
