@@ -383,7 +383,16 @@ def test_command_writes_json_at_full_precision(tmp_path):
     expected = evaluate_files(str(gt), str(dt), workers=1)
     assert same(written, expected)
     assert {"AP", "MR", "JI", "JI_threshold", "Recall"} <= written.keys()
-    assert "score above" in result.stdout and "12/12" in result.stderr
+    assert "person crowdedness" in result.stdout and "12/12" in result.stderr
+
+
+def test_command_runs_without_any_person(tmp_path):
+    gt, dt = tmp_path / "gt.odgt", tmp_path / "dt.json"
+    records = one_image([mask(*A)], [(B, 0.9)])
+    gt.write_text(json.dumps(records[0][0]))
+    dt.write_text(json.dumps(records[1][0]))
+    main(["--gt", str(gt), "--dt", str(dt), "--workers", "1", "--json", str(tmp_path / "out.json")])
+    assert math.isnan(json.loads((tmp_path / "out.json").read_text())["AP"])
 
 
 def test_command_ends_with_one_sentence_on_bad_input(tmp_path, capsys):

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from paq_detr.evaluation import CocoBoxEvaluator, QueryUseEvaluator
+from paq_detr.evaluation import CocoBoxEvaluator, CrowdHumanEvaluator, QueryUseEvaluator
 
 from .scenes import dataset_dicts, instances
 
@@ -35,7 +35,7 @@ def evaluate(image_ids):
     MetadataCatalog.get("ranks").set(thing_classes=["a", "b"])
     try:
         results = {}
-        for evaluator in (CocoBoxEvaluator("ranks", 100), QueryUseEvaluator(4)):
+        for evaluator in (CocoBoxEvaluator("ranks", 100), QueryUseEvaluator(4), CrowdHumanEvaluator("ranks")):
             evaluator.reset()
             for i in image_ids:
                 evaluator.process([{"image_id": i}], [{"instances": predictions[i]}])

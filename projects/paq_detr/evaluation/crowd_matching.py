@@ -144,19 +144,27 @@ def _is_member(values: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 def _solve_exactly(person, detection, weight, image, pairs: np.ndarray) -> list[np.ndarray]:
-    """Chosen ones of ``pairs``, one array per image."""
+    """The chosen ones of ``pairs``, one array per image."""
+    if not len(pairs):
+        return []
     pairs = pairs[np.argsort(image[pairs], kind="stable")]
-    bounds = np.flatnonzero(np.diff(image[pairs], prepend=-1, append=-1))
-    rows = np.unique(person[pairs], return_inverse=True)[1]
-    columns = np.unique(detection[pairs], return_inverse=True)[1]
+    starts = np.flatnonzero(np.diff(image[pairs], prepend=-1))
+    lengths = np.diff(starts, append=len(pairs))
+    rows, heights = _number_locally(person[pairs], starts, lengths)
+    columns, widths = _number_locally(detection[pairs], starts, lengths)
     chosen = []
-    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist()):
-        row, column = rows[start:stop], columns[start:stop]
-        row, column = row - row.min(), column - column.min()
-        pair_of = np.full((row.max() + 1, column.max() + 1), -1)
-        pair_of[row, column] = pairs[start:stop]
-        matrix = np.zeros(pair_of.shape)
-        matrix[row, column] = weight[pairs[start:stop]]
-        solved = pair_of[linear_sum_assignment(matrix, maximize=True)]
-        chosen.append(solved[solved >= 0])
+    for start, length, shape in zip(starts.tolist(), lengths.tolist(), zip(heights.tolist(), widths.tolist())):
+        here = slice(start, start + length)
+        matrix, name = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+        matrix[rows[here], columns[here]] = weight[pairs[here]]
+        name[rows[here], columns[here]] = pairs[here] + 1
+        solved = name[linear_sum_assignment(matrix, maximize=True)]
+        chosen.append(solved[solved > 0] - 1)
     return chosen
+
+
+def _number_locally(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values as numbers from 0 within each image, whose values are greater than the image's before; and how many."""
+    numbers = np.unique(values, return_inverse=True)[1]
+    first, last = np.minimum.reduceat(numbers, starts), np.maximum.reduceat(numbers, starts)
+    return numbers - np.repeat(first, lengths), last - first + 1

@@ -2,11 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """AP, MR-2, recall and JI of crowded images, as the published CrowdHuman programs define them.
 
-The images are reduced one by one to the few pairs that overlap by half (``evaluate_images``); from there on all images
-are worked on together, and parts of a data set that were evaluated apart can be joined (``join``) before ``summarize``.
+With every detection a true positive, a false positive or dropped (it found no free person and lies in an ignore region
+by more than half of its own area), sorted by score over all images; r_i, p_i recall and precision of the first i:
 
-Two protocols: CrowdDet's program, and the one behind DH-DETR's numbers, which differs in the places that ``Protocol``
-names. No cap on detections, no monotone envelope, no first step of the curve: docs/crowd_metrics.md has the formulas.
+* AP = sum over i >= 2 of (r_i - r_{i-1}) (p_i + p_{i-1}) / 2: trapezoids over the raw points, without an envelope and
+  without the step to the first point, so that perfect results give 1 - 1 / persons.
+* MR-2 = exp(mean of ln(1 - r_i)) over nine numbers of false positives per image, ``FPPI_POINTS``; i is the first row
+  that reaches the number, or the last row. A single miss rate of 0 makes it 0.
+* Recall = r at the last row. No cap on detections anywhere.
+* JI = max over score thresholds of the mean over images of k / (m + n - k): k pairs of detections and persons, out of
+  n detections and m persons, those without a partner not counted where they lie in an ignore region by more than half.
+
+Two protocols: CrowdDet's program, and the one behind DH-DETR's numbers, which differs in what ``Protocol`` names.
+
+Images are reduced one by one to the few pairs that overlap by half; from there on many images are worked on together.
 """
 
 from __future__ import annotations
@@ -351,21 +360,13 @@ def describe(summary: dict[str, Any]) -> str:
     from tabulate import tabulate
 
     names = ("AP", "MR", "JI", "Recall", "JI_threshold", "images", "persons")
-    headline = [[summary[name] for name in names]]
-    lines = [[line[name] for name in ("threshold", "JI", "k", "n", "m")] for line in summary["thresholds"]]
-    groups = [[key, *(group[n] for n in names)] for key, group in summary["by_image_crowdedness"].items()]
-    persons = [[key, *group.values()] for key, group in summary["by_person_crowdedness"].items()]
-    style = {"tablefmt": "simple", "floatfmt": ".4f"}
-    return "\n\n".join(
-        (
-            tabulate(headline, headers=names, **style),
-            tabulate(lines, headers=("score above", "JI", "k", "n", "m"), **style),
-            tabulate(groups, headers=("image crowdedness", *names), disable_numparse=[0], **style),
-            tabulate(
-                persons,
-                headers=("person crowdedness", "persons", "Recall", "duplicates"),
-                disable_numparse=[0],
-                **style,
-            ),
-        )
+    lines = [[f"> {line['threshold']}", *(line[n] for n in ("JI", "k", "n", "m"))] for line in summary["thresholds"]]
+    groups = [[f"from {key}", *(g[n] for n in names)] for key, g in summary["by_image_crowdedness"].items()]
+    persons = [[f"from {key}", *g.values()] for key, g in summary["by_person_crowdedness"].items()]
+    tables = (
+        (names, [[summary[name] for name in names]]),
+        (("score", "JI", "k", "n", "m"), lines),
+        (("image crowdedness", *names), groups),
+        (("person crowdedness", "persons", "Recall", "duplicates"), persons),
     )
+    return "\n\n".join(tabulate(rows, headers, tablefmt="simple", floatfmt=".4f") for headers, rows in tables if rows)
