@@ -176,11 +176,11 @@ def _add_training_keys(cfg: CN) -> None:
     S.IMS_PER_BATCH = 16
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
-    S.EPOCHS = 0.0
+    S.EPOCHS = 0
     S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
-    S.CHECKPOINT_EPOCHS = 1.0
+    S.CHECKPOINT_EPOCHS = 1
     S.CHECKPOINT_KEEP = 3  # so many of the latest periodic checkpoints stay; 0: all
-    cfg.TEST.EVAL_EPOCHS = 1.0  # 0: only after the last iteration
+    cfg.TEST.EVAL_EPOCHS = 1  # 0: only after the last iteration
     # The metric whose best value decides which weights become model_best.pth; leading minus: lower is better; "": none.
     # With several test datasets its name starts with the dataset, as in "my_val/bbox/AP".
     cfg.TEST.BEST_METRIC = "bbox/AP"

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from .modeling.backbone import build_backbone
 from .modeling.build import build_routes
 from .modeling.criterion import SetCriterion
-from .modeling.diagnostics import log_scalars
+from .modeling.diagnostics import MatchedSlots, log_scalars, positives_per_object
 from .modeling.encoder import Encoder
 from .modeling.neck import ChannelMapper
 from .modeling.postprocess import select_detections
 from .modeling.route import Route
-from .structures import Assignment, Memory, Targets, stack_instances
+from .structures import Memory, Targets, stack_instances
 
 
 @META_ARCH_REGISTRY.register()
@@ -62,6 +62,7 @@ class QueryDetector(nn.Module):
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
         self.routes = nn.ModuleList(routes)
         self.criterion = criterion
+        self.matched_slots = MatchedSlots()
         self.class_names, self.top_k, self.input_format = tuple(class_names), top_k, input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -127,15 +128,12 @@ class QueryDetector(nn.Module):
             predictions += of_route
             losses.update(own_losses)
         of_pairs, assignments = self.criterion(predictions, targets)
+        final = next(p for p in predictions if p.name == "final")
+        self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
+        log_scalars(lambda: {"queries_ever_matched": self.matched_slots.share()})
         return {**losses, **of_pairs}
 
     def drop_training_parts(self) -> None:
         """Delete the training-only routes with their parameters; what is predicted stays the same."""
         del self.routes[1:]
-
-
-def positives_per_object(assignments: dict[str, Assignment], targets: Targets) -> dict[str, float]:
-    """Mean number of queries that an object got, for every prediction."""
-    objects = max(len(targets.boxes), 1)
-    return {f"positives_per_object/{name}": len(pairs) / objects for name, pairs in assignments.items()}

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 
 from paq_detr.structures import stack_instances
 
@@ -200,3 +201,13 @@ def test_ignore_regions_are_no_objects():
 def test_a_wrong_setting_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_model(options)
+
+
+def test_training_logs_what_the_papers_speak_of(two_images):
+    model = make_model({**PLUSPLUS, **PATTERNS, **ASSIGNMENT})
+    with EventStorage() as storage:
+        model(two_images)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    assert logged["positives_per_object/final"] == 1 and logged["positives_per_object/layer1"] >= 1
+    assert round(logged["queries_ever_matched"] * 12) in (2, 3)  # two objects here, one there, perhaps in the same slot
+    assert 0 < logged["paq/pattern_mean_abs_cos"] < 1 and logged["paq/weight_entropy"] > 0

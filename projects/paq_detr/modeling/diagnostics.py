@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from detectron2.utils.events import get_event_storage
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..structures import Assignment, LayerOutput, Targets
 
 #: Diagnostics are written every so many iterations, because reading a number off a device waits for it.
 PERIOD = 20
@@ -19,3 +22,27 @@ def log_scalars(compute: Callable[[], Mapping[str, float | Tensor]]) -> None:
         return
     if storage.iter % PERIOD == 0:
         storage.put_scalars(**{name: float(value) for name, value in compute().items()}, smoothing_hint=False)
+
+
+class MatchedSlots(nn.Module):
+    """Which query slots have had an object since training began or was resumed."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matched", torch.zeros(0, dtype=torch.bool), persistent=False)
+
+    @torch.no_grad()
+    def update(self, output: LayerOutput, pairs: Assignment) -> None:
+        num_queries = output.logits.shape[1]
+        if len(self.matched) < num_queries:  # two-stage models have fewer slots on tiny images
+            self.matched = torch.cat([self.matched, self.matched.new_zeros(num_queries - len(self.matched))])
+        self.matched[pairs.query] = True
+
+    def share(self) -> Tensor:
+        return self.matched.float().mean()
+
+
+def positives_per_object(assignments: Mapping[str, Assignment], targets: Targets) -> dict[str, float]:
+    """Mean number of queries that an object got, for every prediction."""
+    objects = max(len(targets.boxes), 1)
+    return {f"positives_per_object/{name}": len(pairs) / objects for name, pairs in assignments.items()}

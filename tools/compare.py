@@ -1,0 +1,97 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train several configs over several seeds with the same budget, and tabulate mean and spread.
+
+    python tools/compare.py --configs configs/bccd/baseline.yaml configs/bccd/paq.yaml --seeds 1 2 3 \
+        --output output/compare_bccd [--jobs 2] [KEY VALUE ...]
+
+Every run is `train_net.py` in a process of its own, in OUTPUT/NAME_seedN; a run that is already finished there is not
+repeated, so a comparison that was cut off goes on. KEY VALUE pairs at the end go to every run. The table (markdown and
+json) names the machine, the command and every run's own figures.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "query_use/gini", "query_use/mean_active_slots")
+
+
+def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float]:
+    """Final metrics of one run: the last line of its metrics.json that holds an evaluation, and its wall time."""
+    metrics_file, done = folder / "metrics.json", folder / "seconds.txt"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics_file.unlink(missing_ok=True)
+        command = [sys.executable, ROOT / "train_net.py", "--config-file", config, *options]
+        command += ["OUTPUT_DIR", folder, "SEED", str(seed)]
+        start = time.monotonic()
+        with open(folder / "stdout.txt", "w") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        if code:
+            raise SystemExit(f"compare: the run in {folder} ended with {code}; its output is in {folder}/stdout.txt")
+        done.write_text(f"{time.monotonic() - start:.0f}\n")
+    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    final = [line for line in lines if "bbox/AP" in line][-1]
+    return {**{name: final.get(name, float("nan")) for name in COLUMNS}, "seconds": float(done.read_text())}
+
+
+def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) -> str:
+    """Markdown: a row per config, mean +- sample standard deviation over the seeds."""
+    names = [*COLUMNS, "seconds"]
+    lines = ["| config | " + " | ".join(n.split("/")[-1] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for config, runs in results.items():
+        cells = []
+        for name in names:
+            values = [run[name] for run in runs.values()]
+            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+            cells.append(f"{statistics.mean(values):.{decimals}f} ± {spread:.{decimals}f}")
+        lines.append(f"| {config} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", nargs="+", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the processors are shared among them")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
+    args = parser.parse_args()
+    threads = max((os.cpu_count() or 1) // args.jobs, 1)
+    # Seed by seed, so that a comparison that is cut off still holds whole seeds.
+    runs = [(config, seed) for seed in args.seeds for config in args.configs]
+
+    def run(job: tuple[Path, int]) -> dict[str, float]:
+        config, seed = job
+        return train(config, seed, args.output / f"{config.stem}_seed{seed}", threads, args.options)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        figures = list(pool.map(run, runs))
+    results: dict[str, dict[int, dict[str, float]]] = {config.stem: {} for config in args.configs}
+    for (config, seed), metrics in zip(runs, figures):
+        results[config.stem][seed] = metrics
+    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, " + (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    )
+    report = {"command": shlex.join(sys.argv), "machine": machine, "results": results}
+    (args.output / "comparison.json").write_text(json.dumps(report, indent=1))
+    text = f"{table(results)}\n\n{len(args.seeds)} seeds, mean ± sample standard deviation; {machine}.\n"
+    (args.output / "comparison.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
