@@ -106,6 +106,8 @@ def test_peeled_matching_weighs_as_much_as_the_best_of_all_matchings(count_first
         weights = np.where(rng.random((4, 5)) < 0.45, rng.uniform(0.5, 1, (4, 5)).round(2) + 9 * count_first, 0)
         best = max(sum(weights[p, d] for p, d in enumerate(ds)) for ds in itertools.permutations(range(5), 4))
         person, detection = np.nonzero(weights)
+        order = np.argsort(-weights[person, detection])
+        person, detection = person[order], detection[order]
         weight = weights[person, detection]
         chosen = match_by_weight(person, detection, weight, np.zeros_like(person))
         assert weight[chosen].sum() == pytest.approx(best)

@@ -112,10 +112,10 @@ def match_by_weight(person: np.ndarray, detection: np.ndarray, weight: np.ndarra
 
     Args:
         person, detection: (P,) partners of each pair, numbered through all images.
-        weight: (P,) positive.
+        weight: (P,) positive, heaviest first.
         image: (P,) image of each pair, ascending with the numbers of persons and detections.
     """
-    left = np.argsort(-weight, kind="stable")
+    left = np.arange(len(weight))
     chosen = []
     while len(left):
         p, d = person[left], detection[left]
@@ -125,7 +125,7 @@ def match_by_weight(person: np.ndarray, detection: np.ndarray, weight: np.ndarra
             break
         chosen.append(left[sure])
         left = left[~(_is_member(p, p[sure]) | _is_member(d, d[sure]))]
-    chosen += _solve_exactly(person, detection, weight, image, np.sort(left))
+    chosen += _solve_exactly(person, detection, weight, image, left)
     return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
 
 

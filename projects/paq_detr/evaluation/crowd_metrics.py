@@ -241,11 +241,12 @@ def _jaccard_counts(reduced: Sequence[_Reduced], protocol: Protocol) -> dict[str
     scores, image_of = _concatenate(r.scores for r in reduced), _image_of(r.scores for r in reduced)
     image_of_person = _image_of(r.ji_pairs.person_covered for r in reduced)
     weight = pairs.iou + 9 if protocol.count_first else pairs.iou  # a missing pair costs 10 there, a pair 1 - IoU
-    linked = pairs.iou >= 0.5 if protocol.pairs_at_half else pairs.iou > 0.5
+    linked = np.flatnonzero(pairs.iou >= 0.5 if protocol.pairs_at_half else pairs.iou > 0.5)
+    linked = linked[np.argsort(-pairs.iou[linked], kind="stable")]
     counts = {"matched": [], "detections": [], "persons": []}
     for threshold in protocol.score_thresholds:
         kept = scores > threshold
-        now = np.flatnonzero(linked & kept[pairs.detection])
+        now = linked[kept[pairs.detection[linked]]]
         person, detection = pairs.person[now], pairs.detection[now]
         chosen = match_by_weight(person, detection, weight[now], image_of[detection])
         counted, counted_person = kept & ~pairs.detection_covered, ~pairs.person_covered
