@@ -109,7 +109,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
-            content["model"], names = convert_if_foreign(content["model"])
+            content["model"], names = convert_if_foreign(content["model"], content.get("config"))
             content.setdefault("class_names", names)
         content["file"] = filename
         return content
@@ -119,6 +119,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         self.report = LoadReport()
         if class_names and self.class_names and list(class_names) != self.class_names:
             self._match_classes(checkpoint["model"], class_names)
+        if not checkpoint.get("matching_heuristics", False):
+            self._fit_leading_rows(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         self._complete_report(incompatible)
         if not self.report.loaded and not self.report.by_class:
@@ -138,6 +140,18 @@ class DetrCheckpointer(DetectionCheckpointer):
                     if matched is not None:
                         weights[key] = matched
                         self.report.by_class.append(key)
+
+    def _fit_leading_rows(self, weights: dict[str, Tensor]) -> None:
+        """Cut or fill up each tensor whose rows count from the first one on and whose number of rows differs."""
+        own = self.model.state_dict()
+        for prefix, module in self.model.named_modules(remove_duplicate=False):
+            for parameter, axis in getattr(module, "leading_axes", {}).items():
+                key = f"{prefix}.{parameter}"
+                if key in weights and weights[key].dim() == own[key].dim() and weights[key].shape != own[key].shape:
+                    common = min(weights[key].shape[axis], own[key].shape[axis])
+                    fitted = own[key].detach().cpu().clone()
+                    fitted.narrow(axis, 0, common).copy_(weights[key].narrow(axis, 0, common))
+                    weights[key] = fitted
 
     def _complete_report(self, incompatible: Any) -> None:
         report = self.report

@@ -9,7 +9,7 @@ from torch import nn
 from ..layers import LogitCodec
 from ..papers import paq
 from .decoder import Decoder, build_decoder_layer
-from .heads import build_box_head, build_class_head
+from .heads import ClassHead, build_box_head
 from .matcher import Assigner, HungarianAssigner, MatchCost
 from .queries import ContentSource, EncoderTopN, LearnedAnchors, LearnedContent, LearnedQueries, SinePosition
 from .route import Route
@@ -123,7 +123,7 @@ def build_decoder(cfg, num_classes: int) -> Decoder:
     ]
     decoder = Decoder(
         layers=layers,
-        class_heads=[build_class_head(D.HIDDEN_DIM, num_classes) for _ in range(heads)],
+        class_heads=[ClassHead(D.HIDDEN_DIM, num_classes) for _ in range(heads)],
         box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(heads)],
         codec=LogitCodec(D.INVERSE_SIGMOID_EPS),
         position=SinePosition(D.HIDDEN_DIM) if D.DECODER.QUERY_POSITION == "sine_mlp" else None,

@@ -13,15 +13,22 @@ class ClassHead(nn.Linear):
     """One linear layer to class logits; every score starts at 0.01 (focal loss, Lin et al. 2017, 3.3)."""
 
     #: Axis of each parameter that runs over the classes, for loading weights of another class list.
-    class_axes = {"weight": 0, "bias": 0}
+    class_axes: dict[str, int] = {"weight": 0, "bias": 0}
 
     def __init__(self, embed_dim: int, num_classes: int):
         super().__init__(embed_dim, num_classes)
         nn.init.constant_(self.bias, -math.log(99))
 
 
-def build_class_head(embed_dim: int, num_classes: int) -> ClassHead:
-    return ClassHead(embed_dim, num_classes)
+class ObjectnessHead(ClassHead):
+    """A class head of which channel 0 alone counts, as objectness; the others are trained as negatives.
+
+    The published two-stage models give the encoder such a head as wide as the classes. Its rows are no classes: other
+    weights fill it from the first row on, whatever their class names.
+    """
+
+    class_axes: dict[str, int] = {}
+    leading_axes = {"weight": 0, "bias": 0}
 
 
 def build_box_head(embed_dim: int, size_bias: float = 0.0) -> MLP:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..layers import MLP, inverse_sigmoid, sine_box_code
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
-from .heads import build_box_head, build_class_head
+from .heads import ClassHead, ObjectnessHead, build_box_head
 from .matcher import Assigner
 
 
@@ -115,7 +115,7 @@ class EncoderTopN(nn.Module):
         self.eps = eps
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
-        self.class_head = build_class_head(embed_dim, num_classes)
+        self.class_head = (ObjectnessHead if score == "binary" else ClassHead)(embed_dim, num_classes)
         self.box_head = build_box_head(embed_dim)
         self.position = nn.Linear(2 * embed_dim, 2 * embed_dim)
         self.position_norm = nn.LayerNorm(2 * embed_dim)
