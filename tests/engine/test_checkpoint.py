@@ -111,7 +111,7 @@ def test_every_tensor_that_depends_on_the_classes_is_declared(make_cfg, opts):
     declared = {
         f"{prefix}.{name}"
         for prefix, module in model.named_modules(remove_duplicate=False)
-        for name in getattr(module, "class_axes", {})
+        for name in {**getattr(module, "class_axes", {}), **getattr(module, "leading_axes", {})}
     }
     assert {key for key in shapes[0] if shapes[0][key] != shapes[1][key]} == declared
 
