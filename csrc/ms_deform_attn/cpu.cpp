@@ -11,6 +11,7 @@
 #include <string_view>
 #include <type_traits>
 #include <utility>
+#include <memory>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -96,13 +97,15 @@ Gradients backward_cpu(const Problem& p, const Tensor& grad, bool) {
   STD_TORCH_CHECK(
       grad.numel() == p.batch * p.queries * p.heads * p.channels && grad.scalar_type() == p.value.scalar_type(),
       "grad_out does not fit value");
-  const ScalarType real = p.xy.scalar_type();
   Gradients g{
-      torch::stable::new_zeros(p.value, {p.batch, p.tokens, p.heads, p.channels}, real),
+      torch::stable::new_empty(p.value, {0}),
       torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, p.form == Form::locations ? 0 : p.coordinates()}),
       torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, p.levels, p.points, 2}),
       torch::stable::new_empty(p.scores, p.scores.sizes())};
-  if (g.xy.numel() == 0 || g.value.numel() == 0) return g;
+  if (grad.numel() == 0 || p.xy.numel() == 0) {
+    g.value = torch::stable::new_zeros(p.value, {p.batch, p.tokens, p.heads, p.channels});
+    return g;
+  }
   const Tensor grad_out = torch::stable::contiguous(grad);
   dispatch_storage(p.value, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;

@@ -28,8 +28,7 @@ class Taps {
       real_row(kWidth)[i] = real ? static_cast<Real>(p.shapes[2 * level + 1]) : Real(-1);
       real_row(kHeight)[i] = real ? static_cast<Real>(p.shapes[2 * level]) : Real(-1);
       int_row(kColumns)[i] = static_cast<Int>(p.shapes[2 * level + 1]);
-      int_row(kStart)[i] = 0;
-      for (int64_t l = 0; l < level; ++l) int_row(kStart)[i] += static_cast<Int>(p.shapes[2 * l] * p.shapes[2 * l + 1]);
+      int_row(kStart)[i] = static_cast<Int>(p.level_start(level));
       int_row(kLevel)[i] = real ? static_cast<Int>(level) : Int(-1);
     }
   }

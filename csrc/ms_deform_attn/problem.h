@@ -46,6 +46,11 @@ struct Problem {
 
   int64_t points_per_head() const { return levels * points; }
   int64_t coordinates() const { return form == Form::boxes ? 4 : 2; }
+  int64_t level_start(int64_t level) const {
+    int64_t start = 0;
+    for (int64_t l = 0; l < level; ++l) start += shapes[2 * l] * shapes[2 * l + 1];
+    return start;
+  }
 
   static Problem classical(
       const Tensor& value, std::vector<int64_t> shapes, const Tensor& locations, const Tensor& weights) {
@@ -82,8 +87,7 @@ struct Problem {
     STD_TORCH_CHECK(value.dim() == 4 && xy_.dim() == 6 && scores_.dim() >= 4, "wrong number of dimensions");
     batch = value.size(0), tokens = value.size(1), heads = value.size(2), channels = value.size(3);
     queries = xy_.size(1), levels = static_cast<int64_t>(shapes.size() / 2), points = xy_.size(4);
-    int64_t total = 0;
-    for (int64_t l = 0; l < levels; ++l) total += shapes[2 * l] * shapes[2 * l + 1];
+    const int64_t total = level_start(levels);
     STD_TORCH_CHECK(total == tokens, "level sizes sum to ", total, ", value has ", tokens);
     STD_TORCH_CHECK(
         xy_.size(0) == batch && xy_.size(2) == heads && xy_.size(3) == levels && xy_.size(5) == 2,
