@@ -1,0 +1,177 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Matching and losses against loops."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from paq_detr.modeling import matcher
+from paq_detr.modeling.criterion import SetCriterion, intersection_over_own_area
+from paq_detr.modeling.losses import FocalLoss, VarifocalLoss
+from paq_detr.modeling.matcher import HungarianAssigner, MatchCost, assign
+from paq_detr.structures import Assignment, LayerOutput, Prediction, Targets
+
+
+def scene(counts=(2, 0, 3), num_queries=6, num_classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    targets = Targets(
+        boxes=torch.rand(total, 4, generator=generator) * 0.4 + 0.1,
+        labels=torch.randint(0, num_classes, (total,), generator=generator),
+        image=torch.tensor([b for b, n in enumerate(counts) for _ in range(n)], dtype=torch.int64),
+        counts=tuple(counts),
+        ignore_boxes=torch.zeros(0, 4),
+        ignore_image=torch.zeros(0, dtype=torch.int64),
+    )
+    shape = (len(counts), num_queries)
+    logits = torch.randn(*shape, num_classes, generator=generator)
+    return LayerOutput(logits, torch.rand(*shape, 4, generator=generator) * 0.4 + 0.1), targets
+
+
+def corners(box):
+    x, y, w, h = box
+    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
+
+
+def iou_and_giou(a, b):
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = corners(a), corners(b)
+    inter = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
+    union = a[2] * a[3] + b[2] * b[3] - inter
+    hull = (max(ax1, bx1) - min(ax0, bx0)) * (max(ay1, by1) - min(ay0, by0))
+    return inter / union, inter / union - (hull - union) / hull
+
+
+def pair_cost(output, targets, b, query, target):
+    """2 focal + 5 L1 - 2 GIoU; specs of Deformable DETR."""
+    p = output.logits[b, query, targets.labels[target]].sigmoid().item()
+    focal = -0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p)
+    box, wanted = output.boxes[b, query].tolist(), targets.boxes[target].tolist()
+    l1 = sum(abs(u - v) for u, v in zip(box, wanted))
+    return 2 * focal + 5 * l1 - 2 * iou_and_giou(box, wanted)[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_hungarian_assignment_is_the_cheapest_of_all(seed):
+    output, targets = scene(seed=seed)
+    (pairs,) = assign([Prediction("final", output, HungarianAssigner(MatchCost()))], targets)
+    found = list(zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist()))
+    for b, (start, stop) in enumerate(zip(targets.offsets, targets.offsets[1:])):
+        ours = sum(pair_cost(output, targets, *pair) for pair in found if pair[0] == b)
+        best = min(
+            sum(pair_cost(output, targets, b, q, t) for q, t in zip(chosen, range(start, stop)))
+            for chosen in itertools.permutations(range(6), stop - start)
+        )
+        assert ours == pytest.approx(best, abs=1e-4)
+
+
+def test_all_predictions_go_to_the_host_in_one_copy(monkeypatch):
+    copies = []
+    to_host = matcher._to_host
+    monkeypatch.setattr(matcher, "_to_host", lambda tensors: copies.append(len(tensors)) or to_host(tensors))
+    assigner = HungarianAssigner(MatchCost())
+    outputs = [scene(seed=s)[0] for s in range(3)] + [scene(num_queries=9)[0]]
+    assign([Prediction(str(i), o, assigner) for i, o in enumerate(outputs)], scene()[1])
+    assert copies == [2]  # one call; layers of one shape measured together
+
+
+def test_assignments_come_back_in_the_order_of_the_predictions():
+    targets = scene()[1]
+    assigner = HungarianAssigner(MatchCost())
+    outputs = [scene(seed=1)[0], scene(num_queries=9, seed=2)[0], scene(seed=3)[0]]
+    together = assign([Prediction("", o, assigner) for o in outputs], targets)
+    for output, pairs in zip(outputs, together):
+        (alone,) = assign([Prediction("", output, assigner)], targets)
+        assert torch.equal(pairs.query, alone.query) and torch.equal(pairs.target, alone.target)
+
+
+def test_known_pairs_are_kept():
+    output, targets = scene()
+    known = Assignment(torch.tensor([0]), torch.tensor([4]), torch.tensor([1]))
+    assert assign([Prediction("dn", output, known)], targets) == [known]
+
+
+def test_more_objects_than_queries_leaves_objects_out():
+    output, targets = scene(counts=(9,))
+    (pairs,) = assign([Prediction("final", output, HungarianAssigner(MatchCost()))], targets)
+    assert sorted(pairs.query.tolist()) == list(range(6))
+
+
+def losses_by_hand(output, targets, pairs, varifocal):
+    """Sums over all queries and pairs, not yet divided."""
+    found = {(b, q): t for b, q, t in zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist())}
+    classification = l1 = giou = 0.0
+    for b, q, k in np.ndindex(*output.logits.shape):
+        p = output.logits[b, q, k].sigmoid().item()
+        target = found.get((b, q))
+        hit = target is not None and targets.labels[target] == k
+        if varifocal:
+            t = iou_and_giou(output.boxes[b, q].tolist(), targets.boxes[target].tolist())[0] if hit else 0.0
+            weight = t if hit else 0.75 * p**2
+            classification += weight * -(t * math.log(p) + (1 - t) * math.log(1 - p))
+        else:
+            classification += -0.25 * (1 - p) ** 2 * math.log(p) if hit else -0.75 * p**2 * math.log(1 - p)
+    for (b, q), target in found.items():
+        box, wanted = output.boxes[b, q].tolist(), targets.boxes[target].tolist()
+        l1 += sum(abs(u - v) for u, v in zip(box, wanted))
+        giou += 1 - iou_and_giou(box, wanted)[1]
+    return classification, l1, giou
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(), VarifocalLoss()], ids=["focal", "varifocal"])
+def test_losses_are_sums_over_queries_and_pairs_by_the_number_of_objects(loss):
+    output, targets = scene()
+    assigner = HungarianAssigner(MatchCost(), copies=2)
+    criterion = SetCriterion(classification=loss, class_weight=1.5, l1_weight=5.0, giou_weight=2.0)
+    losses, assignments = criterion([Prediction("layer1", output, assigner, scale=0.5)], targets)
+    assert len(assignments["layer1"]) == 10  # the divisor is still 5
+    expected = losses_by_hand(output, targets, assignments["layer1"], isinstance(loss, VarifocalLoss))
+    for name, weight, value in zip(("class", "l1", "giou"), (1.5, 5.0, 2.0), expected):
+        assert losses[f"loss_{name}/layer1"].item() == pytest.approx(0.5 * weight * value / 5, rel=1e-4)
+
+
+def test_pair_weights_scale_the_losses_of_their_pair():
+    output, targets = scene()
+    image, query, target = torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([0, 4])
+    criterion = SetCriterion(classification=FocalLoss())
+
+    def total(weight):
+        pairs = Assignment(image, query, target, weight)
+        return {k: v.item() for k, v in criterion([Prediction("x", output, pairs)], targets)[0].items()}
+
+    plain, doubled = total(None), total(torch.tensor([2.0, 2.0]))
+    assert doubled["loss_l1/x"] == pytest.approx(2 * plain["loss_l1/x"])
+    assert doubled["loss_giou/x"] == pytest.approx(2 * plain["loss_giou/x"])
+    assert total(torch.ones(2)) == pytest.approx(plain)
+
+
+def test_binary_predictions_know_one_class_only():
+    output, targets = scene()
+    pairs = Assignment(torch.tensor([0]), torch.tensor([1]), torch.tensor([0]))
+    targets.labels[:] = 2
+    criterion = SetCriterion(classification=FocalLoss())
+    output.logits.requires_grad_()
+    losses, _ = criterion([Prediction("encoder", output, pairs, binary=True)], targets)
+    losses["loss_class/encoder"].backward()
+    assert output.logits.grad[0, 1, 0] < 0 < output.logits.grad[0, 1, 2]
+
+
+def test_filling_slots_have_no_loss():
+    output, targets = scene()
+    output.valid = torch.ones(3, 6, dtype=torch.bool)
+    output.valid[1] = False
+    output.logits.requires_grad_()
+    losses, _ = SetCriterion(classification=FocalLoss())(
+        [Prediction("x", output, HungarianAssigner(MatchCost()))], targets
+    )
+    losses["loss_class/x"].backward()
+    assert (output.logits.grad[1] == 0).all() and (output.logits.grad[0] != 0).all()
+
+
+def test_overlap_with_a_region_is_measured_by_the_boxs_own_area():
+    boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 1.0], [0.9, 0.5, 0.1, 0.1]]])
+    regions = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
+    torch.testing.assert_close(intersection_over_own_area(boxes, regions), torch.tensor([[1.0, 0.5, 0.0]]))
