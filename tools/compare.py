@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "query_use/gini", "query_use/mean_active_slots")
+COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "query_use/gini@0.3", "query_use/active_slots@0.3")
 
 
 def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float]:

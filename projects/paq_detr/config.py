@@ -197,5 +197,10 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.TEST.QUERY_USE.ENABLED = False
     cfg.TEST.QUERY_USE.THRESHOLD = 0.3
 
+    # AP, MR-2, JI and recall of crowds, for any dataset with ignore boxes.
+    cfg.TEST.CROWD = CN()
+    cfg.TEST.CROWD.ENABLED = False
+    cfg.TEST.CROWD.PROTOCOL = "crowddet"  # or "dh", how DH-DETR's numbers were made
+
     cfg.SEED = 42
     cfg.VERSION = 2

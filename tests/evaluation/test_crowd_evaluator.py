@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 
 from paq_detr.config import add_paq_detr_config
 from paq_detr.evaluation import CocoBoxEvaluator, CrowdHumanEvaluator, QueryUseEvaluator, build_evaluator
@@ -102,7 +102,7 @@ def test_unknown_protocol_and_image_are_refused(register_dataset):
 def test_config_chooses_the_evaluators(register_dataset, tmp_path):
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.TEST.CROWD = CfgNode({"ENABLED": True, "PROTOCOL": "dh"})
+    cfg.TEST.CROWD.ENABLED, cfg.TEST.CROWD.PROTOCOL = True, "dh"
     cfg.TEST.QUERY_USE.ENABLED = True
     name = register_dataset([(1, [(0, (10, 10, 60, 60), 0)])])
     evaluators = build_evaluator(cfg, name, str(tmp_path))

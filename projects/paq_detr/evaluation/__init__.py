@@ -20,6 +20,6 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     evaluators = [CocoBoxEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE, folder)]
     if cfg.TEST.QUERY_USE.ENABLED:
         evaluators.append(QueryUseEvaluator(cfg.MODEL.DETR.QUERIES.NUM, cfg.TEST.QUERY_USE.THRESHOLD, folder))
-    if "CROWD" in cfg.TEST and cfg.TEST.CROWD.ENABLED:
+    if cfg.TEST.CROWD.ENABLED:
         evaluators.append(CrowdHumanEvaluator(dataset_name, folder, cfg.TEST.CROWD.PROTOCOL))
     return DatasetEvaluators(evaluators)
