@@ -119,53 +119,51 @@ PAQ_HD T share(bool chosen, T a, T b) {
   return chosen ? T(1) : (a == b ? T(0.5) : T(0));
 }
 
+// One axis of two boxes a and b: where they begin and end, and the gradients of the lengths of their intersection,
+// their hull and themselves. Adds the gradients of centre and size; a negative size has none.
 template <typename T>
-PAQ_HD T half_edge_gradient(T own, T other, bool upper, T grad_inter, T grad_hull) {
-  const bool inner = upper ? own < other : own > other, outer = upper ? own > other : own < other;
-  return share(inner, own, other) * grad_inter + share(outer, own, other) * grad_hull;
+PAQ_HD void axis_backward(
+    T low_a, T high_a, T low_b, T high_b, T grad_inter, T grad_hull, T grad_length_a, T grad_length_b, T size_a,
+    T size_b, T* center_grad_a, T* size_grad_a, T* center_grad_b, T* size_grad_b) {
+  const T d_high_a = grad_length_a + share(high_a < high_b, high_a, high_b) * grad_inter +
+      share(high_a > high_b, high_a, high_b) * grad_hull;
+  const T d_high_b = grad_length_b + share(high_b < high_a, high_b, high_a) * grad_inter +
+      share(high_b > high_a, high_b, high_a) * grad_hull;
+  const T d_low_a = -grad_length_a - share(low_a > low_b, low_a, low_b) * grad_inter -
+      share(low_a < low_b, low_a, low_b) * grad_hull;
+  const T d_low_b = -grad_length_b - share(low_b > low_a, low_b, low_a) * grad_inter -
+      share(low_b < low_a, low_b, low_a) * grad_hull;
+  *center_grad_a += d_low_a + d_high_a;
+  *center_grad_b += d_low_b + d_high_b;
+  *size_grad_a += size_a < T(0) ? T(0) : T(0.5) * (d_high_a - d_low_a);
+  *size_grad_b += size_b < T(0) ? T(0) : T(0.5) * (d_high_b - d_low_b);
 }
 
 // Adds to grad_a and grad_b (cxcywh) the gradient of grad_iou * IoU + grad_giou * GIoU.
 template <typename T>
 PAQ_HD void overlap_backward(const T* box_a, const T* box_b, T grad_iou, T grad_giou, T* grad_a, T* grad_b) {
   const Corners<T> a = corners(box_a), b = corners(box_b);
-  const T low_a[2] = {a.x0, a.y0}, high_a[2] = {a.x1, a.y1}, low_b[2] = {b.x0, b.y0}, high_b[2] = {b.x1, b.y1};
-  T inter_side[2], hull_side[2];
-  for (int axis = 0; axis < 2; ++axis) {
-    inter_side[axis] = smaller(high_a[axis], high_b[axis]) - larger(low_a[axis], low_b[axis]);
-    hull_side[axis] = larger(high_a[axis], high_b[axis]) - smaller(low_a[axis], low_b[axis]);
-  }
-  const T inter = not_negative(inter_side[0]) * not_negative(inter_side[1]);
-  const T unite = a.area + (b.area - inter), hull = hull_side[0] * hull_side[1];
+  const T inter_w = smaller(a.x1, b.x1) - larger(a.x0, b.x0), inter_h = smaller(a.y1, b.y1) - larger(a.y0, b.y0);
+  const T hull_w = larger(a.x1, b.x1) - smaller(a.x0, b.x0), hull_h = larger(a.y1, b.y1) - smaller(a.y0, b.y0);
+  const T inter = not_negative(inter_w) * not_negative(inter_h), hull = hull_w * hull_h;
+  const T unite = a.area + (b.area - inter), safe_unite = or_one(unite), safe_hull = or_one(hull);
 
-  // IoU = inter / union, GIoU = IoU - (hull - union) / hull, union = area_a + area_b - inter.
-  const T grad_ratio = grad_iou + grad_giou;
-  const bool has_gap = !(hull < unite);
-  T grad_union = has_gap ? grad_giou / or_one(hull) : T(0);
-  if (!(unite <= kTiny<T>)) {
-    grad_union -= grad_ratio * (inter / unite) / unite;
-  }
-  T grad_hull = has_gap ? -grad_giou / or_one(hull) : T(0);
-  if (has_gap && !(hull <= kTiny<T>)) {
-    grad_hull += grad_giou * ((hull - unite) / hull) / hull;
-  }
-  const T grad_inter = grad_ratio / or_one(unite) - grad_union;
+  // IoU = inter / union, GIoU = IoU - (hull - union) / hull, union = area_a + area_b - inter. Where a divisor is
+  // replaced by one, it has no gradient; where rounding leaves the hull below the union, the gap has none.
+  const T grad_ratio = grad_iou + grad_giou, grad_gap = hull < unite ? T(0) : -grad_giou / safe_hull;
+  const T divisor_of_iou = unite <= kTiny<T> ? T(0) : T(1), divisor_of_gap = hull <= kTiny<T> ? T(0) : T(1);
+  const T grad_union = -grad_gap - divisor_of_iou * grad_ratio * (inter / safe_unite) / safe_unite;
+  const T grad_hull = grad_gap * (T(1) - divisor_of_gap * (hull - unite) / safe_hull);
+  const T grad_inter = grad_ratio / safe_unite - grad_union;
 
-  for (int axis = 0; axis < 2; ++axis) {
-    const int cross = 1 - axis;
-    const T d_inter = inter_side[axis] < T(0) ? T(0) : grad_inter * not_negative(inter_side[cross]);
-    const T d_hull = grad_hull * hull_side[cross];
-    const T d_side_a = grad_union * (high_a[cross] - low_a[cross]);
-    const T d_side_b = grad_union * (high_b[cross] - low_b[cross]);
-    const T d_high_a = d_side_a + half_edge_gradient(high_a[axis], high_b[axis], true, d_inter, d_hull);
-    const T d_high_b = d_side_b + half_edge_gradient(high_b[axis], high_a[axis], true, d_inter, d_hull);
-    const T d_low_a = -d_side_a - half_edge_gradient(low_a[axis], low_b[axis], false, d_inter, d_hull);
-    const T d_low_b = -d_side_b - half_edge_gradient(low_b[axis], low_a[axis], false, d_inter, d_hull);
-    grad_a[axis] += d_low_a + d_high_a;
-    grad_b[axis] += d_low_b + d_high_b;
-    grad_a[2 + axis] += box_a[2 + axis] < T(0) ? T(0) : T(0.5) * (d_high_a - d_low_a);
-    grad_b[2 + axis] += box_b[2 + axis] < T(0) ? T(0) : T(0.5) * (d_high_b - d_low_b);
-  }
+  const T grad_inter_w = inter_w < T(0) ? T(0) : grad_inter * not_negative(inter_h);
+  const T grad_inter_h = inter_h < T(0) ? T(0) : grad_inter * not_negative(inter_w);
+  axis_backward(
+      a.x0, a.x1, b.x0, b.x1, grad_inter_w, grad_hull * hull_h, grad_union * (a.y1 - a.y0), grad_union * (b.y1 - b.y0),
+      box_a[2], box_b[2], grad_a, grad_a + 2, grad_b, grad_b + 2);
+  axis_backward(
+      a.y0, a.y1, b.y0, b.y1, grad_inter_h, grad_hull * hull_w, grad_union * (a.x1 - a.x0), grad_union * (b.x1 - b.x0),
+      box_a[3], box_b[3], grad_a + 1, grad_a + 3, grad_b + 1, grad_b + 3);
 }
 
 // exp(x) for x <= 0. On the host the fp32 form has neither branch nor call, so that a loop over it vectorises:

@@ -14,6 +14,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <numeric>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
@@ -30,6 +31,7 @@ using torch::stable::Tensor;
 constexpr int64_t kFields = 9;
 enum Field : int64_t { CX, CY, W, H, X0, Y0, X1, Y1, AREA };
 constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kBlock = 64;
 
 struct Sizes {
   int64_t layers, images, queries, objects;
@@ -73,6 +75,28 @@ PAQ_CLONES void overlap_row(
     const Overlap<T> o = overlap(gt, corners_at(fields, n, i));
     iou[i] = o.iou;
     giou[i] = o.giou;
+  }
+}
+
+// Adds the gradients of one row to those of its n boxes and of its object, in kBlock partial sums. The fields, the
+// gradients of the boxes (4, n) and the partial sums (4, kBlock) are structures of arrays.
+template <typename T>
+PAQ_CLONES void overlap_backward_row(
+    const T* __restrict__ fields, int64_t n, const T* __restrict__ gt_box, const T* __restrict__ grad_iou,
+    const T* __restrict__ grad_giou, T* __restrict__ grad_boxes, T* __restrict__ partial) {
+  const T gt[4] = {gt_box[0], gt_box[1], gt_box[2], gt_box[3]};
+  for (int64_t block = 0; block < n; block += kBlock) {
+    const int64_t end = std::min(kBlock, n - block);
+    for (int64_t lane = 0; lane < end; ++lane) {
+      const int64_t i = block + lane;
+      const T box[4] = {fields[CX * n + i], fields[CY * n + i], fields[W * n + i], fields[H * n + i]};
+      T grad_gt[4] = {}, grad_box[4] = {};
+      overlap_backward(gt, box, grad_iou[i], grad_giou[i], grad_gt, grad_box);
+      for (int c = 0; c < 4; ++c) {
+        grad_boxes[c * n + i] += grad_box[c];
+        partial[c * kBlock + lane] += grad_gt[c];
+      }
+    }
   }
 }
 
@@ -120,21 +144,37 @@ PAQ_CLONES void cost_row(
   }
 }
 
-// The k best of a row, equal values by ascending index. Only a value above the worst kept one moves anything.
+template <typename T>
+PAQ_CLONES bool any_above(const T* __restrict__ values, int64_t n, T limit) {
+  int64_t above = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    above += values[i] > limit;
+  }
+  return above > 0;
+}
+
+// The k best of a row, equal values by ascending index. Only a value above the worst kept one moves anything, so most
+// blocks are passed over whole.
 template <typename T>
 void best_of_row(const T* row, int64_t n, int64_t k, T* values, int64_t* indices) {
   int64_t kept = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    if (kept == k && !(row[i] > values[k - 1])) {
+  for (int64_t block = 0; block < n && k > 0; block += kBlock) {
+    const int64_t end = std::min(block + kBlock, n);
+    if (kept == k && !any_above(row + block, end - block, values[k - 1])) {
       continue;
     }
-    int64_t slot = kept < k ? kept++ : k - 1;
-    for (; slot > 0 && row[i] > values[slot - 1]; --slot) {
-      values[slot] = values[slot - 1];
-      indices[slot] = indices[slot - 1];
+    for (int64_t i = block; i < end; ++i) {
+      if (kept == k && !(row[i] > values[k - 1])) {
+        continue;
+      }
+      int64_t slot = kept < k ? kept++ : k - 1;
+      for (; slot > 0 && row[i] > values[slot - 1]; --slot) {
+        values[slot] = values[slot - 1];
+        indices[slot] = indices[slot - 1];
+      }
+      values[slot] = row[i];
+      indices[slot] = i;
     }
-    values[slot] = row[i];
-    indices[slot] = i;
   }
 }
 
@@ -263,7 +303,25 @@ std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_box
   return {iou, giou};
 }
 
-// Each (layer, image) is one task: it owns the gradients of its boxes and a slice of the objects' partial sums.
+// Gradients of one layer and image: of its boxes, as (4, N), and of its objects, into their rows of the layer.
+template <typename T>
+void overlap_backward_image(
+    const T* fields, const T* gt, const int64_t* image, int64_t own_image, const Sizes& s, const T* grad_iou,
+    const T* grad_giou, T* grad_boxes, T* grad_gt) {
+  for (int64_t m = 0; m < s.objects; ++m) {
+    if (image[m] != own_image) {
+      continue;
+    }
+    T partial[4 * kBlock] = {};
+    overlap_backward_row(
+        fields, s.queries, gt + 4 * m, grad_iou + m * s.queries, grad_giou + m * s.queries, grad_boxes, partial);
+    for (int64_t c = 0; c < 4; ++c) {
+      grad_gt[4 * m + c] = std::accumulate(partial + c * kBlock, partial + (c + 1) * kBlock, T(0));
+    }
+  }
+}
+
+// Each (layer, image) is one task: it owns the gradients of its boxes and of its objects in its layer.
 std::tuple<Tensor, Tensor> pair_iou_backward(
     const Tensor& grad_iou_in, const Tensor& grad_giou_in, const Tensor& boxes_in, const Tensor& gt_boxes_in,
     const Tensor& gt_image_in) {
@@ -272,29 +330,28 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
   const Tensor gt_image = torch::stable::contiguous(gt_image_in);
   const Sizes s{boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)};
   check_index(gt_image, s.images, "gt_image", "images");
-  Tensor grad_boxes = torch::stable::new_zeros(boxes, {s.layers, s.images, s.queries, 4});
+  Tensor grad_boxes = torch::stable::new_zeros(boxes, {s.layers, s.images, 4, s.queries});
   Tensor grad_gt = torch::stable::new_zeros(boxes, {s.layers, s.objects, 4});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T *box = boxes.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
+    const Tensor fields = box_fields<T>(boxes, s);
+    const T *base = fields.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
     const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
-    T *d_box = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
+    T *d_boxes = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
     const int64_t* image = gt_image.const_data_ptr<int64_t>();
-    const int64_t n = s.queries;
     torch::stable::parallel_for(0, s.layers * s.images, 1, [&](int64_t begin, int64_t end) {
       for (int64_t lb = begin; lb < end; ++lb) {
-        for (int64_t m = 0; m < s.objects; ++m) {
-          const int64_t row = lb / s.images * s.objects + m;
-          for (int64_t i = 0; image[m] == lb % s.images && i < n; ++i) {
-            const int64_t pair = row * n + i, at = (lb * n + i) * 4;
-            overlap_backward(gt + 4 * m, box + at, d_iou[pair], d_giou[pair], d_gt + 4 * row, d_box + at);
-          }
-        }
+        const int64_t first_row = lb / s.images * s.objects, first_pair = first_row * s.queries;
+        overlap_backward_image(
+            base + lb * kFields * s.queries, gt, image, lb % s.images, s, d_iou + first_pair, d_giou + first_pair,
+            d_boxes + lb * 4 * s.queries, d_gt + first_row * 4);
       }
     });
   });
   const int64_t layer_dim = 0;
-  return {grad_boxes, torch::stable::sum(grad_gt, torch::headeronly::IntHeaderOnlyArrayRef(&layer_dim, 1))};
+  return {
+      torch::stable::contiguous(torch::stable::transpose(grad_boxes, 2, 3)),
+      torch::stable::sum(grad_gt, torch::headeronly::IntHeaderOnlyArrayRef(&layer_dim, 1))};
 }
 
 Tensor pair_quality(
