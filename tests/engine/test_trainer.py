@@ -199,3 +199,12 @@ def test_the_final_checkpoint_evaluates_as_the_trained_model(make_cfg):
     fresh = Trainer(trainer.cfg)
     DetrCheckpointer(fresh.model).load(os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth"))
     assert Trainer.test(trainer.cfg, fresh.model)["bbox"]["AP"] == trainer.results["bbox"]["AP"]
+
+
+def test_progress_is_one_short_line_whatever_the_number_of_losses(make_cfg, caplog):
+    with caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
+        train(make_cfg("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]"))
+    lines = [record.getMessage() for record in caplog.records if "iteration" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("iteration 2/2; loss ") and "last layer: class " in lines[0]
+    assert "layer1" not in lines[0]

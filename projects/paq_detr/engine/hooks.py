@@ -1,16 +1,19 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks that Detectron2 0.6 has not, or has in a form that an exact resume cannot use."""
+"""Hooks that Detectron2 0.6 has not, or has in a form that an exact resume cannot use, and a short progress line."""
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import math
 import os
 
+import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter, get_event_storage
 
 logger = logging.getLogger(__name__)
 
@@ -78,3 +81,36 @@ class BestCheckpoint(HookBase):
             self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
             with open(self._record, "w") as file:
                 json.dump(record, file)
+
+
+class ProgressWriter(EventWriter):
+    """One line of progress: the total loss, the terms of the last decoder layer, speed and time left.
+
+    Every other scalar is in metrics.json and TensorBoard; with denoising and several routes there are dozens.
+    """
+
+    def __init__(self, max_iter: int):
+        self.max_iter, self._written = max_iter, 0
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        scalars = storage.histories()
+        done = min(storage.iter + 1, self.max_iter)
+        if done == self._written:  # the writers are called once more when training ends
+            return
+        self._written = done
+        parts = [f"iteration {done}/{self.max_iter}"]
+        if "total_loss" in scalars:
+            terms = [name for name in scalars if name.startswith("loss_") and name.endswith("/final")]
+            shown = [f"{name[len('loss_') : -len('/final')]} {scalars[name].median(20):.3f}" for name in terms]
+            parts.append(f"loss {scalars['total_loss'].median(20):.3f} (last layer: {', '.join(shown)})")
+        if "time" in scalars:
+            seconds = scalars["time"].median(100)
+            left = datetime.timedelta(seconds=int(seconds * (self.max_iter - done)))
+            waiting = scalars["data_time"].median(100) if "data_time" in scalars else 0.0
+            parts.append(f"{seconds:.3f} s per iteration, {waiting:.3f} of it waiting for data, {left} left")
+        if "lr" in scalars:
+            parts.append(f"lr {scalars['lr'].latest():.3g}")
+        if torch.cuda.is_available():
+            parts.append(f"{torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
+        logger.info("; ".join(parts))

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
-from detectron2.engine import TrainerBase, default_writers, hooks
+from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
+from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,7 +28,7 @@ from ..data.mapper import DetrDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .errors import NonFiniteLossError, UserError
-from .hooks import BestCheckpoint, PeriodicCheckpoint
+from .hooks import BestCheckpoint, PeriodicCheckpoint, ProgressWriter
 from .loader import TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
@@ -62,6 +63,7 @@ class Trainer(TrainerBase):
         super().__init__()
         self.data_loader, num_images = self.build_train_loader(cfg)
         self.cfg = cfg = resolve_schedule(cfg, num_images)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         model = build_detector(cfg)
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(cfg, model)
@@ -124,7 +126,12 @@ class Trainer(TrainerBase):
         if comm.is_main_process():
             if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC:
                 built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
-            built.append(hooks.PeriodicWriter(default_writers(cfg.OUTPUT_DIR, self.max_iter), period=20))
+            writers = [
+                ProgressWriter(self.max_iter),
+                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+                TensorboardXWriter(cfg.OUTPUT_DIR),
+            ]
+            built.append(hooks.PeriodicWriter(writers, period=20))
         return built
 
     def train(self) -> dict[str, Any]:
