@@ -1,0 +1,49 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Run by hand: pytest -m slow tests/slow -s. Its output is recorded in docs/results.md."""
+
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from paq_detr.engine import Trainer, setup_config, start_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_eight_real_images_are_learnt_by_heart(bccd, tmp_path):
+    """AP50 of 95 or more on the training images themselves, within 15 minutes on a CPU."""
+    content = json.loads((bccd / "train.json").read_text())
+    content["images"] = content["images"][:8]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (tmp_path / "eight.json").write_text(json.dumps(content))
+    options = {
+        "DATASETS.COCO_JSON": [["bccd_eight", str(tmp_path / "eight.json"), str(bccd / "images")]],
+        "DATASETS.TRAIN": ("bccd_eight",),
+        "DATASETS.TEST": ("bccd_eight",),
+        "INPUT.MIN_SIZE_TRAIN": (240,),
+        "INPUT.MIN_SIZE_TEST": 240,
+        "INPUT.RANDOM_FLIP": "none",
+        "SOLVER.EPOCHS": 0,
+        "SOLVER.MAX_ITER": 600,
+        "SOLVER.STEPS": (500,),
+        "OUTPUT_DIR": str(tmp_path / "output"),
+    }
+    args = Namespace(
+        config_file=str(ROOT / "configs/bccd/paq.yaml"), opts=[str(x) for pair in options.items() for x in pair]
+    )
+    cfg = setup_config(args)
+    start_run(cfg, args)
+    start = time.monotonic()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    results = trainer.train()["bbox"]
+    seconds = time.monotonic() - start
+    print(f"AP {results['AP']:.1f}, AP50 {results['AP50']:.1f} after {cfg.SOLVER.MAX_ITER} steps, {seconds:.0f} s")
+    assert results["AP50"] >= 95
+    assert seconds < 15 * 60
