@@ -94,18 +94,8 @@ Tensor forward_cpu(const Problem& p) {
 
 // Always deterministic.
 Gradients backward_cpu(const Problem& p, const Tensor& grad, bool) {
-  STD_TORCH_CHECK(
-      grad.numel() == p.batch * p.queries * p.heads * p.channels && grad.scalar_type() == p.value.scalar_type(),
-      "grad_out does not fit value");
-  Gradients g{
-      torch::stable::new_empty(p.value, {0}),
-      torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, p.form == Form::locations ? 0 : p.coordinates()}),
-      torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, p.levels, p.points, 2}),
-      torch::stable::new_empty(p.scores, p.scores.sizes())};
-  if (grad.numel() == 0 || p.xy.numel() == 0) {
-    g.value = torch::stable::new_zeros(p.value, {p.batch, p.tokens, p.heads, p.channels});
-    return g;
-  }
+  Gradients g = empty_gradients(p, grad);
+  if (g.done) return g;
   const Tensor grad_out = torch::stable::contiguous(grad);
   dispatch_storage(p.value, [&](auto* storage) {
     using T = std::remove_pointer_t<decltype(storage)>;

@@ -15,17 +15,12 @@
 #include <optional>
 #include <vector>
 
+#include "form.h"
+
 namespace paq_detr::msda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// The sum over points is the same in all forms, and every location is  pixel = anchor + xy * step  with
-//   locations: xy in [0, 1],  anchor = -0.5,                   step = size
-//   points:    xy in pixels,  anchor = reference * scale - 0.5, step = 1
-//   boxes:     xy in boxes,   anchor = centre * scale - 0.5,    step = size of the box * scale * 0.5 / P
-// where size = (W_l, H_l) and scale = size * valid ratio of the image.
-enum class Form { locations, points, boxes };
 
 // Keeps a tensor whose trailing dimensions (from `lead` on) are dense, so that slices of one projection need no copy.
 inline Tensor dense_from(const Tensor& tensor, int64_t lead) {
@@ -109,7 +104,28 @@ struct Problem {
 
 struct Gradients {
   Tensor value, reference, xy, scores;  // reference: per head, (B, Q, H, 2 or 4); empty in the classical form
+  bool done = false;
 };
+
+// Room for the gradients of the points, and a check of grad_out; the kernels choose where they sum grad_value.
+// Without queries, points or values every gradient is zero or empty.
+inline Gradients empty_gradients(const Problem& p, const Tensor& grad_out) {
+  STD_TORCH_CHECK(
+      grad_out.numel() == p.batch * p.queries * p.heads * p.channels &&
+          grad_out.scalar_type() == p.value.scalar_type(),
+      "grad_out does not fit value");
+  const int64_t coordinates = p.form == Form::locations ? 0 : p.coordinates();
+  Gradients g{
+      Tensor(), torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, coordinates}),
+      torch::stable::new_empty(p.xy, {p.batch, p.queries, p.heads, p.levels, p.points, 2}),
+      torch::stable::new_empty(p.scores, p.scores.sizes())};
+  if (grad_out.numel() == 0 || p.xy.numel() == 0) {
+    g.value = torch::stable::new_zeros(p.value, {p.batch, p.tokens, p.heads, p.channels});
+    torch::stable::zero_(g.reference), torch::stable::zero_(g.xy), torch::stable::zero_(g.scores);
+    g.done = true;
+  }
+  return g;
+}
 
 // Calls f with a null pointer of the storage type of `tensor`.
 template <class F>

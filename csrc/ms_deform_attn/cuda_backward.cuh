@@ -1,0 +1,233 @@
+// Copyright (c) 2026 The paq_detr authors.
+// SPDX-License-Identifier: Apache-2.0
+
+#pragma once
+
+#include "cuda_points.cuh"
+
+namespace paq_detr::msda {
+
+// Where grad_value is summed. Additions of floats in any order differ in the last bits from run to run; the
+// deterministic form adds integers, units of 1 / scale, whose sum has no order.
+template <class Real>
+struct GradSums {
+  Real* sums;           // (B, S, H, D), or
+  long long* units;     // (B, S, H, D) with
+  const double* scale;  // one number on the device; zero if a gradient is not finite
+};
+
+template <class Real, int kVec>
+__device__ __forceinline__ void add_gradient(
+    const GradSums<Real>& to, double scale, int64_t at, Real weight, const Real (&grad)[kVec]) {
+  if (to.units) {
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) {
+      const long long units = __double2ll_rn(static_cast<double>(weight * grad[v]) * scale);
+      atomicAdd(reinterpret_cast<unsigned long long*>(to.units + at + v), static_cast<unsigned long long>(units));
+    }
+    return;
+  }
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  constexpr bool fours = std::is_same_v<Real, float> && kVec % 4 == 0;
+#else
+  constexpr bool fours = false;
+#endif
+  if constexpr (fours) {
+#pragma unroll
+    for (int v = 0; v < kVec; v += 4) {
+      const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
+      atomicAdd(reinterpret_cast<float4*>(to.sums + at + v), four);
+    }
+  } else {
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) atomicAdd(to.sums + at + v, weight * grad[v]);
+  }
+}
+
+// Sums four numbers over the group with one shuffle less than half of four plain reductions: lane k of every four
+// ends with the total of x[k].
+template <int kLanes, class Real>
+__device__ __forceinline__ Real group_sum_of_four(const Real (&x)[4], int lane) {
+  static_assert(kLanes >= 4);
+  const bool odd = lane & 1, upper = lane & 2;
+  Real a = odd ? x[1] : x[0], b = odd ? x[3] : x[2];
+  a += __shfl_xor_sync(kWarp, odd ? x[0] : x[1], 1);
+  b += __shfl_xor_sync(kWarp, odd ? x[2] : x[3], 1);
+  Real total = upper ? b : a;
+  total += __shfl_xor_sync(kWarp, upper ? a : b, 2);
+#pragma unroll
+  for (int d = 4; d < kLanes; d *= 2) total += __shfl_xor_sync(kWarp, total, d);
+  return total;
+}
+
+template <class T>
+struct PointGradients {
+  using Real = RealOf<T>;
+  Real *xy, *scores, *reference;  // (B, Q, H, L, P, 2), (B, Q, H, L * P), (B, Q, H, 2 or 4) or null
+};
+
+// The gradients of a chunk of points from the dot products of grad_out with their corners; lanes are points.
+template <class T, int kLanes>
+struct PointBackward {
+  using Real = RealOf<T>;
+  Real weighted = 0;          // sum of attention * d(score)
+  Real reference[4] = {};     // of this lane's points
+
+  __device__ void add(
+      const Row<T>& row, int first, int size, int lane, const Real (*dots)[4], Real* grad_xy, Real* grad_scores) {
+    for (int p = lane; p < size; p += kLanes) {
+      const int i = first + p;
+      const Point<T> point(row, i);
+      const Real attention = row.attention(i);
+      Real d[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) d[k] = point.f.corners >> k & 1 ? dots[p][k] : Real(0);
+      const Sample<Real> sample = blend(point.f, d[0], d[1], d[2], d[3]);
+      grad_scores[i] = sample.value;
+      weighted += attention * sample.value;
+      // A point without corners has zero gradient, also where its step or offset is not finite.
+      const bool counts = point.f.corners != 0;
+      const Real gx = attention * sample.dx, gy = attention * sample.dy;
+      grad_xy[2 * i] = counts ? gx * point.step_x : Real(0);
+      grad_xy[2 * i + 1] = counts ? gy * point.step_y : Real(0);
+      if (!counts || row.a.form == Form::locations) continue;
+      reference[0] += gx * point.scale_x;
+      reference[1] += gy * point.scale_y;
+      if (row.a.form != Form::boxes) continue;
+      reference[2] += gx * point.scale_x * point.x * Point<T>::box_unit(row.a);
+      reference[3] += gy * point.scale_y * point.y * Point<T>::box_unit(row.a);
+    }
+  }
+
+  // Softmax backward, and the reference's sums; every lane rereads only what it wrote.
+  __device__ void finish(const Row<T>& row, int lane, bool active, Real* grad_scores, Real* grad_reference) {
+    if (row.a.form == Form::locations) return;
+    const Real mean = group_sum<kLanes>(weighted);
+    const int coordinates = row.a.form == Form::boxes ? 4 : 2;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      if (c >= coordinates) break;
+      const Real total = group_sum<kLanes>(reference[c]);
+      if (active && lane == 0) grad_reference[c] = total;
+    }
+    if (!active) return;
+    const int count = row.a.levels * row.a.points;
+    for (int first = 0; first < count; first += kChunk) {
+      const int size = count - first < kChunk ? count - first : kChunk;
+      for (int p = lane; p < size; p += kLanes) {
+        grad_scores[first + p] = row.attention(first + p) * (grad_scores[first + p] - mean);
+      }
+    }
+  }
+};
+
+template <class T, int kVec, int kLanes>
+__global__ void __launch_bounds__(kThreads) backward_kernel(
+    const __grid_constant__ Arguments<T> a, const T* grad_out, const GradSums<RealOf<T>> to,
+    const PointGradients<T> grads) {
+  using Real = RealOf<T>;
+  constexpr int groups = kThreads / kLanes;
+  __shared__ Slot<Real> shared[groups][kChunk];
+  __shared__ Real shared_dots[groups][kChunk][4];
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
+  Slot<Real>* slots = shared[group];
+  Real(*dots)[4] = shared_dots[group];
+  const Tile<T> tile(a, blockIdx.x);
+  const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
+  const int64_t token_elements = static_cast<int64_t>(a.heads) * a.channels;
+  const int64_t first_sum = tile.b * a.tokens * token_elements + static_cast<int64_t>(tile.h) * a.channels;
+  const double scale = to.units ? *to.scale : 0.0;
+  const int count = a.levels * a.points;
+
+  // queries_per_block is a multiple of `groups`: all lanes of a warp stay together for the shuffles.
+  for (int i = group; i < a.queries_per_block; i += groups) {
+    const int query = tile.query(a, i);
+    const bool active = query >= 0;
+    Row<T> row(a, tile.b, tile.h, active ? query : 0);
+    row.template reduce_scores<kLanes>(lane);
+    const int64_t out_row = (static_cast<int64_t>(tile.b) * a.queries + query) * a.heads + tile.h;
+    Real* grad_scores = grads.scores + out_row * count;
+    PointBackward<T, kLanes> points;
+    for (int first = 0; first < count; first += kChunk) {
+      const int size = count - first < kChunk ? count - first : kChunk;
+      __syncwarp();
+      for (int p = lane; p < size; p += kLanes) slots[p].prepare(row, first + p, active);
+      __syncwarp();
+      for (int first_channel = 0; first_channel < a.channels; first_channel += kLanes * kVec) {
+        const int channel = first_channel + lane * kVec;
+        const bool works = active && channel < a.channels;
+        Real grad[kVec] = {};
+        if (works) load_values<T, kVec>(grad_out + out_row * a.channels + channel, grad);
+        for (int p = 0; p < size; ++p) {
+          const Slot<Real> slot = slots[p];
+          Real dot[4] = {};
+          if (works && slot.token[0] >= 0) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              Real x[kVec];
+              load_values<T, kVec>(token_values(a, values + channel, slot.token[k]), x);
+#pragma unroll
+              for (int v = 0; v < kVec; ++v) dot[k] += grad[v] * x[v];
+              if (slot.weight[k] != 0) {
+                add_gradient<Real, kVec>(
+                    to, scale, first_sum + slot.token[k] * token_elements + channel, slot.weight[k], grad);
+              }
+            }
+          }
+          const Real total = group_sum_of_four<kLanes>(dot, lane);
+          if (lane < 4) dots[p][lane] = first_channel == 0 ? total : dots[p][lane] + total;
+        }
+      }
+      __syncwarp();
+      if (active) points.add(row, first, size, lane, dots, grads.xy + out_row * count * 2, grad_scores);
+    }
+    Real* grad_reference = grads.reference + out_row * (a.form == Form::boxes ? 4 : 2);
+    points.finish(row, lane, active, grad_scores, grad_reference);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The unit of the deterministic sums. |sum| <= terms * max|weight| * max|grad| must stay below 2^62.
+
+__device__ __forceinline__ unsigned long long ordered_bits(double magnitude) {
+  return static_cast<unsigned long long>(__double_as_longlong(magnitude));  // NaN above infinity above all numbers
+}
+
+// slot = max(slot, max |x|) by bits, which has no order either.
+template <class T>
+__global__ void largest_kernel(const T* x, int64_t count, unsigned long long* slot) {
+  unsigned long long most = 0;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const unsigned long long bits = ordered_bits(fabs(static_cast<double>(static_cast<RealOf<T>>(x[i]))));
+    most = bits > most ? bits : most;
+  }
+#pragma unroll
+  for (int d = 16; d > 0; d /= 2) {
+    const unsigned long long other = __shfl_xor_sync(kWarp, most, d);
+    most = other > most ? other : most;
+  }
+  if (threadIdx.x % 32 == 0) atomicMax(slot, most);
+}
+
+// largest[0] of grad_out, largest[1] of the weights (classical form; softmax weights are at most 1).
+static __global__ void scale_kernel(const unsigned long long* largest, double terms, bool softmax, double* scale) {
+  const double grad = __longlong_as_double(static_cast<long long>(largest[0]));
+  const double weight = softmax ? 1.0 : __longlong_as_double(static_cast<long long>(largest[1]));
+  const double bound = terms * weight * grad;
+  if (!isfinite(bound)) {
+    *scale = 0.0;
+  } else {
+    *scale = bound > 0.0 ? ldexp(1.0, min(61 - ilogb(bound), 1000)) : 1.0;
+  }
+}
+
+template <class T>
+__global__ void finish_kernel(const long long* units, const double* scale, int64_t count, T* grad_value) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= count) return;
+  const double sum = *scale == 0.0 ? static_cast<double>(NAN) : static_cast<double>(units[i]) / *scale;
+  grad_value[i] = static_cast<T>(static_cast<RealOf<T>>(sum));
+}
+
+}  // namespace paq_detr::msda
