@@ -9,6 +9,8 @@
 // depend on the number of threads.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off")
+#elif defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
 #endif
 
 #include <torch/csrc/stable/library.h>
@@ -23,6 +25,7 @@
 #include "../pair_quality/boxes.h"
 #include "../pair_quality/clones.h"
 #include "../pair_quality/dispatch.h"
+#include "arguments.h"
 
 namespace paq_detr {
 namespace {
@@ -124,6 +127,7 @@ int32_t select_row(const Candidates<T>& others, Corners<T> own, T score, int64_t
 
 std::tuple<Tensor, Tensor> neighbor_select(
     const Tensor& boxes_in, const Tensor& scores_in, int64_t k, double iou_threshold, double low_score) {
+  check_candidates(boxes_in, scores_in, k);
   const Tensor boxes = torch::stable::contiguous(boxes_in), scores = torch::stable::contiguous(scores_in);
   const int64_t batch = boxes.size(0), n = boxes.size(1);
   Tensor index = torch::stable::new_empty(boxes, {batch, n, k}, ScalarType::Int);
@@ -255,6 +259,8 @@ Tensor hidden_of_pairs(const Pairs& pairs, const Tensor& p, const Tensor& hidden
 std::tuple<Tensor, Tensor> neighbor_difference(
     const Tensor& p_in, const Tensor& index, const Tensor& count, const Tensor& hidden_bias, const Tensor& weight,
     const Tensor& bias_in, bool zero_fill) {
+  check_graph(p_in, index, count, hidden_bias, weight);
+  STD_TORCH_CHECK(bias_in.numel() == weight.size(0), "bias does not fit weight");
   const Tensor p = torch::stable::contiguous(p_in), bias = torch::stable::contiguous(bias_in);
   const Pairs pairs(torch::stable::contiguous(index), torch::stable::contiguous(count));
   const int64_t width = weight.size(0), k = index.size(2);
@@ -308,6 +314,8 @@ struct Incoming {
 std::tuple<Tensor, Tensor, Tensor> neighbor_difference_backward(
     const Tensor& grad_in, const Tensor& slot_in, const Tensor& p_in, const Tensor& index, const Tensor& count,
     const Tensor& hidden_bias, const Tensor& weight) {
+  check_graph(p_in, index, count, hidden_bias, weight);
+  check_code_gradient(grad_in, slot_in, p_in, weight);
   const Tensor grad = torch::stable::contiguous(grad_in), slot = torch::stable::contiguous(slot_in);
   const Tensor p = torch::stable::contiguous(p_in);
   const Pairs pairs(torch::stable::contiguous(index), torch::stable::contiguous(count));

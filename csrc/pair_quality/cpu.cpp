@@ -6,6 +6,8 @@
 // Rows are written by one thread each, in a fixed order: results do not depend on the number of threads.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off")
+#elif defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
 #endif
 
 #include <torch/csrc/stable/library.h>
@@ -19,8 +21,9 @@
 #include <unordered_map>
 #include <vector>
 
+#include "arguments.h"
 #include "boxes.h"
-#include "clones.h"
+#include "cpu_rows.h"
 #include "dispatch.h"
 
 namespace paq_detr {
@@ -28,10 +31,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kFields = 9;
-enum Field : int64_t { CX, CY, W, H, X0, Y0, X1, Y1, AREA };
 constexpr int64_t kElementsPerTask = 16384;
-constexpr int64_t kBlock = 64;
 
 struct Sizes {
   int64_t layers, images, queries, objects;
@@ -46,135 +46,6 @@ void check_index(const Tensor& index, int64_t size, const char* name, const char
   for (int64_t m = 0; m < index.numel(); ++m) {
     STD_TORCH_CHECK(
         values[m] >= 0 && values[m] < size, name, " has the value ", values[m], ", but there are ", size, " ", what);
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Row kernels: one object against the n queries of its image, whose fields lie n apart.
-
-template <typename T>
-PAQ_CLONES void split_fields(const T* __restrict__ boxes, int64_t n, T* __restrict__ fields) {
-  for (int64_t i = 0; i < n; ++i) {
-    const T cx = boxes[4 * i], cy = boxes[4 * i + 1], w = boxes[4 * i + 2], h = boxes[4 * i + 3];
-    const Corners<T> c = corners(cx, cy, w, h);
-    fields[CX * n + i] = cx, fields[CY * n + i] = cy, fields[W * n + i] = w, fields[H * n + i] = h;
-    fields[X0 * n + i] = c.x0, fields[Y0 * n + i] = c.y0, fields[X1 * n + i] = c.x1, fields[Y1 * n + i] = c.y1;
-    fields[AREA * n + i] = c.area;
-  }
-}
-
-template <typename T>
-PAQ_HD Corners<T> corners_at(const T* fields, int64_t n, int64_t i) {
-  return {fields[X0 * n + i], fields[Y0 * n + i], fields[X1 * n + i], fields[Y1 * n + i], fields[AREA * n + i]};
-}
-
-template <typename T>
-PAQ_CLONES void overlap_row(
-    const T* __restrict__ fields, int64_t n, Corners<T> gt, T* __restrict__ iou, T* __restrict__ giou) {
-  for (int64_t i = 0; i < n; ++i) {
-    const Overlap<T> o = overlap(gt, corners_at(fields, n, i));
-    iou[i] = o.iou;
-    giou[i] = o.giou;
-  }
-}
-
-// Adds the gradients of one row to those of its n boxes and of its object, in kBlock partial sums. The fields, the
-// gradients of the boxes (4, n) and the partial sums (4, kBlock) are structures of arrays.
-template <typename T>
-PAQ_CLONES void overlap_backward_row(
-    const T* __restrict__ fields, int64_t n, const T* __restrict__ gt_box, const T* __restrict__ grad_iou,
-    const T* __restrict__ grad_giou, T* __restrict__ grad_boxes, T* __restrict__ partial) {
-  const T gt[4] = {gt_box[0], gt_box[1], gt_box[2], gt_box[3]};
-  for (int64_t block = 0; block < n; block += kBlock) {
-    const int64_t end = std::min(kBlock, n - block);
-    for (int64_t lane = 0; lane < end; ++lane) {
-      const int64_t i = block + lane;
-      const T box[4] = {fields[CX * n + i], fields[CY * n + i], fields[W * n + i], fields[H * n + i]};
-      T grad_gt[4] = {}, grad_box[4] = {};
-      overlap_backward(gt, box, grad_iou[i], grad_giou[i], grad_gt, grad_box);
-      for (int c = 0; c < 4; ++c) {
-        grad_boxes[c * n + i] += grad_box[c];
-        partial[c * kBlock + lane] += grad_gt[c];
-      }
-    }
-  }
-}
-
-template <typename T>
-PAQ_CLONES void score_column(const T* __restrict__ logits, int64_t stride, int64_t n, T weight, T* __restrict__ out) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = weight * sigmoid(logits[i * stride]);
-  }
-}
-
-template <typename T>
-PAQ_CLONES void quality_row(
-    const T* __restrict__ fields, const T* __restrict__ scores, int64_t n, Corners<T> gt, T iou_weight,
-    T* __restrict__ out) {
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = finite_quality(iou_weight * overlap(gt, corners_at(fields, n, i)).iou + scores[i]);
-  }
-}
-
-template <typename T>
-PAQ_CLONES void focal_column(
-    const T* __restrict__ logits, int64_t stride, int64_t n, T weight, T alpha, T gamma, T* __restrict__ out) {
-  if (gamma == T(2)) {  // the usual case, without a call in the loop
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] = weight * focal_difference(logits[i * stride], alpha, T(2));
-    }
-  } else {
-    for (int64_t i = 0; i < n; ++i) {
-      out[i] = weight * focal_difference(logits[i * stride], alpha, gamma);
-    }
-  }
-}
-
-template <typename T>
-PAQ_CLONES void cost_row(
-    const T* __restrict__ fields, const T* __restrict__ class_cost, int64_t n, const T* __restrict__ gt_box,
-    T l1_weight, T giou_weight, T* __restrict__ out) {
-  const T cx = gt_box[0], cy = gt_box[1], w = gt_box[2], h = gt_box[3];
-  const Corners<T> gt = corners(cx, cy, w, h);
-  for (int64_t i = 0; i < n; ++i) {
-    const T l1 = std::abs(fields[CX * n + i] - cx) + std::abs(fields[CY * n + i] - cy) +
-        std::abs(fields[W * n + i] - w) + std::abs(fields[H * n + i] - h);
-    out[i] = finite_cost(
-        class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
-  }
-}
-
-template <typename T>
-PAQ_CLONES bool any_above(const T* __restrict__ values, int64_t n, T limit) {
-  int64_t above = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    above += values[i] > limit;
-  }
-  return above > 0;
-}
-
-// The k best of a row, equal values by ascending index. Only a value above the worst kept one moves anything, so most
-// blocks are passed over whole.
-template <typename T>
-void best_of_row(const T* row, int64_t n, int64_t k, T* values, int64_t* indices) {
-  int64_t kept = 0;
-  for (int64_t block = 0; block < n && k > 0; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, n);
-    if (kept == k && !any_above(row + block, end - block, values[k - 1])) {
-      continue;
-    }
-    for (int64_t i = block; i < end; ++i) {
-      if (kept == k && !(row[i] > values[k - 1])) {
-        continue;
-      }
-      int64_t slot = kept < k ? kept++ : k - 1;
-      for (; slot > 0 && row[i] > values[slot - 1]; --slot) {
-        values[slot] = values[slot - 1];
-        indices[slot] = indices[slot - 1];
-      }
-      values[slot] = row[i];
-      indices[slot] = i;
-    }
   }
 }
 
@@ -255,6 +126,7 @@ struct Inputs {
 Inputs checked_inputs(
     const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
     const Tensor& gt_image) {
+  check_predictions(logits, boxes, gt_labels, gt_boxes, gt_image);
   Inputs in{torch::stable::contiguous(logits), torch::stable::contiguous(boxes),
             torch::stable::contiguous(gt_labels), torch::stable::contiguous(gt_boxes),
             torch::stable::contiguous(gt_image),
@@ -278,6 +150,7 @@ ClassColumns score_columns(const Inputs& in, double score_weight) {
 // Operators. Shapes and dtypes are checked in Python; values that could index memory are checked here.
 
 std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_boxes_in, const Tensor& gt_image_in) {
+  check_pairs(boxes_in, gt_boxes_in, gt_image_in);
   const Tensor boxes = torch::stable::contiguous(boxes_in), gt_boxes = torch::stable::contiguous(gt_boxes_in);
   const Tensor gt_image = torch::stable::contiguous(gt_image_in);
   const Sizes s{boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)};
@@ -325,6 +198,7 @@ void overlap_backward_image(
 std::tuple<Tensor, Tensor> pair_iou_backward(
     const Tensor& grad_iou_in, const Tensor& grad_giou_in, const Tensor& boxes_in, const Tensor& gt_boxes_in,
     const Tensor& gt_image_in) {
+  check_pair_gradients(grad_iou_in, grad_giou_in, boxes_in, gt_boxes_in, gt_image_in);
   const Tensor grad_iou = torch::stable::contiguous(grad_iou_in), grad_giou = torch::stable::contiguous(grad_giou_in);
   const Tensor boxes = torch::stable::contiguous(boxes_in), gt_boxes = torch::stable::contiguous(gt_boxes_in);
   const Tensor gt_image = torch::stable::contiguous(gt_image_in);

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "arguments.h"
 #include "boxes.h"
 #include "dispatch.h"
 #include "launch.h"
@@ -212,12 +213,15 @@ struct Arguments {
       : boxes(torch::stable::contiguous(boxes_)),
         gt_boxes(torch::stable::contiguous(gt_boxes_)),
         gt_image(torch::stable::contiguous(gt_image_)),
-        has_logits(false) {}
+        has_logits(false) {
+    check_pairs(boxes, gt_boxes, gt_image);
+  }
 
   Arguments(
       const Tensor& logits_, const Tensor& boxes_, const Tensor& gt_labels_, const Tensor& gt_boxes_,
       const Tensor& gt_image_)
       : Arguments(boxes_, gt_boxes_, gt_image_) {
+    check_predictions(logits_, boxes, gt_labels_, gt_boxes, gt_image);
     logits = torch::stable::contiguous(logits_);
     gt_labels = torch::stable::contiguous(gt_labels_);
     has_logits = true;
@@ -263,6 +267,7 @@ std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes, const Tensor& gt_boxes,
 std::tuple<Tensor, Tensor> pair_iou_backward(
     const Tensor& grad_iou_in, const Tensor& grad_giou_in, const Tensor& boxes, const Tensor& gt_boxes,
     const Tensor& gt_image) {
+  check_pair_gradients(grad_iou_in, grad_giou_in, boxes, gt_boxes, gt_image);
   const Arguments args(boxes, gt_boxes, gt_image);
   const Launch launch(boxes);
   const Tensor grad_iou = torch::stable::contiguous(grad_iou_in), grad_giou = torch::stable::contiguous(grad_giou_in);
