@@ -17,6 +17,26 @@ struct GradSums {
 };
 
 template <class Real, int kVec>
+__device__ __forceinline__ void add_each(Real* to, Real weight, const Real (&grad)[kVec]) {
+#pragma unroll
+  for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * grad[v]);
+}
+
+// One addition for four floats, where the hardware has it.
+template <int kVec>
+__device__ __forceinline__ void add_fours(float* to, float weight, const float (&grad)[kVec]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#pragma unroll
+  for (int v = 0; v < kVec; v += 4) {
+    const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
+    atomicAdd(reinterpret_cast<float4*>(to + v), four);
+  }
+#else
+  add_each(to, weight, grad);
+#endif
+}
+
+template <class Real, int kVec>
 __device__ __forceinline__ void add_gradient(
     const GradSums<Real>& to, double scale, int64_t at, Real weight, const Real (&grad)[kVec]) {
   if (to.units) {
@@ -25,22 +45,10 @@ __device__ __forceinline__ void add_gradient(
       const long long units = __double2ll_rn(static_cast<double>(weight * grad[v]) * scale);
       atomicAdd(reinterpret_cast<unsigned long long*>(to.units + at + v), static_cast<unsigned long long>(units));
     }
-    return;
-  }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  constexpr bool fours = std::is_same_v<Real, float> && kVec % 4 == 0;
-#else
-  constexpr bool fours = false;
-#endif
-  if constexpr (fours) {
-#pragma unroll
-    for (int v = 0; v < kVec; v += 4) {
-      const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
-      atomicAdd(reinterpret_cast<float4*>(to.sums + at + v), four);
-    }
+  } else if constexpr (std::is_same_v<Real, float> && kVec % 4 == 0) {
+    add_fours(to.sums + at, weight, grad);
   } else {
-#pragma unroll
-    for (int v = 0; v < kVec; ++v) atomicAdd(to.sums + at + v, weight * grad[v]);
+    add_each(to.sums + at, weight, grad);
   }
 }
 

@@ -1,0 +1,514 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-scale deformable attention against its definition, written here as loops over single points."""
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from paq_detr.ops import (
+    explain,
+    fused_ms_deform_attn,
+    fused_ms_deform_attn_torch,
+    ms_deform_attn,
+    ms_deform_attn_torch,
+)
+
+LEVELS = [(9, 17), (5, 8), (3, 4)]  # H != W everywhere
+FORMS = ("locations", "points", "boxes")
+# Relative to the largest entry: twice the rounding of 16-bit values; float32 sums of some hundred terms.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 5e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+@dataclass
+class Inputs:
+    """Arguments of both forms; `reference` is None in the classical one."""
+
+    value: Tensor
+    reference: Tensor | None
+    xy: Tensor
+    scores: Tensor
+    valid_ratios: Tensor | None = None
+    padding_mask: Tensor | None = None
+    levels: tuple = tuple(LEVELS)
+
+    def run(self, classical=ms_deform_attn, fused=fused_ms_deform_attn):
+        if self.reference is None:
+            return classical(self.value, self.levels, self.xy, self.scores)
+        return fused(
+            self.value, self.levels, self.reference, self.xy, self.scores, self.valid_ratios, self.padding_mask
+        )
+
+    def run_twin(self):
+        return self.run(ms_deform_attn_torch, fused_ms_deform_attn_torch)
+
+    def map(self, function):
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+    def image(self, b):
+        return self.map(lambda tensor: tensor[b : b + 1])
+
+    def doubled(self):
+        return self.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    def differentiable(self):
+        """The four (or three) tensors that receive gradients, by their public names, as fresh leaves."""
+        names = [name for name in ("value", "reference", "xy", "scores") if getattr(self, name) is not None]
+        leaves = {name: getattr(self, name).detach().clone().requires_grad_() for name in names}
+        return replace(self, **leaves), leaves
+
+
+def make(form, dtype=torch.float64, batch=2, queries=7, heads=2, channels=4, points=3, levels=LEVELS, padded=True):
+    torch.manual_seed(0)
+    tokens = sum(height * width for height, width in levels)
+    real = torch.float64 if dtype == torch.float64 else torch.float32
+    value = torch.randn(batch, tokens, heads, channels).to(dtype)
+    shape = (batch, queries, heads, len(levels), points)
+    xy, scores = torch.randn(*shape, 2, dtype=real), torch.randn(shape, dtype=real)
+    if form == "locations":
+        return Inputs(value, None, 0.5 + 0.4 * xy, scores, levels=tuple(levels))
+    reference = torch.rand(batch, queries, 2 if form == "points" else 4, dtype=real)
+    inputs = Inputs(value, reference, 3 * xy, scores.flatten(3), levels=tuple(levels))
+    if padded:
+        inputs.valid_ratios = 0.5 + 0.5 * torch.rand(batch, len(levels), 2, dtype=real)
+        inputs.padding_mask = torch.rand(batch, tokens) < 0.2
+    return inputs
+
+
+def naive(inputs):
+    """The definition: for each query and head, sum over all points of weight times bilinear sample."""
+    value, levels = inputs.value, inputs.levels
+    batch, queries, heads, _, points, _ = inputs.xy.shape
+    out = torch.zeros(batch, queries, heads, value.shape[3], dtype=value.dtype)
+    for b, q, h in ((b, q, h) for b in range(batch) for q in range(queries) for h in range(heads)):
+        weights = inputs.scores[b, q, h].reshape(len(levels), points)
+        if inputs.reference is not None:
+            weights = (weights - weights.max()).exp() / (weights - weights.max()).exp().sum()
+        start = 0
+        for level, (height, width) in enumerate(levels):
+            tokens = value[b, start : start + height * width, h].reshape(height, width, -1)
+            if inputs.padding_mask is not None:
+                padding = inputs.padding_mask[b, start : start + height * width].reshape(height, width)
+                tokens = tokens.masked_fill(padding[..., None], 0)
+            for p in range(points):
+                x, y = naive_location(inputs, b, q, h, level, p)
+                out[b, q, h] += weights[level, p] * naive_sample(tokens, x * width - 0.5, y * height - 0.5)
+            start += height * width
+    return out.flatten(2)
+
+
+def naive_location(inputs, b, q, h, level, p):
+    x, y = inputs.xy[b, q, h, level, p].tolist()
+    if inputs.reference is None:
+        return x, y
+    height, width = inputs.levels[level]
+    reference = inputs.reference[b, q].tolist()
+    ratio_x, ratio_y = (1, 1) if inputs.valid_ratios is None else inputs.valid_ratios[b, level].tolist()
+    if len(reference) == 2:
+        return reference[0] * ratio_x + x / width, reference[1] * ratio_y + y / height
+    points = inputs.xy.shape[4]
+    cx, cy, w, h = (r * ratio for r, ratio in zip(reference, (ratio_x, ratio_y) * 2, strict=True))
+    return cx + x / points * w * 0.5, cy + y / points * h * 0.5
+
+
+def naive_sample(tokens, x, y):
+    height, width, _ = tokens.shape
+    sample = torch.zeros_like(tokens[0, 0])
+    if not (-1 < x < width and -1 < y < height):
+        return sample
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            if 0 <= row < height and 0 <= column < width:
+                sample += tokens[row, column] * (1 - abs(x - column)) * (1 - abs(y - row))
+    return sample
+
+
+def assert_close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    difference = (actual.double().cpu() - expected.double()).abs().max().item() if expected.numel() else 0.0
+    assert difference <= tolerance * expected.double().abs().max().item(), f"differs by {difference}"
+
+
+def gradients(inputs, run, grad_out):
+    inputs, leaves = inputs.differentiable()
+    grads = torch.autograd.grad(run(inputs), list(leaves.values()), grad_out)
+    return dict(zip(leaves, grads, strict=True))
+
+
+@pytest.fixture(scope="module")
+def native():
+    """Skips where the public functions would run the twin."""
+    backend = next(b for b in explain("fused_ms_deform_attn", torch.zeros(1)) if b.name == "cpu")
+    if not backend.runs:
+        pytest.skip(f"the CPU kernels do not run: {backend.reason}")
+
+
+RUNS = [pytest.param(Inputs.run, id="public"), pytest.param(Inputs.run_twin, id="twin")]
+SHAPES = [
+    dict(),
+    dict(channels=5, points=1),
+    dict(channels=32, heads=1, points=4, levels=LEVELS + [(1, 1)], queries=5),
+    dict(channels=3, points=7, levels=[(4, 6)]),
+    dict(batch=1, queries=3, channels=72, points=2),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", RUNS)
+def test_equals_the_definition(run, form, shape):
+    inputs = make(form, **shape)
+    assert_close(run(inputs), naive(inputs), 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", RUNS)
+def test_gradcheck(run, form):
+    inputs = make(form, queries=3, channels=3, levels=[(3, 5), (2, 2)], points=2)
+    inputs, leaves = inputs.differentiable()
+    tensors = tuple(leaves.values())
+    assert torch.autograd.gradcheck(lambda *t: run(replace(inputs, **dict(zip(leaves, t, strict=True)))), tensors)
+
+
+@pytest.mark.parametrize("shape", [dict(channels=32, points=4, levels=LEVELS + [(2, 3)]), *SHAPES[1:]], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_gradient_equals_that_of_the_twin_in_float64(native, form, dtype, shape):
+    inputs = make(form, dtype, **shape)
+    grad_out = torch.randn_like(inputs.run())
+    assert_close(inputs.run(), inputs.doubled().run_twin(), TOLERANCE[dtype])
+    actual = gradients(inputs, Inputs.run, grad_out)
+    expected = gradients(inputs.doubled(), Inputs.run_twin, grad_out.double())
+    for name, grad in actual.items():
+        rounded = name == "value"  # the others are float32 or float64 whatever the value is
+        assert_close(grad, expected[name], TOLERANCE[dtype if rounded else grad.dtype])
+        assert grad.dtype == getattr(inputs, name).dtype
+
+
+def test_queries_that_are_tokens_equal_the_twin(native):
+    """So many reads per token that the kernel works on copies of rows."""
+    levels = [(20, 33), (10, 17)]
+    inputs = make("points", torch.float32, queries=830, channels=32, points=4, levels=levels)
+    grad_out = torch.randn_like(inputs.run())
+    assert_close(inputs.run(), inputs.run_twin(), 5e-6)
+    expected = gradients(inputs.doubled(), Inputs.run_twin, grad_out.double())
+    for name, grad in gradients(inputs, Inputs.run, grad_out).items():
+        assert_close(grad, expected[name], 5e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", RUNS)
+def test_no_queries_give_an_empty_result_and_zero_gradients(run, form):
+    inputs = make(form, queries=0)
+    assert run(inputs).shape == (2, 0, 8)
+    assert gradients(inputs, run, torch.zeros(2, 0, 8, dtype=torch.float64))["value"].eq(0).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30, -1e30])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", RUNS)
+def test_a_point_outside_or_not_finite_adds_nothing_and_gets_no_gradient(run, form, bad):
+    inputs = make(form, queries=4)
+    if form == "boxes":
+        inputs.reference = inputs.reference.clamp(min=0.1)
+    inputs.xy[:, ::2, :, 0, 0, 1] = bad
+    without = replace(inputs, xy=inputs.xy.clone())
+    without.xy[:, ::2, :, 0, 0] = 1e4
+    assert torch.equal(run(inputs), run(without))
+    for grad in gradients(inputs, run, torch.ones_like(run(inputs))).values():
+        assert grad.isfinite().all()
+    assert gradients(inputs, run, torch.ones_like(run(inputs)))["xy"][:, ::2, :, 0, 0].eq(0).all()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_reference_that_is_not_finite_gets_no_gradient(run):
+    inputs = make("boxes")
+    inputs.reference[0, 0, 2] = math.inf
+    inputs.reference[1, 1, 0] = math.nan
+    out = run(inputs)
+    grads = gradients(inputs, run, torch.ones_like(out))
+    assert out[0, 0].eq(0).all() and out[1, 1].eq(0).all()
+    assert all(grad.isfinite().all() for grad in grads.values())
+    assert grads["reference"][0, 0].eq(0).all()
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_padding_counts_as_zero_even_if_it_holds_nan(run):
+    inputs = make("points")
+    zeroed = replace(inputs, value=inputs.value.masked_fill(inputs.padding_mask[..., None, None], 0), padding_mask=None)
+    inputs.value[inputs.padding_mask] = math.nan
+    assert_close(run(inputs), run(zeroed), 1e-14)
+    grads = gradients(inputs, run, torch.ones_like(run(inputs)))
+    assert grads["value"][inputs.padding_mask].eq(0).all()
+    assert all(grad.isfinite().all() for grad in grads.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("run", RUNS)
+def test_batch_of_three_equals_three_batches_of_one(run, form):
+    inputs = make(form, batch=3, queries=5)
+    assert torch.equal(run(inputs), torch.cat([run(inputs.image(b)) for b in range(3)]))
+
+
+@pytest.mark.parametrize("form", ["points", "boxes"])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_padded_image_equals_the_image_alone(run, form):
+    """Valid ratios and the mask together undo padding on the right and below."""
+    alone = make(form, batch=1, channels=4, levels=[(6, 8), (3, 4)], padded=False)
+    maps = [alone.value[:, :48].view(1, 6, 8, 2, 4), alone.value[:, 48:].view(1, 3, 4, 2, 4)]
+    grown = [torch.nn.functional.pad(m, (0, 0, 0, 0, 0, m.shape[2] // 2, 0, m.shape[1] // 3), value=7.0) for m in maps]
+    counts = [torch.ones(1, *m.shape[1:3], dtype=torch.bool) for m in maps]
+    masks = [
+        ~torch.nn.functional.pad(c, (0, g.shape[2] - c.shape[2], 0, g.shape[1] - c.shape[1]))
+        for c, g in zip(counts, grown, strict=True)
+    ]
+    ratios = [[m.shape[2] / g.shape[2], m.shape[1] / g.shape[1]] for m, g in zip(maps, grown, strict=True)]
+    padded = replace(
+        alone,
+        value=torch.cat([g.flatten(1, 2) for g in grown], 1),
+        valid_ratios=torch.tensor([ratios], dtype=torch.float64),
+        padding_mask=torch.cat([m.flatten(1) for m in masks], 1),
+        levels=tuple(tuple(g.shape[1:3]) for g in grown),
+    )
+    assert_close(run(padded), run(alone), 1e-12)
+
+
+def test_slices_of_one_projection_equal_their_contiguous_copies(native):
+    inputs = make("points", torch.float32, channels=32, points=4, batch=3)
+    both = torch.cat([inputs.xy.flatten(2), inputs.scores.flatten(2)], -1)
+    split = inputs.xy[0, 0].numel()
+    values = torch.cat([inputs.value, inputs.value], -1).flatten(2).view(3, -1, 2, 64)
+    views = replace(
+        inputs,
+        value=values[..., :32],
+        reference=inputs.reference.transpose(0, 1).contiguous().transpose(0, 1),
+        xy=both[..., :split].view(inputs.xy.shape),
+        scores=both[..., split:].view(inputs.scores.shape),
+        padding_mask=inputs.padding_mask.t().contiguous().t(),
+    )
+    assert not any(getattr(views, f).is_contiguous() for f in ("value", "xy", "scores", "reference", "padding_mask"))
+    assert torch.equal(views.run(), inputs.run())
+    expected = gradients(inputs, Inputs.run, torch.ones_like(inputs.run()))
+    grad_out = torch.ones(3, 64, 7).transpose(1, 2)
+    assert not grad_out.is_contiguous()
+    for name, grad in gradients(views, Inputs.run, grad_out).items():
+        assert torch.equal(grad, expected[name])
+
+
+@pytest.mark.parametrize("queries", [6, 500])
+def test_backward_is_bitwise_the_same_for_any_number_of_threads(native, queries):
+    inputs = make("boxes", torch.float32, batch=1, queries=queries, channels=32, points=4)
+    grad_out = torch.randn_like(inputs.run())
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 13):
+        torch.set_num_threads(count)
+        results.append([inputs.run(), *gradients(inputs, Inputs.run, grad_out).values()])
+    torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_autocast_casts_the_value_and_keeps_coordinates_in_float32(native):
+    levels = [(5, 167)]  # in bfloat16 a coordinate near 160 is a whole pixel wrong
+    inputs = make("points", torch.float32, channels=32, points=4, levels=levels)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = inputs.run()
+        half_offsets = replace(inputs, xy=inputs.xy.bfloat16()).run()
+        through_op = torch.ops.paq_detr.fused_ms_deform_attn(
+            inputs.value, [5, 167], inputs.reference, inputs.xy, inputs.scores, inputs.valid_ratios, inputs.padding_mask
+        )
+    assert out.dtype == half_offsets.dtype == torch.bfloat16
+    assert torch.equal(out, replace(inputs, value=inputs.value.bfloat16()).run())
+    assert torch.equal(out, through_op)
+    assert_close(out, inputs.run(), TOLERANCE[torch.bfloat16])
+
+
+def op_arguments(inputs):
+    shapes = [size for level in inputs.levels for size in level]
+    if inputs.reference is None:
+        return "ms_deform_attn", (inputs.value, shapes, inputs.xy, inputs.scores)
+    rest = (inputs.reference, inputs.xy, inputs.scores, inputs.valid_ratios, inputs.padding_mask)
+    return "fused_ms_deform_attn", (inputs.value, shapes, *rest)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_opcheck(native, form, padded):
+    inputs, _ = make(form, torch.float32, padded=padded).differentiable()
+    name, arguments = op_arguments(inputs)
+    torch.library.opcheck(getattr(torch.ops.paq_detr, name).default, arguments)
+    backward = getattr(torch.ops.paq_detr, f"{name}_backward").default
+    arguments = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+    torch.library.opcheck(backward, (torch.randn(2, 7, 8), *arguments, True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiles_into_one_graph(native, form):
+    inputs, leaves = make(form, torch.float32).differentiable()
+    compiled = torch.compile(
+        lambda *t: replace(inputs, **dict(zip(leaves, t))).run(), fullgraph=True, backend="aot_eager"
+    )
+    out = compiled(*leaves.values())
+    assert torch.equal(out, inputs.run())
+    expected = gradients(inputs, Inputs.run, torch.ones_like(out))
+    for name, grad in zip(leaves, torch.autograd.grad(out.sum(), list(leaves.values())), strict=True):
+        assert torch.allclose(grad, expected[name]), name
+
+
+def test_exports_as_one_operator(native):
+    inputs = make("points", torch.float32)
+
+    class Attention(torch.nn.Module):
+        def forward(self, value, reference, xy, scores):
+            return replace(inputs, value=value, reference=reference, xy=xy, scores=scores).run()
+
+    arguments = (inputs.value, inputs.reference, inputs.xy, inputs.scores)
+    program = torch.export.export(Attention(), arguments)
+    assert [n for n in program.graph.nodes if n.target is torch.ops.paq_detr.fused_ms_deform_attn.default]
+    assert torch.equal(program.module()(*arguments), inputs.run())
+
+
+CLONE_CHECK = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import test_ms_deform_attn as t
+torch.set_num_threads(1)
+for dtype in t.TOLERANCE:
+    for form, shape in (("locations", t.SHAPES[4]), ("boxes", dict(channels=21, points=4))):
+        inputs = t.make(form, dtype, **shape)
+        grad_out = torch.randn_like(inputs.run())
+        t.assert_close(inputs.run(), inputs.doubled().run_twin(), t.TOLERANCE[dtype])
+        expected = t.gradients(inputs.doubled(), t.Inputs.run_twin, grad_out.double())
+        for name, grad in t.gradients(inputs, t.Inputs.run, grad_out).items():
+            t.assert_close(grad, expected[name], t.TOLERANCE[dtype if name == "value" else grad.dtype])
+"""
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2"])
+def test_the_kernel_of_every_instruction_set_equals_the_twin(native, isa):
+    """The tests above run the best clone of this machine; the choice is made once in a process."""
+    command = [sys.executable, "-c", CLONE_CHECK, os.path.dirname(__file__)]
+    subprocess.run(command, env={**os.environ, "PAQ_DETR_CPU_ISA": isa}, check=True)
+
+
+def changed(inputs, **tensors):
+    return replace(inputs, **tensors)
+
+
+GOOD = make("points", torch.float32)
+CLASSICAL = make("locations", torch.float32)
+MISTAKES = [
+    (changed(GOOD, levels=((9, 17), (5, 8), (3, 3))), ValueError, "level sizes sum to 202, value has 205"),
+    (changed(GOOD, levels=()), ValueError, "spatial_shapes is empty"),
+    (changed(GOOD, levels=torch.tensor(LEVELS)), TypeError, "spatial_shapes is a Tensor"),
+    (changed(GOOD, levels=((9, 17), (52, 1), (0, 3))), ValueError, "a level without tokens"),
+    (changed(GOOD, levels=((9, 17), (52, 1))), ValueError, r"offsets has shape .2, 7, 2, 3, 3, 2., .* .2, 7, 2, 2"),
+    (changed(GOOD, value=GOOD.value[0]), ValueError, r"value has 3 dimensions .* expected \(B, S, H, D\)"),
+    (changed(GOOD, value=GOOD.value.int()), TypeError, "value is torch.int32, expected a floating point type"),
+    (changed(GOOD, value=None), TypeError, "value is NoneType, expected a Tensor"),
+    (changed(GOOD, value=GOOD.value[:1]), ValueError, r"offsets has shape \(2, .*expected \(1, "),
+    (changed(GOOD, value=GOOD.value[:, :, :1]), ValueError, r"offsets has shape \(2, 7, 2.*expected \(2, 7, 1"),
+    (changed(GOOD, reference=GOOD.reference[..., :1]), ValueError, "reference has 1 coordinates, expected 2 .* or 4"),
+    (changed(GOOD, reference=GOOD.reference[:, :5]), ValueError, "reference has shape .2, 5, 2., expected .2, 7, 2"),
+    (changed(GOOD, xy=GOOD.xy[..., 0]), ValueError, "offsets has 5 dimensions"),
+    (changed(GOOD, scores=GOOD.scores[..., :8]), ValueError, "logits has shape .2, 7, 2, 8., expected .2, 7, 2, 9"),
+    (changed(GOOD, scores=GOOD.scores.to("meta")), ValueError, "logits is on meta, value is on cpu"),
+    (changed(GOOD, valid_ratios=GOOD.valid_ratios[:, :2]), ValueError, "valid_ratios has shape .2, 2, 2., .* .2, 3"),
+    (changed(GOOD, padding_mask=GOOD.padding_mask.int()), TypeError, "padding_mask is torch.int32, expected"),
+    (changed(GOOD, padding_mask=GOOD.padding_mask[:, 1:]), ValueError, "padding_mask has shape .2, 204., .* .2, 205"),
+    (changed(CLASSICAL, xy=CLASSICAL.xy[..., :1]), ValueError, "sampling_locations has shape .*, 1.*expected .*, 2"),
+    (changed(CLASSICAL, scores=CLASSICAL.scores[:, 1:]), ValueError, "attention_weights has shape .2, 6.* .2, 7"),
+    (changed(CLASSICAL, scores=CLASSICAL.scores.bool()), TypeError, "attention_weights is torch.bool"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "error", "sentence"), MISTAKES, ids=[sentence[:40] for *_, sentence in MISTAKES])
+def test_a_mistake_is_named_with_both_sizes(inputs, error, sentence):
+    with pytest.raises(error, match=sentence):
+        inputs.run()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# On a GPU: the same, against the float64 twin on CPU.
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    backend = next(b for b in explain("fused_ms_deform_attn", torch.zeros(1, device="cuda")) if b.name == "cuda")
+    if not backend.runs:
+        pytest.skip(f"the CUDA kernels do not run: {backend.reason}")
+    return torch.device("cuda")
+
+
+GPU_SHAPES = [
+    dict(channels=32, points=4, queries=33, levels=LEVELS + [(2, 3)]),
+    dict(channels=32, points=4, queries=205),  # queries are tokens: taken tile by tile
+    dict(channels=48, points=9, queries=5),  # more points than are prepared at a time, more channels than lanes
+    *SHAPES[1:],
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("shape", GPU_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_cuda_equals_the_twin_in_float64(cuda, form, dtype, shape, deterministic):
+    inputs = make(form, dtype, **shape)
+    on_gpu = inputs.map(lambda tensor: tensor.to(cuda))
+    grad_out = torch.randn_like(inputs.run_twin())
+    assert_close(on_gpu.run(), inputs.doubled().run_twin(), TOLERANCE[dtype])
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        actual = gradients(on_gpu, Inputs.run, grad_out.to(cuda))
+        again = gradients(on_gpu, Inputs.run, grad_out.to(cuda))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    expected = gradients(inputs.doubled(), Inputs.run_twin, grad_out.double())
+    for name, grad in actual.items():
+        tolerance = max(TOLERANCE[dtype if name == "value" else grad.dtype], 1e-11)
+        assert_close(grad, expected[name], tolerance)
+        assert not deterministic or torch.equal(grad, again[name])
+
+
+@pytest.mark.gpu
+def test_cuda_takes_slices_empty_inputs_and_bad_coordinates(cuda):
+    inputs = make("points", torch.float32, channels=32, points=4).map(lambda tensor: tensor.to(cuda))
+    odd = replace(inputs, value=torch.cat([inputs.value, inputs.value], -1)[..., 1:33])  # not aligned to 16 bytes
+    assert_close(odd.run(), replace(odd, value=odd.value.contiguous()).run().cpu(), 1e-6)
+    none = make("points", torch.float32, queries=0).map(lambda tensor: tensor.to(cuda))
+    assert none.run().shape == (2, 0, 8)
+    inputs.xy[:, ::2, :, 0, 0, 1] = math.nan
+    inputs.xy[:, 1::2, :, 0, 1, 0] = math.inf
+    grads = gradients(inputs, Inputs.run, torch.ones_like(inputs.run()))
+    assert all(grad.isfinite().all() for grad in grads.values())
+    torch.cuda.synchronize()
+
+
+@pytest.mark.gpu
+def test_cuda_works_on_the_current_stream(cuda):
+    inputs = make("points", torch.float32, channels=32, points=4, queries=205).map(lambda tensor: tensor.to(cuda))
+    expected = inputs.run()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        late = inputs.value * 1
+        out = replace(inputs, value=late).run()
+    stream.synchronize()
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_cuda_opcheck(cuda, form):
+    inputs, _ = make(form, torch.float32).map(lambda tensor: tensor.to(cuda)).differentiable()
+    name, arguments = op_arguments(inputs)
+    torch.library.opcheck(getattr(torch.ops.paq_detr, name).default, arguments)
