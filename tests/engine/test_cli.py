@@ -69,6 +69,11 @@ def test_without_cuda_the_model_goes_to_the_cpu(make_cfg, monkeypatch):
     assert make_cfg("MODEL.DEVICE", "cuda").MODEL.DEVICE == "cpu"
 
 
+def test_a_key_without_effect_is_named(make_cfg, caplog):
+    make_cfg("TEST.AUG.ENABLED", True)
+    assert "TEST.AUG.ENABLED is a key" in caplog.text
+
+
 def test_more_gpus_than_there_are_is_refused(config_file, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     args = Namespace(config_file=config_file, opts=["MODEL.DEVICE", "cuda"], num_gpus=4)

@@ -57,9 +57,11 @@ def test_a_step_reaches_every_trainable_parameter(make_cfg):
     assert not unused
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_mixed_precision_steps_on_cpu_and_keeps_float32_weights(make_cfg, dtype):
-    cfg = make_cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype, "DATASETS.TEST", "[]")
+def test_mixed_precision_steps_and_keeps_float32_weights(make_cfg, dtype, device):
+    amp = ("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype)
+    cfg = make_cfg(*amp, "MODEL.DEVICE", device, "DATASETS.TEST", "[]")
     trainer = train(cfg)
     assert trainer.scaler.is_enabled() == (dtype == "float16")
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in trainer.model.parameters())
@@ -208,3 +210,16 @@ def test_progress_is_one_short_line_whatever_the_number_of_losses(make_cfg, capl
     assert len(lines) == 1
     assert lines[0].startswith("iteration 2/2; loss ") and "last layer: class " in lines[0]
     assert "layer1" not in lines[0]
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_resumes_where_it_was(make_cfg):
+    opts = ("MODEL.DEVICE", "cuda", "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]")
+    first = train(make_cfg(*opts, "SOLVER.MAX_ITER", 2))
+    resumed = Trainer(make_cfg(*opts, "SOLVER.MAX_ITER", 4))
+    resumed.resume_or_load(resume=True)
+    assert_equal_states(weights(first), weights(resumed))
+    content = torch.load(os.path.join(first.cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+    torch.cuda.manual_seed(123)
+    resumed.before_train()
+    assert torch.equal(torch.cuda.get_rng_state(), content["trainer"]["rng"][0]["device"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import logging
 import os
 import re
@@ -27,6 +28,17 @@ from .weights import missing_file
 
 logger = logging.getLogger(__name__)
 
+# Keys of Detectron2's default trainer that nothing here reads.
+IDLE_KEYS = (
+    "DATASETS.PROPOSAL_FILES_TRAIN",
+    "MODEL.LOAD_PROPOSALS",
+    "SOLVER.REFERENCE_WORLD_SIZE",
+    "TEST.AUG.ENABLED",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.PRECISE_BN.ENABLED",
+    "VIS_PERIOD",
+)
+
 
 def setup_config(args: argparse.Namespace) -> CfgNode:
     """The frozen config of ``args.config_file`` and ``args.opts``, its datasets registered.
@@ -41,6 +53,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         _merge_file(cfg, args.config_file)
     _merge_opts(cfg, list(args.opts or []))
+    _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
     try:
@@ -128,6 +141,14 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+def _warn_of_idle_keys(cfg: CfgNode) -> None:
+    default = get_cfg()
+    for key in IDLE_KEYS:
+        values = [functools.reduce(getattr, key.split("."), node) for node in (cfg, default)]
+        if values[0] != values[1]:
+            logger.warning("%s is a key of Detectron2's that has no effect on this trainer", key)
 
 
 def _check_device(cfg: CfgNode, num_gpus: int) -> None:

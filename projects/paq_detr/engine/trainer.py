@@ -228,13 +228,17 @@ class Trainer(TrainerBase):
 
     def resume_or_load(self, resume: bool = False) -> None:
         """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``."""
-        resume = resume and self.checkpointer.has_checkpoint()
-        if resume:
+        found = self.checkpointer.has_checkpoint()
+        if resume and found:
             self.checkpointer.load(self.checkpointer.get_checkpoint_file())
             self.start_iter = self.iter + 1
             logger.info("Resumed after iteration %d", self.iter)
-        else:
-            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        if resume:
+            logger.warning("%s holds no checkpoint to resume from: training starts anew", self.cfg.OUTPUT_DIR)
+        elif found:
+            logger.warning("%s holds a checkpoint of an earlier run; --resume would continue it", self.cfg.OUTPUT_DIR)
+        self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
 
     def save(self, name: str) -> None:
         """Write a checkpoint to go on from. To be called on every process."""
