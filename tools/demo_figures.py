@@ -83,16 +83,18 @@ def draw_losses(path: str, metrics_file: str, metric: str = "bbox/AP") -> None:
     with open(metrics_file) as file:
         lines = [json.loads(line) for line in file]
     figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
-    names = sorted({key for line in lines for key in line if "loss" in key}, key=lambda key: (key != "total_loss", key))
-    for name in names:
-        _curve(left, lines, name, linewidth=3 if name == "total_loss" else 1)
-    left.set(xlabel="iteration", ylabel="loss (median of 20 iterations)", yscale="log", title="Training loss")
-    left.legend(fontsize=8, ncols=2)
+    _curve(left, lines, "total_loss", linewidth=3, color="black")
+    for name in ("loss_class", "loss_l1", "loss_giou"):
+        _curve(left, lines, f"{name}/final", linewidth=1.5)
+    left.set(xlabel="iteration", ylabel="loss (median of 20 iterations)", yscale="log")
+    left.set_title("Training loss: all terms together, and the last decoder layer's")
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
     left.grid(alpha=0.3)
     for name in (metric, f"{metric}50"):
         _curve(right, lines, name, marker="o")
     right.set(xlabel="iteration", ylabel="percent", ylim=(0, 100), title="On held-out images")
-    right.legend()
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+    right.set_xlim(left.get_xlim())
     right.grid(alpha=0.3)
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
