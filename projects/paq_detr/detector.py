@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import ImageList
@@ -75,6 +76,9 @@ class QueryDetector(nn.Module):
                 "MODEL.DETR.CLASS_NAMES is empty: call paq_detr.data.register_datasets(cfg), which takes the names "
                 "from the training dataset, or use the config.yaml that training wrote into its output folder"
             )
+        for dataset in cfg.DATASETS.TEST:
+            if dataset not in DatasetCatalog:  # a bare predictor: let its metadata name the classes all the same
+                MetadataCatalog.get(dataset).set(thing_classes=names)
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

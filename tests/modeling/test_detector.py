@@ -2,10 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 
+import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
 from detectron2.utils.events import EventStorage
 
+from paq_detr.engine import DetrCheckpointer
 from paq_detr.structures import stack_instances
 
 from .conftest import (
@@ -17,6 +20,7 @@ from .conftest import (
     REFINE,
     SINGLE_STAGE,
     TWO_STAGE,
+    make_cfg,
     make_image,
     make_model,
     wake_up,
@@ -211,3 +215,14 @@ def test_training_logs_what_the_papers_speak_of(two_images):
     assert logged["positives_per_object/final"] == 1 and logged["positives_per_object/layer1"] >= 1
     assert round(logged["queries_ever_matched"] * 12) in (2, 3)  # two objects here, one there, perhaps in the same slot
     assert 0 < logged["paq/pattern_mean_abs_cos"] < 1 and logged["paq/weight_entropy"] > 0
+
+
+def test_a_predictor_without_its_dataset_knows_the_class_names(tmp_path):
+    cfg = make_cfg(PLUSPLUS, **{"DATASETS.TEST": ("on_another_machine",)})
+    DetrCheckpointer(make_model(PLUSPLUS), str(tmp_path)).save("model")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    predictor = DefaultPredictor(cfg)
+    instances = predictor(np.zeros((48, 80, 3), dtype=np.uint8))["instances"]
+    assert instances.image_size == (48, 80) and len(instances) == 36
+    assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
+    assert predictor.metadata.thing_classes == ["cat", "dog", "owl"]
