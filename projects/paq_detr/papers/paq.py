@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..layers import MaskedGroupNorm
+from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.decoder import Decoder
 from ..modeling.diagnostics import log_scalars
 from ..modeling.matcher import FORBIDDEN, HungarianAssigner, MatchCost, solve_images
@@ -199,67 +200,6 @@ def _double(x: Tensor, padding: Tensor | None) -> Tensor:
         return up(x)
     keep = _keep(x, padding)
     return up(x * keep) / up(keep).clamp(min=1e-6)
-
-
-class ChannelMLP(nn.Module):
-    """Channel attention of CBAM (Woo et al. 2018): a shared two-layer perceptron on mean and maximum."""
-
-    def __init__(self, channels: int, reduction: int = 16):
-        super().__init__()
-        hidden = max(channels // reduction, 1)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
-        )
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        mean = (x * keep).sum((2, 3)) / keep.sum((2, 3))
-        largest = x.masked_fill(keep == 0, -torch.inf).amax((2, 3))
-        return x * (self.mlp(mean) + self.mlp(largest)).sigmoid()[:, :, None, None]
-
-
-class SpatialConv(nn.Module):
-    """Spatial attention of CBAM: a 7x7 convolution on the channels' mean and maximum."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(2, 1, 7, padding=3)
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        x = x * keep
-        return x * self.conv(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)).sigmoid()
-
-
-class ECA(nn.Module):
-    """Efficient channel attention (Wang et al. 2020): a convolution (5 wide at 256 channels) over channel means."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        width = int(abs(np.log2(channels) + 1) / 2)
-        width += 1 - width % 2
-        self.conv = nn.Conv1d(1, 1, width, padding=width // 2, bias=False)
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        mean = (x * keep).sum((2, 3)) / keep.sum((2, 3))
-        return x * self.conv(mean[:, None])[:, 0].sigmoid()[:, :, None, None]
-
-
-class CoordinateAttention(nn.Module):
-    """Coordinate attention (Hou et al. 2021): gates per row and per column from means along the other axis."""
-
-    def __init__(self, channels: int, reduction: int = 32):
-        super().__init__()
-        hidden = max(channels // reduction, 8)
-        self.squeeze = nn.Linear(channels, hidden)
-        self.norm = nn.LayerNorm(hidden)
-        self.rows, self.columns = nn.Linear(hidden, channels), nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        gates = []
-        for axis, expand in ((3, self.rows), (2, self.columns)):
-            mean = (x * keep).sum(axis) / keep.sum(axis).clamp(min=1)  # (B, d, H) or (B, d, W)
-            hidden = F.hardswish(self.norm(self.squeeze(mean.transpose(1, 2))))
-            gates.append(expand(hidden).sigmoid().transpose(1, 2).unsqueeze(axis))
-        return x * gates[0] * gates[1]
 
 
 def _head_mlp(embed_dim: int, out_dim: int) -> nn.Sequential:
