@@ -40,6 +40,10 @@ def say(sentence):
     print(f"paq_detr: {sentence}", file=sys.stderr, flush=True)
 
 
+def compiler():
+    return os.environ.get("CXX", "c++").split()
+
+
 def find_cuda_home():
     """The toolkit folder that can compile and link: nvcc on the PATH may be a script that stands elsewhere."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -66,9 +70,8 @@ def why_no_extension():
         return "torch cannot be imported here (install it first, and use pip's --no-build-isolation)"
     if tuple(map(int, torch.__version__.split(".")[:2])) < OLDEST_TORCH:
         return f"torch {torch.__version__} is older than {'.'.join(map(str, OLDEST_TORCH))}"
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if not (shutil.which(compiler) or shutil.which("g++")):
-        return f"there is no C++ compiler ({compiler})"
+    if shutil.which(compiler()[0]) is None:
+        return f"there is no C++ compiler ({compiler()[0]}; see CXX)"
     return None
 
 
@@ -123,13 +126,12 @@ def extension(with_cuda):
 def build_record(with_cuda):
     import torch
 
-    compiler = os.environ.get("CXX", "c++")
-    banner = subprocess.run([*compiler.split(), "--version"], capture_output=True, text=True).stdout
+    banner = subprocess.run([*compiler(), "--version"], capture_output=True, text=True).stdout
     return {
         "torch": torch.__version__,
         "cuda": torch.version.cuda if with_cuda else None,
         "archs": os.environ["TORCH_CUDA_ARCH_LIST"] if with_cuda else None,
-        "compiler": banner.splitlines()[0] if banner else compiler,
+        "compiler": banner.splitlines()[0] if banner else compiler()[0],
         "python": f"{LIMITED_API}-abi3",
         "platform": sysconfig.get_platform(),
     }
