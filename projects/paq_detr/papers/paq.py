@@ -9,7 +9,7 @@
 | quality and positive count (Eq. 6-7) | ``QualityCountAssigner`` | QUALITY_ASSIGNMENT.* |
 | diversity loss (Eq. 8) | ``diversity_loss`` | PATTERNS.DIVERSITY_WEIGHT, .DIVERSITY_SCALE |
 | IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
-| hybrid branch (Table 3) | ``HybridRoute`` | HYBRID.* |
+| hybrid branch (Table 3) | ``build_hybrid_route`` | HYBRID.* |
 
 There is no official code. Where the paper's text is silent we follow the first author's working fork of Relation-DETR
 or choose ourselves; papers/README.md lists every such place.
@@ -167,8 +167,9 @@ class MultiScaleFusion(nn.Module):
     def forward(self, memory: Memory, padding: Sequence[Tensor | None]) -> Tensor:
         """(B, d) image descriptor."""
         fused: Tensor | None = None
-        for level in reversed(range(len(memory.shapes))):
-            x = self._level(level, memory.maps()[level], padding[level])
+        maps = memory.maps()
+        for level in reversed(range(len(maps))):
+            x = self._level(level, maps[level], padding[level])
             if fused is not None:
                 x = x + _double(fused, padding[level + 1])[..., : x.shape[-2], : x.shape[-1]]
                 keep = _keep(x, padding[level])
