@@ -84,12 +84,19 @@ def test_other_synthetic_parameters_replace_the_earlier_ones(cfg):
     assert MetadataCatalog.get("synthetic_crowd_val").thing_classes == ["person", "balloon", "crate", "cone"]
 
 
+def inside(box_xywh, crowd):
+    """The part of a box that lies in the image, as COCO's boxes do."""
+    x, y, w, h = box_xywh
+    left, top = max(x, 0.0), max(y, 0.0)
+    return [left, top, min(x + w, crowd.WIDTH) - left, min(y + h, crowd.HEIGHT) - top]
+
+
 def test_the_box_key_chooses_full_or_visible_boxes(cfg):
     for kind in ("full", "visible"):
         cfg.DATASETS.SYNTHETIC_CROWD.BOX = kind
         register_datasets(cfg)
         objects = [a for r in DatasetCatalog.get("synthetic_crowd_train") for a in r["annotations"] if not a["iscrowd"]]
-        assert all(item["bbox"] == item[f"{kind}_bbox"] for item in objects)
+        assert all(item["bbox"] == inside(item[f"{kind}_bbox"], cfg.DATASETS.SYNTHETIC_CROWD) for item in objects)
     cfg.DATASETS.SYNTHETIC_CROWD.BOX = "head"
     with pytest.raises(ValueError, match="SYNTHETIC_CROWD.BOX must be 'full' or 'visible', got 'head'"):
         register_datasets(cfg)

@@ -72,8 +72,9 @@ def register_synthetic_crowd(crowd_cfg: CfgNode) -> None:
 class SyntheticDataset:
     """One split of the synthetic crowd; calling it gives Detectron2's dataset dicts.
 
-    Besides Detectron2's keys, an annotation has ``full_bbox`` and ``visible_bbox`` (XYWH) and ``visibility``. Ignore
-    regions are persons with ``iscrowd`` 1. ``file_name`` is an address from which ``read_image`` draws the image.
+    Besides Detectron2's keys, an annotation has ``full_bbox`` (which may reach outside the image) and ``visible_bbox``
+    (XYWH), and ``visibility``. Ignore regions are persons with ``iscrowd`` 1. ``file_name`` is an address from which
+    ``read_image`` draws the image.
     """
 
     def __init__(self, crowd: SyntheticCrowd, split: str, size: int, box: str) -> None:
@@ -98,7 +99,8 @@ class SyntheticDataset:
             full, visible = _xywh(item.full_box), _xywh(item.visible_box)
             annotations.append(
                 {
-                    "bbox": full if self.box == "full" else visible,
+                    # COCO's boxes end at the image's edge, and so do predictions.
+                    "bbox": self._in_image(item.full_box if self.box == "full" else item.visible_box),
                     "bbox_mode": BoxMode.XYWH_ABS,
                     "category_id": item.category,
                     "iscrowd": 0,
@@ -109,7 +111,8 @@ class SyntheticDataset:
             )
         person = CLASSES.index("person")
         annotations += [
-            {"bbox": _xywh(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": person, "iscrowd": 1} for box in regions
+            {"bbox": self._in_image(box), "bbox_mode": BoxMode.XYWH_ABS, "category_id": person, "iscrowd": 1}
+            for box in regions
         ]
         return {
             "file_name": self.crowd.url(self.split, index),
@@ -118,6 +121,11 @@ class SyntheticDataset:
             "width": self.crowd.width,
             "annotations": annotations,
         }
+
+    def _in_image(self, box: tuple[int, int, int, int]) -> list[float]:
+        x0, y0, x1, y1 = box
+        width, height = self.crowd.width, self.crowd.height
+        return _xywh((max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)))
 
 
 def _xywh(box: tuple[int, int, int, int]) -> list[float]:
