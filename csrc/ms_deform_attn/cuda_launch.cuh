@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "../pair_quality/launch.h"
-#include "cuda_points.cuh"
+#include "cuda_tiles.cuh"
 #include "problem.h"
 
 namespace paq_detr::msda {
@@ -39,17 +39,7 @@ Arguments<T> make_arguments(const Problem& p, int groups) {
   a.scores_image = p.scores.stride(0), a.scores_query = p.scores.stride(1);
   if (p.reference) a.reference_image = p.reference->stride(0), a.reference_query = p.reference->stride(1);
   a.value_token_bytes = static_cast<uint32_t>(as_int(p.value.stride(1) * sizeof(T), "the bytes of a token"));
-
-  a.encoder_order = p.queries == p.tokens;
-  a.queries_per_block = a.encoder_order ? kTile * kTile : groups;
-  for (int64_t l = 0, start = 0; l < p.levels; ++l) {
-    const int rows = as_int(p.shapes[2 * l], "a level"), columns = as_int(p.shapes[2 * l + 1], "a level");
-    const int across = (columns + kTile - 1) / kTile, down = (rows + kTile - 1) / kTile;
-    a.level[l] = {rows, columns, static_cast<int>(start), a.tiles, across};
-    a.tiles += a.encoder_order ? across * down : 0;
-    start += p.shapes[2 * l] * p.shapes[2 * l + 1];
-  }
-  if (!a.encoder_order) a.tiles = (a.queries + groups - 1) / groups;
+  set_tiles(a, p.shapes.data(), groups);
   return a;
 }
 
