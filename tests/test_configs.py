@@ -23,7 +23,7 @@ def test_every_config_builds_its_model(path):
     D = cfg.MODEL.DETR
     assert len(model.routes) == 1 + D.HYBRID.ENABLED
     assert (type(model.routes[0].source.content).__name__ == "PatternContent") == D.PATTERNS.ENABLED
-    one_to_many = type(model.routes[0].intermediate).__name__ == "QualityCountAssigner"
+    one_to_many = type(model.routes[0].assigners[0]).__name__ == "QualityCountAssigner"
     assert one_to_many == D.QUALITY_ASSIGNMENT.ENABLED
     assert cfg.TEST.DETECTIONS_PER_IMAGE <= 2 * D.QUERIES.NUM
 

@@ -98,6 +98,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.CONTENT = "learned"
     # EncoderTopN only. "binary": channel 0 scores objectness and every label counts as 0; "max": the best class.
     D.QUERIES.SCORE = "binary"
+    # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
+    D.QUERIES.NUM_TEST = 0
 
     D.DECODER = CN()
     D.DECODER.NUM_LAYERS = 6
@@ -107,6 +109,12 @@ def _add_model_keys(cfg: CN) -> None:
     # own reference and all layers share one pair of heads.
     D.DECODER.BOX_REFINE = True
     D.DECODER.LOOK_FORWARD_TWICE = False
+    # False: queries do not see each other in the decoder (DH-DETR's "aligned" layers, of the encoder's shape).
+    D.DECODER.SELF_ATTENTION = True
+    # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
+    D.DECODER.BOX_LAYERS = 0
+    # Only so many first layers run at inference (DH-DETR's "6-3(2)": 2 of 3); 0: all.
+    D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
     # current boxes, per layer (DAB, DINO).
     D.DECODER.QUERY_POSITION = "fixed"
@@ -123,6 +131,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.LOSS.CLASS_WEIGHT = 2.0
     D.LOSS.L1_WEIGHT = 5.0
     D.LOSS.GIOU_WEIGHT = 2.0
+    # Layers that hand boxes on (DECODER.BOX_LAYERS) repeat the box losses on them under their own matching (DH-DETR's
+    # code). False: box losses only in the layers that predict boxes.
+    D.LOSS.REPEAT_BOX_LOSSES = True
     # Factor on all losses of the encoder's proposals.
     D.LOSS.ENCODER_SCALE = 1.0
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.

@@ -139,5 +139,6 @@ class QueryDetector(nn.Module):
         return {**losses, **of_pairs}
 
     def drop_training_parts(self) -> None:
-        """Delete the training-only routes with their parameters; what is predicted stays the same."""
+        """Delete training-only routes and decoder layers with their parameters; what is predicted stays the same."""
         del self.routes[1:]
+        self.routes[0].decoder.drop_training_layers()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .modeling.losses import ClassificationLoss
     from .modeling.matcher import Assigner
 
 
@@ -155,6 +156,8 @@ class Prediction:
     assign: Assigner | Assignment  # how its queries find their objects, or that they already have
     scale: float = 1.0  # factor on its losses
     binary: bool = False  # only channel 0 counts and every label is 0
+    box_losses: bool = True  # False: it is supervised by its classification loss alone
+    classification: ClassificationLoss | None = None  # None: the criterion's own
 
 
 def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:

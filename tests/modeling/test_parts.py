@@ -125,6 +125,64 @@ def test_heads_are_shared_without_refinement_and_own_with_it():
     assert len(make_model(REFINE).routes[0].decoder.class_heads) == 3
 
 
+def training_outputs(model, images):
+    memory = model.encode(model.preprocess(images))
+    return model.routes[0].decoder(model.routes[0].source(memory), memory)
+
+
+def test_layers_without_a_box_head_hand_the_boxes_on_with_their_gradient(two_images):
+    model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.DECODER.BOX_LAYERS": 1}))
+    assert len(model.routes[0].decoder.box_heads) == 1 and len(model.routes[0].decoder.class_heads) == 3
+    first, second, third = training_outputs(model, two_images)
+    assert first.boxes is second.boxes is third.boxes and third.boxes.requires_grad
+    assert not torch.equal(first.logits, third.logits)
+
+
+@pytest.mark.parametrize("repeat", [True, False])
+def test_handed_on_boxes_have_box_losses_where_these_are_repeated(repeat, two_images):
+    options = {"MODEL.DETR.DECODER.BOX_LAYERS": 1, "MODEL.DETR.LOSS.REPEAT_BOX_LOSSES": repeat}
+    losses = make_model(PLUSPLUS, **options)(two_images)
+    assert {"loss_l1/layer1", "loss_giou/layer1", "loss_class/layer2", "loss_class/final"} <= set(losses)
+    assert ("loss_l1/layer2" in losses) == ("loss_giou/final" in losses) == repeat
+
+
+def test_only_the_test_layers_run_at_inference(two_images):
+    model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.DECODER.TEST_LAYERS": 2}))
+    trained = training_outputs(model, two_images)
+    stopped = training_outputs(model.eval(), two_images)
+    assert len(trained) == 3 and len(stopped) == 2
+    assert torch.equal(stopped[-1].logits, trained[1].logits) and torch.equal(stopped[-1].boxes, trained[1].boxes)
+    model.drop_training_parts()
+    assert torch.equal(training_outputs(model, two_images)[-1].logits, stopped[-1].logits)
+    assert len(model.routes[0].decoder.layers) == len(model.routes[0].decoder.box_heads) == 2
+
+
+@pytest.mark.parametrize("key", ["BOX_LAYERS", "TEST_LAYERS"])
+def test_a_layer_count_beyond_the_layers_is_named(key):
+    with pytest.raises(ValueError, match=f"DECODER.{key} is 4, must be at most the number of layers, 3"):
+        make_model(PLUSPLUS, **{f"MODEL.DETR.DECODER.{key}": 4})
+
+
+def test_another_number_of_queries_at_inference(two_images):
+    model = make_model(TWO_STAGE, **{"MODEL.DETR.QUERIES.NUM_TEST": 17})
+    assert training_outputs(model, two_images)[-1].logits.shape[1] == 12
+    assert training_outputs(model.eval(), two_images)[-1].logits.shape[1] == 17
+    with pytest.raises(ValueError, match="QUERIES.NUM_TEST is 17, but content is learned for QUERIES.NUM 12"):
+        make_model(PLUSPLUS, **{"MODEL.DETR.QUERIES.NUM_TEST": 17})
+    fewer = make_model(PLUSPLUS, **{"MODEL.DETR.QUERIES.NUM_TEST": 7}).eval()
+    assert training_outputs(fewer, two_images)[-1].logits.shape[1] == 7
+
+
+def test_without_self_attention_no_query_sees_another(two_images):
+    model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.DECODER.SELF_ATTENTION": False})).eval()
+    memory = model.encode(model.preprocess(two_images))
+    queries = model.routes[0].source(memory)
+    before = model.routes[0].decoder(queries, memory)[-1].logits
+    queries.content = torch.cat([queries.content[:, :3] + 1, queries.content[:, 3:]], 1)
+    after = model.routes[0].decoder(queries, memory)[-1].logits
+    assert torch.equal(before[:, 3:], after[:, 3:]) and not torch.equal(before[:, :3], after[:, :3])
+
+
 def test_priors_grow_with_the_level_and_stay_inside(two_images):
     model = make_model(PLUSPLUS)
     memory = model.encode(model.preprocess(two_images))

@@ -64,8 +64,7 @@ def parallel_route(model, name="copy", train_only=True):
         name=name,
         source=Borrowed(main.source),
         decoder=decoder,
-        intermediate=assigner,
-        final=assigner,
+        assigners=[assigner] * len(decoder.layers),
         scale=2.0,
         train_only=train_only,
     )

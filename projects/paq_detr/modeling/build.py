@@ -24,7 +24,9 @@ def build_routes(cfg, num_classes: int) -> list[Route]:
     encoder_assigner = one_to_many if D.QUALITY_ASSIGNMENT.ENCODER else hungarian
     source = build_query_source(cfg, num_classes, encoder_assigner)
     decoder = build_decoder(cfg, num_classes)
-    routes = [Route(name="", source=source, decoder=decoder, intermediate=one_to_many, final=hungarian)]
+    assigners = [one_to_many] * (D.DECODER.NUM_LAYERS - 1) + [hungarian]
+    box_losses = None if D.LOSS.REPEAT_BOX_LOSSES else decoder.box_layers
+    routes = [Route(name="", source=source, decoder=decoder, assigners=assigners, box_losses=box_losses)]
     if D.HYBRID.ENABLED:
         routes.append(
             paq.build_hybrid_route(
@@ -89,6 +91,7 @@ def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.
             score=D.QUERIES.SCORE,
             assigner=encoder_assigner,
             loss_scale=D.LOSS.ENCODER_SCALE,
+            num_queries_test=D.QUERIES.NUM_TEST or None,
             eps=D.INVERSE_SIGMOID_EPS,
         )
     if content is None:
@@ -107,7 +110,8 @@ def build_decoder(cfg, num_classes: int) -> Decoder:
         raise ValueError(f'DECODER.QUERY_POSITION is "{D.DECODER.QUERY_POSITION}", must be "fixed" or "sine_mlp"')
     if D.DECODER.QUERY_POSITION == "fixed" and D.QUERIES.NAME == "LearnedAnchors":
         raise ValueError("QUERIES.NAME LearnedAnchors has no fixed position: set DECODER.QUERY_POSITION sine_mlp")
-    heads = D.DECODER.NUM_LAYERS if D.DECODER.BOX_REFINE else 1
+    num_layers, refine = D.DECODER.NUM_LAYERS, D.DECODER.BOX_REFINE
+    class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if refine else (1, 1)
     # Queries that start as points have no size yet; the first head begins at a small box.
     first_size = -2.0 if D.QUERIES.NAME == "LearnedQueries" else 0.0
     layers = [
@@ -118,16 +122,18 @@ def build_decoder(cfg, num_classes: int) -> Decoder:
             num_levels=D.NECK.NUM_LEVELS,
             num_points=D.DECODER.NUM_POINTS,
             dropout=D.DROPOUT,
+            self_attention=D.DECODER.SELF_ATTENTION,
         )
-        for _ in range(D.DECODER.NUM_LAYERS)
+        for _ in range(num_layers)
     ]
-    decoder = Decoder(
+    return Decoder(
         layers=layers,
-        class_heads=[ClassHead(D.HIDDEN_DIM, num_classes) for _ in range(heads)],
-        box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(heads)],
+        class_heads=[ClassHead(D.HIDDEN_DIM, num_classes) for _ in range(class_heads)],
+        box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(box_heads)],
         codec=LogitCodec(D.INVERSE_SIGMOID_EPS),
         position=SinePosition(D.HIDDEN_DIM) if D.DECODER.QUERY_POSITION == "sine_mlp" else None,
-        refine_boxes=D.DECODER.BOX_REFINE,
+        refine_boxes=refine,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
+        box_layers=D.DECODER.BOX_LAYERS or None,
+        test_layers=D.DECODER.TEST_LAYERS or None,
     )
-    return decoder

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
-from ..layers import boxes_cxcywh_to_xyxy, paired_iou
+from ..layers import boxes_cxcywh_to_xyxy
 from ..structures import Assignment, LayerOutput, Prediction, Targets
 from .losses import ClassificationLoss, build_classification_loss
 from .matcher import assign
@@ -59,14 +59,14 @@ class SetCriterion(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Assignment]]:
         """
         Returns:
-            Weighted losses ``loss_class/NAME``, ``loss_l1/NAME`` and ``loss_giou/NAME`` of every prediction, and the
-            assignments by name.
+            Weighted losses ``loss_class/NAME``, ``loss_l1/NAME`` and ``loss_giou/NAME`` of every prediction (the last
+            two where it has box losses), and the assignments by name.
         """
         assignments = assign(predictions, targets)
         objects = self._mean_over_ranks(targets)
         losses: dict[str, Tensor] = {}
         for p, assignment in zip(predictions, assignments):
-            of_one = self._losses(p.output, assignment, targets.binary() if p.binary else targets)
+            of_one = self._losses(p, assignment, targets.binary() if p.binary else targets)
             for name, value in of_one.items():
                 losses[f"{name}/{p.name}"] = value * (p.scale / objects)
         return losses, {p.name: a for p, a in zip(predictions, assignments)}
@@ -78,25 +78,29 @@ class SetCriterion(nn.Module):
             objects = objects / comm.get_world_size()
         return objects.clamp(min=1)
 
-    def _losses(self, output: LayerOutput, pairs: Assignment, targets: Targets) -> dict[str, Tensor]:
+    def _losses(self, prediction: Prediction, pairs: Assignment, targets: Targets) -> dict[str, Tensor]:
+        output, classification = prediction.output, prediction.classification or self.classification
         logits = output.logits.float()
         boxes = output.boxes[pairs.image, pairs.query]
         wanted, labels = targets.boxes[pairs.target], targets.labels[pairs.target]
         entry = (pairs.image, pairs.query, labels)
         positive, quality = torch.zeros_like(logits), torch.zeros_like(logits)
         positive[entry] = 1.0
-        quality[entry] = paired_iou(boxes.detach(), wanted)
+        quality[entry] = classification.quality(boxes, wanted)
         weight = torch.ones_like(logits)
         if pairs.weight is not None:
             weight[entry] = pairs.weight
         counted = self._counted_queries(output, pairs, targets)
         if counted is not None:
             weight = weight * counted[..., None]
+        loss_class = self.class_weight * (weight * classification(logits, positive, quality)).sum()
+        if not prediction.box_losses:
+            return {"loss_class": loss_class}
         pair_weight = 1.0 if pairs.weight is None else pairs.weight
         l1 = (boxes - wanted).abs().sum(-1)
         giou = generalized_box_iou_loss(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(wanted))
         return {
-            "loss_class": self.class_weight * (weight * self.classification(logits, positive, quality)).sum(),
+            "loss_class": loss_class,
             "loss_l1": self.l1_weight * (pair_weight * l1).sum(),
             "loss_giou": self.giou_weight * (pair_weight * giou).sum(),
         }

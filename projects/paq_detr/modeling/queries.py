@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..layers import MLP, inverse_sigmoid, sine_box_code
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
 from .heads import ClassHead, ObjectnessHead, build_box_head
+from .losses import ClassificationLoss
 from .matcher import Assigner
 
 
@@ -100,19 +101,29 @@ class EncoderTopN(nn.Module):
         score: str,
         assigner: Assigner,
         loss_scale: float = 1.0,
+        classification: ClassificationLoss | None = None,
+        num_queries_test: int | None = None,
         eps: float = 1e-5,
     ):
         """
         Args:
             content: None takes it from the proposal's box, as the two-stage Deformable DETR of the paper does.
             score: "binary" (channel 0 is objectness, every label counts as 0) or "max" (best class; DINO).
-            assigner, loss_scale: how the proposals are supervised.
+            assigner, loss_scale, classification: how the proposals are supervised; a classification loss of their own
+                or, with None, the criterion's.
+            num_queries_test: another number of queries at inference; more than in training need content None.
         """
         super().__init__()
+        num_queries_test = num_queries_test or num_queries
+        if num_queries_test > num_queries and content is not None:
+            raise ValueError(
+                f"QUERIES.NUM_TEST is {num_queries_test}, but content is learned for QUERIES.NUM {num_queries}; "
+                "more queries at inference need QUERIES.CONTENT proposal"
+            )
         if score not in ("binary", "max"):
             raise ValueError(f'QUERIES.SCORE is "{score}", must be "binary" or "max"')
         self.num_queries, self.score, self.assigner, self.loss_scale = num_queries, score, assigner, loss_scale
-        self.eps = eps
+        self.classification, self.num_queries_test, self.eps = classification, num_queries_test, eps
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
         self.class_head = (ObjectnessHead if score == "binary" else ClassHead)(embed_dim, num_classes)
@@ -125,12 +136,14 @@ class EncoderTopN(nn.Module):
 
     def forward(self, memory: Memory) -> QuerySet:
         proposals = self.propose(memory)
-        queries = self.select(proposals, self.num_queries)
+        queries = self.select(proposals, self.num_queries if self.training else self.num_queries_test)
         if self.content is not None:
             queries.content = self.content(memory)[:, : queries.reference.shape[1]]
         if self.training:
-            binary = self.score == "binary"
-            queries.predictions.append(Prediction("encoder", proposals, self.assigner, self.loss_scale, binary))
+            binary, own = self.score == "binary", self.classification
+            queries.predictions.append(
+                Prediction("encoder", proposals, self.assigner, self.loss_scale, binary, classification=own)
+            )
             queries.losses = self.content.losses() if self.content is not None else {}
         return queries
 

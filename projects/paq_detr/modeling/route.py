@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,8 +35,8 @@ class Route(nn.Module):
         name: str,
         source: nn.Module,
         decoder: nn.Module | Borrowed,
-        intermediate: Assigner,
-        final: Assigner,
+        assigners: Sequence[Assigner],
+        box_losses: int | None = None,
         scale: float = 1.0,
         train_only: bool = False,
     ):
@@ -44,13 +45,14 @@ class Route(nn.Module):
             name: prefix of its loss names; empty for the main route.
             source: makes a ``QuerySet`` from the memory.
             decoder: ``Borrowed`` where another route owns it.
-            intermediate, final: assigners of the layers 1..L-1 and of layer L.
+            assigners: how each decoder layer's predictions find their objects.
+            box_losses: only so many first layers have box losses; None: all.
             scale: factor on its losses.
             train_only: not run, and its parameters not needed, at inference.
         """
         super().__init__()
         self.name, self.source, self.decoder = name, source, decoder
-        self.intermediate, self.final = intermediate, final
+        self.assigners, self.box_losses = list(assigners), box_losses
         self.scale, self.train_only = scale, train_only
 
     def forward(self, memory: Memory) -> LayerOutput:
@@ -64,15 +66,16 @@ class Route(nn.Module):
         predictions = list(queries.predictions)
         matching = max((group.stop for group in queries.groups), default=0)  # groups stand in front
         for index, output in enumerate(outputs):
-            last = index == len(outputs) - 1
-            layer = "final" if last else f"layer{index + 1}"
+            layer = "final" if index == len(outputs) - 1 else f"layer{index + 1}"
+            boxes = self.box_losses is None or index < self.box_losses
             for group in queries.groups:
                 part = output.slice(group.start, group.stop)
                 name = self._named(f"{group.name}_{layer}")
-                predictions.append(Prediction(name, part, group.assignment, self.scale * group.scale))
-            assigner = self.final if last else self.intermediate
+                predictions.append(Prediction(name, part, group.assignment, self.scale * group.scale, box_losses=boxes))
             part = output.slice(matching, None) if matching else output
-            predictions.append(Prediction(self._named(layer), part, assigner, self.scale))
+            predictions.append(
+                Prediction(self._named(layer), part, self.assigners[index], self.scale, box_losses=boxes)
+            )
         return predictions, queries.losses
 
     def _named(self, layer: str) -> str:

@@ -354,8 +354,7 @@ def build_hybrid_route(
         name="hybrid",
         source=HybridQueries(source, num_queries, embed_dim),
         decoder=Borrowed(decoder),
-        intermediate=assigner,
-        final=assigner,
+        assigners=[assigner] * len(decoder.layers),
         scale=scale,
         train_only=True,
     )
