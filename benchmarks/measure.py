@@ -20,13 +20,19 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads on CPU")
     parser.add_argument("--rounds", type=int, default=15, help="times every rival runs; the fastest counts")
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu: processor time, for a CPU that others use too (with --threads 1, as waiting threads count)",
+    )
     parser.add_argument("--json", type=Path, help="write machine and rows there as well")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
 
 
-def machine(device: str) -> dict[str, object]:
+def machine(device: str, clock: str = "wall") -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -35,6 +41,7 @@ def machine(device: str) -> dict[str, object]:
         "name": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": clock,
         "torch": torch.__version__,
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
@@ -48,18 +55,21 @@ class Timing:
     median: float
 
 
-def time_ms(rivals: Mapping[str, Callable[[], object]], rounds: int, device: str) -> dict[str, Timing]:
+def time_ms(
+    rivals: Mapping[str, Callable[[], object]], rounds: int, device: str, clock: str = "wall"
+) -> dict[str, Timing]:
     """Times the rivals in turn, so that a busy machine disturbs all of them alike."""
     wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    now = time.process_time if clock == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in rivals}
     for round_index in range(rounds + 2):
         for name, function in rivals.items():
             wait()
-            start = time.perf_counter()
+            start = now()
             function()
             wait()
             if round_index >= 2:  # the first two rounds warm up
-                times[name].append((time.perf_counter() - start) * 1e3)
+                times[name].append((now() - start) * 1e3)
     return {name: Timing(min(values), statistics.median(values)) for name, values in times.items()}
 
 
@@ -75,7 +85,7 @@ def compared(timings: Mapping[str, Timing], ours: str = "ours") -> dict[str, obj
 
 def report(rows: Sequence[Mapping[str, object]], args: argparse.Namespace) -> None:
     """Prints the rows as a table under the machine's name; every row has the same keys."""
-    about = machine(args.device)
+    about = machine(args.device, args.clock)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
