@@ -166,6 +166,24 @@ def _add_mechanism_keys(cfg: CN) -> None:
     D.QUALITY_ASSIGNMENT.MAX_SHARE = 0.5  # an object's copies never exceed this share of queries / objects
     D.QUALITY_ASSIGNMENT.ENCODER = False  # also for the encoder's proposals
 
+    # DH-DETR, de-homo coding generator in front of decoder layers (papers/dh_detr.py); numbers of the authors' release.
+    D.DEHOMO = CN()
+    D.DEHOMO.LAYERS = []  # layers that a generator precedes, counted from 1; the first cannot be one. [2, 3]: "6-3"
+    D.DEHOMO.NUM_NEIGHBORS = 10
+    D.DEHOMO.IOU_THRESHOLD = 0.4  # smallest overlap of a neighbour
+    D.DEHOMO.LOW_SCORE = 0.1  # a neighbour scores higher than this, and than the query itself
+    D.DEHOMO.FLOOR_SCORE = 0.05  # queries that do not score higher than this are dropped
+    D.DEHOMO.ZERO_FILL = True  # free neighbour slots take part in the maximum as zero
+    D.DEHOMO.BREAK_TIES = False  # True, ours: of equal scores the first counts as higher, so that twins can part
+    D.DEHOMO.CENTER_INSIDE = True  # matching in these layers: only boxes whose centre lies in the object's box
+
+    # DH-DETR, GIoU-aware query selection: the encoder's class loss gets soft targets (papers/dh_detr.py).
+    D.SOFT_TARGET = CN()
+    D.SOFT_TARGET.ENABLED = False
+    D.SOFT_TARGET.MEASURE = "giou"  # or "iou": of the matched box with its object
+    D.SOFT_TARGET.GRADIENT = False  # True, as released: the target carries a gradient to the boxes
+    D.SOFT_TARGET.MIN = 0.0  # smallest target of a matched box; -1.0, as released: GIoU as it is
+
     # A training-only route of extra one-to-many queries (hybrid branch, PaQ-DETR Table 3).
     D.HYBRID = CN()
     D.HYBRID.ENABLED = False

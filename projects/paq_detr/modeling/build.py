@@ -7,8 +7,8 @@ from __future__ import annotations
 from torch import nn
 
 from ..layers import LogitCodec
-from ..papers import paq
-from .decoder import Decoder, build_decoder_layer
+from ..papers import dh_detr, paq
+from .decoder import Decoder, DecoderLayer, build_decoder_layer
 from .heads import ClassHead, build_box_head
 from .matcher import Assigner, HungarianAssigner, MatchCost
 from .queries import ContentSource, EncoderTopN, LearnedAnchors, LearnedContent, LearnedQueries, SinePosition
@@ -19,12 +19,14 @@ def build_routes(cfg, num_classes: int) -> list[Route]:
     """The main route, and the training-only ones that the config switches on."""
     D = cfg.MODEL.DETR
     cost = MatchCost(D.MATCHER.CLASS_COST, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST)
-    hungarian = HungarianAssigner(cost)
-    one_to_many = build_quality_assigner(cfg, cost) if D.QUALITY_ASSIGNMENT.ENABLED else hungarian
-    encoder_assigner = one_to_many if D.QUALITY_ASSIGNMENT.ENCODER else hungarian
-    source = build_query_source(cfg, num_classes, encoder_assigner)
+    one_to_many, one_to_one = build_assigner_pair(cfg, cost)
+    source = build_query_source(cfg, num_classes, one_to_many if D.QUALITY_ASSIGNMENT.ENCODER else one_to_one)
     decoder = build_decoder(cfg, num_classes)
-    assigners = [one_to_many] * (D.DECODER.NUM_LAYERS - 1) + [hungarian]
+    assigners = [one_to_many] * (D.DECODER.NUM_LAYERS - 1) + [one_to_one]
+    if D.DEHOMO.CENTER_INSIDE:
+        pair = build_assigner_pair(cfg, dh_detr.AdmissibleCost(cost.class_weight, cost.l1_weight, cost.giou_weight))
+        for number in D.DEHOMO.LAYERS:
+            assigners[number - 1] = pair[number == D.DECODER.NUM_LAYERS]
     box_losses = None if D.LOSS.REPEAT_BOX_LOSSES else decoder.box_layers
     routes = [Route(name="", source=source, decoder=decoder, assigners=assigners, box_losses=box_losses)]
     if D.HYBRID.ENABLED:
@@ -42,11 +44,16 @@ def build_routes(cfg, num_classes: int) -> list[Route]:
     return routes
 
 
-def build_quality_assigner(cfg, cost: MatchCost) -> paq.QualityCountAssigner:
+def build_assigner_pair(cfg, cost: MatchCost) -> tuple[Assigner, Assigner]:
+    """The assigners of an intermediate layer and of the last one, by the same cost."""
     Q = cfg.MODEL.DETR.QUALITY_ASSIGNMENT
-    return paq.QualityCountAssigner(
+    one_to_one = HungarianAssigner(cost)
+    if not Q.ENABLED:
+        return one_to_one, one_to_one
+    one_to_many = paq.QualityCountAssigner(
         cost, gamma=Q.GAMMA, k=Q.K, min_count=Q.MIN_COUNT, select=Q.SELECT, max_share=Q.MAX_SHARE
     )
+    return one_to_many, one_to_one
 
 
 def build_content(cfg) -> ContentSource | None:
@@ -81,6 +88,7 @@ def build_content(cfg) -> ContentSource | None:
 
 def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.Module:
     D = cfg.MODEL.DETR
+    T = D.SOFT_TARGET
     content = build_content(cfg)
     if D.QUERIES.NAME == "EncoderTopN":
         return EncoderTopN(
@@ -91,9 +99,12 @@ def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.
             score=D.QUERIES.SCORE,
             assigner=encoder_assigner,
             loss_scale=D.LOSS.ENCODER_SCALE,
+            classification=dh_detr.SoftFocalLoss(T.MEASURE, T.GRADIENT, T.MIN) if T.ENABLED else None,
             num_queries_test=D.QUERIES.NUM_TEST or None,
             eps=D.INVERSE_SIGMOID_EPS,
         )
+    if T.ENABLED:
+        raise ValueError("SOFT_TARGET.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
     if content is None:
         raise ValueError('QUERIES.CONTENT "proposal" needs QUERIES.NAME EncoderTopN')
     if D.QUERIES.NAME == "LearnedQueries":
@@ -114,6 +125,23 @@ def build_decoder(cfg, num_classes: int) -> Decoder:
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if refine else (1, 1)
     # Queries that start as points have no size yet; the first head begins at a small box.
     first_size = -2.0 if D.QUERIES.NAME == "LearnedQueries" else 0.0
+    return Decoder(
+        layers=build_decoder_layers(cfg),
+        class_heads=[ClassHead(D.HIDDEN_DIM, num_classes) for _ in range(class_heads)],
+        box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(box_heads)],
+        codec=LogitCodec(D.INVERSE_SIGMOID_EPS),
+        position=SinePosition(D.HIDDEN_DIM) if D.DECODER.QUERY_POSITION == "sine_mlp" else None,
+        refine_boxes=refine,
+        look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
+        box_layers=D.DECODER.BOX_LAYERS or None,
+        test_layers=D.DECODER.TEST_LAYERS or None,
+    )
+
+
+def build_decoder_layers(cfg) -> list[DecoderLayer]:
+    """The layers, with a de-homo coding generator in front of those that the config names."""
+    D = cfg.MODEL.DETR
+    H = D.DEHOMO
     layers = [
         build_decoder_layer(
             embed_dim=D.HIDDEN_DIM,
@@ -124,16 +152,18 @@ def build_decoder(cfg, num_classes: int) -> Decoder:
             dropout=D.DROPOUT,
             self_attention=D.DECODER.SELF_ATTENTION,
         )
-        for _ in range(num_layers)
+        for _ in range(D.DECODER.NUM_LAYERS)
     ]
-    return Decoder(
-        layers=layers,
-        class_heads=[ClassHead(D.HIDDEN_DIM, num_classes) for _ in range(class_heads)],
-        box_heads=[build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(box_heads)],
-        codec=LogitCodec(D.INVERSE_SIGMOID_EPS),
-        position=SinePosition(D.HIDDEN_DIM) if D.DECODER.QUERY_POSITION == "sine_mlp" else None,
-        refine_boxes=refine,
-        look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
-        box_layers=D.DECODER.BOX_LAYERS or None,
-        test_layers=D.DECODER.TEST_LAYERS or None,
-    )
+    for number in H.LAYERS:
+        if not 2 <= number <= len(layers):
+            raise ValueError(f"DEHOMO.LAYERS names layer {number}, must be in 2..{len(layers)}, after a first one")
+        generator = dh_detr.DehomoGenerator(
+            D.HIDDEN_DIM,
+            num_neighbors=H.NUM_NEIGHBORS,
+            iou_threshold=H.IOU_THRESHOLD,
+            low_score=H.LOW_SCORE,
+            zero_fill=H.ZERO_FILL,
+            break_ties=H.BREAK_TIES,
+        )
+        layers[number - 1] = dh_detr.DehomoLayer(layers[number - 1], generator, D.HIDDEN_DIM, H.FLOOR_SCORE)
+    return layers

@@ -1,0 +1,504 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""DH-DETR's released computation as short loops, and the code against it."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch.nn import functional as F
+
+from paq_detr.config import add_paq_detr_config
+from paq_detr.modeling.criterion import SetCriterion
+from paq_detr.modeling.encoder import EncoderLayer
+from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.matcher import HungarianAssigner, MatchCost, assign
+from paq_detr.papers.dh_detr import AdmissibleCost, DehomoGenerator, DehomoLayer, SoftFocalLoss, ranked
+from paq_detr.papers.paq import PatternContent, QualityCountAssigner
+from paq_detr.structures import Assignment, LayerOutput, Prediction, QuerySet, Targets
+
+from ..modeling.conftest import ASSIGNMENT, DEHOMO, PATTERNS, make_image, make_model, wake_up
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def count(module, trainable=False):
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def load(name):
+    """A model of a yaml file with one class, without numbers."""
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    cfg.MODEL.DETR.CLASS_NAMES, cfg.DATASETS.TEST = ["person"], ()
+    with torch.device("meta"):
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+
+@pytest.mark.parametrize("form", ["dh_detr", "dh_detr_released", "dh_detr_mended", "dh_detr_1000_test_queries"])
+def test_dh_detr_has_its_published_size_in_every_form(form):
+    assert count(load(f"crowdhuman/{form}_r50_54ep"), trainable=True) == 34_576_780  # published: 34.6 M
+
+
+def test_stopping_early_saves_the_last_layer():
+    model = load("crowdhuman/dh_detr_early_stop_r50_54ep")
+    assert count(model, trainable=True) == 34_576_780
+    model.drop_training_parts()
+    assert count(model, trainable=True) == 33_752_331  # published: 33.7 M
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("deformable_detr_r50_54ep", 37.7), ("deformable_detr_two_stage_r50_54ep", 37.6)]
+)
+def test_the_baselines_have_their_published_sizes(name, millions):
+    assert round(count(load(f"crowdhuman/{name}"), trainable=True) / 1e6, 1) == millions
+
+
+def test_the_parts_have_the_sizes_that_the_arithmetic_says():
+    layers = load("crowdhuman/dh_detr_r50_54ep").routes[0].decoder.layers
+    assert count(layers[1].generator) == 5 * (256 * 256 + 256) + 2 * 256 == 329_472
+    assert count(layers[0]) == count(EncoderLayer(256, 512, 8, 4, 4)) == 494_208  # "aligned"
+    assert count(layers[1]) == count(layers[2]) == 494_208 + 329_472 + 512
+    assert layers[1].generator is not layers[2].generator
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The generator
+
+
+def make_generator(dim=8, seed=0, **options):
+    torch.manual_seed(seed)
+    return DehomoGenerator(dim, **options).double()
+
+
+def crowd_of_queries(batch=2, num_queries=14, dim=8, seed=0):
+    """Content, boxes that overlap each other in all degrees, and scores on both sides of every threshold."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    boxes = torch.cat([0.45 + 0.1 * rand(batch, num_queries, 2), 0.3 + 0.1 * rand(batch, num_queries, 2)], -1)
+    content = torch.randn(batch, num_queries, dim, generator=generator, dtype=torch.float64)
+    return content, boxes, rand(batch, num_queries) ** 2
+
+
+def iou(a, b):
+    left, top = max(a[0] - a[2] / 2, b[0] - b[2] / 2), max(a[1] - a[3] / 2, b[1] - b[3] / 2)
+    right, bottom = min(a[0] + a[2] / 2, b[0] + b[2] / 2), min(a[1] + a[3] / 2, b[1] + b[3] / 2)
+    inter = max(right - left, 0) * max(bottom - top, 0)
+    return inter / (a[2] * a[3] + b[2] * b[3] - inter)
+
+
+def neighbors_by_hand(boxes, scores, i, k):
+    """The more confident queries that overlap query i, by falling IoU."""
+    overlap = [(iou(boxes[i], boxes[j]), j) for j in range(len(scores)) if scores[i] < scores[j] and scores[j] > 0.1]
+    return [j for o, j in sorted(overlap, key=lambda pair: -pair[0]) if o >= 0.4][:k]
+
+
+def generate_by_hand(module, content, boxes, scores):
+    """The released computation, query by query and pair by pair."""
+    e = F.layer_norm(
+        module.identity(content), content.shape[-1:], module.identity_norm.weight, module.identity_norm.bias
+    )
+    rows = []
+    for b in range(len(content)):
+        for i in range(content.shape[1]):
+            found = neighbors_by_hand(boxes[b].tolist(), scores[b].tolist(), i, module.num_neighbors)
+            codes = [module.difference(e[b, i] - e[b, j]) for j in found]
+            if module.zero_fill or not found:  # free slots are zero
+                codes += [torch.zeros_like(content[b, i])] * (module.num_neighbors - len(found))
+            rows.append(content[b, i] + module.output(torch.stack(codes).amax(0)).relu())
+    return torch.stack(rows).view_as(content)
+
+
+@pytest.mark.parametrize("zero_fill", [True, False])
+@pytest.mark.parametrize("num_neighbors", [3, 10])
+def test_the_generator_is_the_released_computation(zero_fill, num_neighbors):
+    module = make_generator(zero_fill=zero_fill, num_neighbors=num_neighbors)
+    results = []
+    for generate in (module, lambda *inputs: generate_by_hand(module, *inputs)):
+        content, boxes, scores = crowd_of_queries()
+        content.requires_grad_()
+        out = generate(content, boxes, scores)
+        module.zero_grad()
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        results.append([out, content.grad, *(p.grad.clone() for p in module.parameters())])
+    for ours, by_hand in zip(*results):
+        torch.testing.assert_close(ours, by_hand, atol=1e-11, rtol=1e-11)
+    found = [neighbors_by_hand(boxes[0].tolist(), scores[0].tolist(), i, 3) for i in range(14)]
+    assert {len(row) for row in found} >= {0, 1, 3}  # else the test says little
+
+
+def test_neighbours_of_the_known_scene():
+    """Five boxes whose overlaps and scores are known: who listens to whom."""
+    xyxy = torch.tensor([[0, 0, 0.4, 0.4], [0.1, 0, 0.5, 0.4], [0.2, 0, 0.6, 0.4], [0, 0, 0.4, 0.4], [0, 0, 0.4, 0.4]])
+    boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1).double()[None]
+    scores = torch.tensor([[0.9, 0.6, 0.3, 0.08, 0.9]], dtype=torch.float64)
+    content = crowd_of_queries(1, 5, dim=64)[0]
+    module = make_generator(64, zero_fill=False)
+    jacobian = torch.autograd.functional.jacobian(lambda c: module(c, boxes, scores), content)[0, :, :, 0]
+    listens = [{j for j in range(5) if j != i and jacobian[i, :, j].abs().max() > 0} for i in range(5)]
+    assert listens == [set(), {0, 4}, {1}, {0, 1, 4}, set()]
+
+
+@pytest.mark.parametrize("why", ["equal_scores", "little_overlap", "low_scores"])
+def test_without_neighbours_a_query_gets_the_constant_of_the_output_layer(why):
+    module = make_generator()
+    content, boxes, scores = crowd_of_queries()
+    if why == "equal_scores":
+        scores = torch.full_like(scores, 0.7)
+    elif why == "low_scores":
+        scores = scores * 0.1
+    else:
+        boxes = torch.cat([torch.rand_like(boxes[..., :2]), torch.full_like(boxes[..., 2:], 1e-3)], -1)
+    assert torch.equal(module(content, boxes, scores), content + module.output.bias.relu())
+
+
+def test_a_free_slot_holds_the_maximum_at_zero():
+    """Ten neighbours whose codes are all negative give a negative maximum; with nine, the free slot's zero wins."""
+    module = make_generator()
+    with torch.no_grad():
+        module.difference.last.weight.zero_()
+        module.difference.last.bias.fill_(-1.0)
+        module.output.weight.copy_(-torch.eye(8))  # turns the sign, so that relu shows it
+        module.output.bias.zero_()
+    boxes = torch.full((1, 11, 4), 0.5, dtype=torch.float64)
+    scores = torch.linspace(0.9, 0.5, 11, dtype=torch.float64)[None]  # query i has i neighbours
+    content = torch.zeros(1, 11, 8, dtype=torch.float64)
+    change = module(content, boxes, scores)[0]
+    assert (change[:10] == 0).all() and (change[10] == 1).all()
+    module.zero_fill = False
+    assert (module(content, boxes, scores)[0, 1:] == 1).all()
+
+
+def test_the_order_of_the_queries_does_not_matter():
+    module, (content, boxes, scores) = make_generator(), crowd_of_queries()
+    order = torch.randperm(14)
+    moved = module(content[:, order], boxes[:, order], scores[:, order])
+    torch.testing.assert_close(moved, module(content, boxes, scores)[:, order])
+
+
+def test_nobody_hears_a_less_confident_query():
+    """Sorted by falling score the Jacobian is lower triangular."""
+    module, (content, boxes, scores) = make_generator(), crowd_of_queries(batch=1)
+    order = scores[0].argsort(descending=True)
+    content, boxes, scores = content[:, order], boxes[:, order], scores[:, order]
+    jacobian = torch.autograd.functional.jacobian(lambda c: module(c, boxes, scores), content)[0, :, :, 0]
+    heard = jacobian.abs().amax((1, 3))
+    assert (heard.triu(1) == 0).all() and (heard.tril(-1) > 0).any()
+
+
+def test_scores_act_through_their_order_and_the_threshold_alone():
+    module, (content, boxes, scores) = make_generator(), crowd_of_queries()
+    same_order = torch.where(scores > 0.1, 0.1 + (scores - 0.1) ** 2, scores)
+    assert torch.equal(module(content, boxes, scores), module(content, boxes, same_order))
+
+
+def twins(scores):
+    """Two queries of one content and nearly one box (IoU 0.9)."""
+    content = torch.randn(1, 1, 8, dtype=torch.float64).expand(1, 2, 8)
+    boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4], [0.5, 0.5, 0.4, 0.36]]], dtype=torch.float64)
+    return content, boxes, torch.tensor([scores], dtype=torch.float64)
+
+
+def test_the_less_confident_of_two_twins_moves_by_the_code_of_no_difference():
+    module, inputs = make_generator(), twins([0.8, 0.7])
+    upper, lower = module(*inputs)[0]
+    constant = module.difference(torch.zeros(8, dtype=torch.float64)).clamp(min=0)  # W4 relu(c3) + c4
+    torch.testing.assert_close(lower, inputs[0][0, 1] + module.output(constant).relu())
+    torch.testing.assert_close(upper, inputs[0][0, 0] + module.output.bias.relu())
+
+
+@pytest.mark.parametrize("break_ties", [False, True])
+def test_twins_of_equal_score_part_only_where_ties_are_broken(break_ties):
+    upper, lower = make_generator(break_ties=break_ties)(*twins([0.8, 0.8]))[0]
+    assert torch.equal(upper, lower) != break_ties
+
+
+def test_breaking_ties_changes_nothing_where_there_are_none():
+    content, boxes, scores = crowd_of_queries()
+    results = [make_generator(break_ties=flag)(content, boxes, scores) for flag in (False, True)]
+    assert torch.equal(*results)
+
+
+def test_ranks_are_distinct_ordered_and_positive_above_the_threshold():
+    scores = torch.tensor([[0.05, 0.7, 0.7, 0.1, 0.9]])
+    assert ranked(scores, 0.1).tolist() == [[-1.0, 2.0, 1.0, 0.0, 3.0]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Layers, matching, losses
+
+
+def scene(centers, counts=(1,), size=(0.2, 0.4)):
+    """Objects of one size at ``centers``, all of class 0."""
+    boxes = torch.tensor([[x, y, *size] for x, y in centers]).view(-1, 4)
+    image = torch.tensor([b for b, n in enumerate(counts) for _ in range(n)], dtype=torch.int64)
+    empty = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    return Targets(boxes, torch.zeros(len(boxes), dtype=torch.int64), image, counts, *empty)
+
+
+def woken(options=None):
+    """A model of awake heads and a batch of two images; each layer drops a quarter of the queries of the one before."""
+    model = wake_up(make_model({**DEHOMO, **(options or {})}))
+    images = [
+        make_image(64, 96, [[4, 6, 40, 50], [30, 8, 90, 60]], [0, 2]),
+        make_image(50, 120, [[10, 10, 99, 40]], [1]),
+    ]
+    with torch.no_grad():
+        for number, head in enumerate(model.routes[0].decoder.class_heads):
+            output = run_decoder(model, images)[number]
+            best = output.logits.amax(-1)[output.valid]
+            head.bias += math.log(0.05 / 0.95) - best.quantile(0.25)
+    return model, images
+
+
+def run_decoder(model, images):
+    memory = model.encode(model.preprocess(images))
+    return model.routes[0].decoder(model.routes[0].source(memory), memory)
+
+
+def test_a_layer_goes_on_with_the_queries_above_the_floor():
+    model, images = woken()
+    outputs = run_decoder(model.eval(), images)
+    for before, after in zip(outputs, outputs[1:]):
+        assert torch.equal(after.valid, before.valid & (before.logits.sigmoid().amax(-1) > 0.05))
+    assert 0 < outputs[1].valid.float().mean() < outputs[0].valid.float().mean()
+
+
+def test_dropped_queries_have_no_detection_no_partner_and_no_loss():
+    model, images = woken()
+    memory = model.encode(model.preprocess(images))
+    predictions, _ = model.routes[0].predict_for_training(memory)
+    final = next(p for p in predictions if p.name == "final")
+    dropped = ~final.output.valid
+    assert dropped.any()
+    final.output.logits.retain_grad()
+    losses, assignments = model.criterion(predictions, scene([(0.5, 0.5), (0.5, 0.5)], (1, 1), size=(1, 1)))
+    pairs = assignments["final"]
+    assert len(pairs) == 2
+    assert not dropped[pairs.image, pairs.query].any()
+    losses["loss_class/final"].backward()
+    assert (final.output.logits.grad[dropped] == 0).all() and (final.output.logits.grad[~dropped] != 0).any()
+    with torch.no_grad():
+        alive = run_decoder(model.eval(), images)[-1].valid
+        for image, output in enumerate(model(images)):
+            assert alive[image][output["instances"].query_indices].all()
+            assert len(output["instances"]) == 3 * alive[image].sum()
+
+
+def test_dropped_queries_do_not_touch_the_others():
+    torch.manual_seed(0)
+    model, images = woken()
+    layer = model.eval().routes[0].decoder.layers[1]
+    memory = model.encode(model.preprocess(images))
+    queries = model.routes[0].source(memory)
+    scores = torch.full((2, 12), 0.6)
+    scores[:, 5:8] = 0.04
+    boxes = torch.full((2, 12, 4), 0.5)
+    previous = LayerOutput(torch.logit(scores)[..., None], boxes)
+    queries.valid = layer.alive(queries, previous)
+    results = []
+    for noise in (0.0, 100.0):
+        content = queries.content.clone()
+        content[:, 5:8] += noise
+        out = layer(content, queries.position, queries.reference, queries, memory, previous)
+        results.append(out[:, [0, 1, 2, 3, 4, 8, 9, 10, 11]])
+    assert not queries.valid[:, 5:8].any() and queries.valid[:, :5].all()
+    assert torch.equal(*results)
+
+
+def test_with_nobody_alive_the_later_layers_have_no_loss_and_finite_gradients():
+    """At the beginning: scores start at 0.01, below the floor."""
+    model = make_model(DEHOMO)
+    losses = model(woken()[1])
+    assert losses["loss_class/layer1"] > 0
+    assert all(losses[f"loss_{kind}/{layer}"] == 0 for kind in ("class", "l1", "giou") for layer in ("layer2", "final"))
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_first_layer_cannot_have_a_generator():
+    with pytest.raises(ValueError, match=r"DEHOMO.LAYERS names layer 1, must be in 2..3"):
+        make_model({**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [1, 2]})
+    with pytest.raises(ValueError, match=r"DEHOMO.LAYERS names layer 4"):
+        make_model({**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [4]})
+
+
+def test_masked_query_groups_are_refused():
+    model, images = woken()
+    memory = model.encode(model.preprocess(images))
+    queries = model.routes[0].source(memory)
+    queries.attention_mask = torch.zeros(12, 12, dtype=torch.bool)
+    with pytest.raises(ValueError, match="cannot keep masked groups apart"):
+        model.routes[0].decoder(queries, memory)
+
+
+def test_boxes_are_regressed_by_the_first_layer_alone():
+    model, images = woken()
+    memory = model.encode(model.preprocess(images))
+    predictions, _ = model.routes[0].predict_for_training(memory)
+    losses, _ = model.criterion(predictions, scene([(0.5, 0.5), (0.5, 0.5)], (1, 1), size=(1, 1)))
+    later = sum(losses[f"loss_{kind}/{name}"] for kind in ("l1", "giou") for name in ("layer2", "final"))
+    later.backward()
+    decoder = model.routes[0].decoder
+    assert all(p.grad is None for layer in decoder.layers[1:] for p in layer.parameters())
+    assert decoder.box_heads[0].last.weight.grad.abs().max() > 0 and len(decoder.box_heads) == 1
+
+
+@pytest.mark.parametrize(("x", "matched"), [(0.399, False), (0.401, True), (0.5, True), (0.599, True), (0.601, False)])
+def test_behind_a_generator_a_box_matches_only_where_its_centre_is_inside(x, matched):
+    output = LayerOutput(torch.zeros(1, 1, 1), torch.tensor([[[x, 0.5, 0.2, 0.4]]]))
+    targets = scene([(0.5, 0.5)])
+    (plain,) = assign([Prediction("layer1", output, HungarianAssigner(MatchCost()))], targets)
+    (strict,) = assign([Prediction("layer2", output, HungarianAssigner(AdmissibleCost()))], targets)
+    assert len(plain) == 1 and len(strict) == matched
+
+
+def test_an_empty_box_matches_nothing_behind_a_generator():
+    output = LayerOutput(torch.zeros(1, 1, 1), torch.tensor([[[0.5, 0.5, 0.0, 0.4]]]))
+    (pairs,) = assign([Prediction("layer2", output, HungarianAssigner(AdmissibleCost()))], scene([(0.5, 0.5)]))
+    assert len(pairs) == 0
+
+
+def test_forbidden_pairs_leave_the_best_of_the_allowed_matching():
+    """Two objects, of which only one can be had by both boxes."""
+    output = LayerOutput(torch.zeros(1, 2, 1), torch.tensor([[[0.3, 0.5, 0.2, 0.4], [0.33, 0.5, 0.2, 0.4]]]))
+    targets = scene([(0.3, 0.5), (0.8, 0.5)], (2,))
+    (pairs,) = assign([Prediction("layer2", output, HungarianAssigner(AdmissibleCost()))], targets)
+    assert (pairs.query.tolist(), pairs.target.tolist()) == ([0], [0])
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_only_layers_behind_a_generator_match_by_the_stricter_rule(inside):
+    options = {**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [3], "MODEL.DETR.DEHOMO.CENTER_INSIDE": inside}
+    costs = [type(a.cost) for a in make_model(options).routes[0].assigners]
+    assert costs == [MatchCost, MatchCost, AdmissibleCost if inside else MatchCost]
+
+
+def test_the_early_stop_is_the_second_layers_output():
+    model, images = woken()
+    whole = run_decoder(model.eval(), images)
+    stopped, _ = woken({"MODEL.DETR.DECODER.TEST_LAYERS": 2})
+    (early,) = run_decoder(stopped.eval(), images)[-1:]
+    assert torch.equal(early.logits, whole[1].logits) and torch.equal(early.valid, whole[1].valid)
+
+
+def test_more_queries_at_inference_than_in_training():
+    model, images = woken({"MODEL.DETR.QUERIES.NUM_TEST": 30})
+    assert run_decoder(model, images)[-1].logits.shape[1] == 12
+    assert run_decoder(model.eval(), images)[-1].logits.shape[1] == 30
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# GIoU-aware query selection
+
+
+@pytest.mark.parametrize(
+    ("logit", "target", "loss"),
+    [(0, 0, 0.129965), (0, 0.5, 0.086643), (0, 0.7, 0.069315), (0, 0.9, 0.051986), (0, 1, 0.043322)]
+    + [(2, 0.7, 0.035149), (2, 0.9, 0.003743)],
+)
+def test_known_values_of_the_soft_focal_loss(logit, target, loss):
+    z, t = torch.tensor([float(logit)]), torch.tensor([float(target)])
+    assert SoftFocalLoss()(z, (t > 0).float(), t).item() == pytest.approx(loss, abs=1e-6)
+
+
+def test_with_hard_targets_it_is_the_focal_loss():
+    logits, positive = torch.randn(2, 9, 3), (torch.rand(2, 9, 3) > 0.7).float()
+    torch.testing.assert_close(SoftFocalLoss()(logits, positive, positive), FocalLoss()(logits, positive, positive))
+
+
+@pytest.mark.parametrize(
+    ("box", "wanted", "giou", "loss"),
+    [
+        ((0.5, 0.5, 0.4, 0.4), (0.6, 0.5, 0.4, 0.4), 0.6, 0.077979),
+        ((0.2, 0.5, 0.2, 0.2), (0.8, 0.5, 0.2, 0.2), -0.5, 0.173287),
+    ],
+)
+def test_the_target_is_the_giou_and_never_below_its_least(box, wanted, giou, loss):
+    box, wanted, zero = torch.tensor([box]), torch.tensor([wanted]), torch.zeros(1)
+    released = SoftFocalLoss(least=-1.0)
+    assert released.quality(box, wanted).item() == pytest.approx(giou, abs=1e-5)
+    assert released(zero, zero, released.quality(box, wanted)).item() == pytest.approx(loss, abs=1e-5)
+    assert SoftFocalLoss().quality(box, wanted).item() == pytest.approx(max(giou, 0), abs=1e-5)
+    assert SoftFocalLoss(least=0.1).quality(box, wanted).item() == pytest.approx(max(giou, 0.1), abs=1e-5)
+    overlap = iou(box[0].tolist(), wanted[0].tolist())
+    assert SoftFocalLoss("iou").quality(box, wanted).item() == pytest.approx(overlap, abs=1e-5)
+
+
+def test_the_released_target_pushes_an_unsure_box_away():
+    """What SOFT_TARGET.GRADIENT False mends: dL/dt is 1.09 at p 0.05, t 0.7, and -0.31 at p 0.9."""
+    for p, gradient in ((0.05, 1.0904), (0.9, -0.312)):
+        target = torch.tensor([0.7], requires_grad=True)
+        SoftFocalLoss()(torch.tensor([math.log(p / (1 - p))]), torch.ones(1), target).sum().backward()
+        assert target.grad.item() == pytest.approx(gradient, abs=1e-3)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_the_class_loss_reaches_the_boxes_only_as_released(released):
+    boxes = torch.tensor([[[0.5, 0.5, 0.3, 0.4], [0.2, 0.2, 0.1, 0.1]]], requires_grad=True)
+    output = LayerOutput(torch.full((1, 2, 1), -3.0), boxes)
+    zero = torch.tensor([0])
+    loss = SoftFocalLoss(target_gradient=released)
+    encoder = Prediction("encoder", output, Assignment(zero, zero, zero), classification=loss)
+    losses, _ = SetCriterion(classification=FocalLoss())([encoder], scene([(0.5, 0.5)]))
+    giou = 1 - losses["loss_giou/encoder"].item() / 2
+    expected = sum(loss(torch.tensor([-3.0]), torch.ones(1), torch.tensor([t])).item() for t in (giou, 0.0))
+    assert losses["loss_class/encoder"].item() == pytest.approx(2 * expected, rel=1e-4)
+    if released:
+        losses["loss_class/encoder"].backward()
+        assert boxes.grad[0, 0].abs().max() > 0 and (boxes.grad[0, 1] == 0).all()
+    else:
+        assert not losses["loss_class/encoder"].requires_grad
+
+
+def test_only_the_encoder_has_soft_targets():
+    model, images = woken()
+    memory = model.encode(model.preprocess(images))
+    predictions, _ = model.routes[0].predict_for_training(memory)
+    assert {p.name: type(p.classification) for p in predictions} == {
+        "encoder": SoftFocalLoss, "layer1": type(None), "layer2": type(None), "final": type(None)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**DEHOMO, "MODEL.DETR.SOFT_TARGET.MEASURE": "diou"}, "SOFT_TARGET.MEASURE"),
+        ({"MODEL.DETR.SOFT_TARGET.ENABLED": True}, "SOFT_TARGET.ENABLED needs"),
+    ],
+)
+def test_a_wrong_soft_target_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(options)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Together with the rest
+
+
+def test_paq_and_dh_detr_go_into_one_model():
+    """Content from patterns, quality assignment in layers 1 and 2, the stricter matching in layers 2 and 3."""
+    model, images = woken({**PATTERNS, **ASSIGNMENT})
+    route = model.routes[0]
+    assert isinstance(route.source.content, PatternContent)
+    assert [isinstance(layer, DehomoLayer) for layer in route.decoder.layers] == [False, True, True]
+    assert [type(a) for a in route.assigners] == [QualityCountAssigner, QualityCountAssigner, HungarianAssigner]
+    assert [type(a.cost) for a in route.assigners] == [MatchCost, AdmissibleCost, AdmissibleCost]
+    losses = model(images)
+    assert losses["loss_diversity"] > 0 and losses["loss_class/final"] > 0 and sum(losses.values()).isfinite()
+
+
+def test_the_best_class_decides_with_several_classes():
+    model, images = woken()
+    layer = model.routes[0].decoder.layers[1]
+    logits = torch.full((1, 2, 3), -9.0)
+    logits[0, 1, 2] = 0.0
+    queries = QuerySet(torch.zeros(1, 2, 64), torch.zeros(1, 2, 4))
+    assert layer.alive(queries, LayerOutput(logits, torch.zeros(1, 2, 4))).tolist() == [[False, True]]
