@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from paq_detr.modeling import matcher
 from paq_detr.modeling.criterion import SetCriterion, intersection_over_own_area
@@ -66,6 +67,26 @@ def test_the_hungarian_assignment_is_the_cheapest_of_all(seed):
             for chosen in itertools.permutations(range(6), stop - start)
         )
         assert ours == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("kind", ["random", "alike", "mostly_forbidden"])
+def test_leaving_out_hopeless_queries_keeps_the_least_total_cost(kind, copies):
+    generator = np.random.default_rng(0)
+    cost = generator.random((9, 2000)).astype(np.float32)
+    if kind == "alike":  # all objects want the same few
+        cost = 0.001 * cost + generator.random(2000, dtype=np.float32)
+    elif kind == "mostly_forbidden":
+        cost[generator.random(cost.shape) < 0.998] = matcher.FORBIDDEN
+    targets = scene(counts=(4, 0, 5))[1]
+    query, target = matcher.solve_images(cost, np.full(9, copies), targets)
+    best = 0.0
+    for start, stop in ((0, 4), (4, 9)):
+        rows = np.repeat(np.arange(start, stop), copies)
+        row, column = linear_sum_assignment(cost[rows])
+        taken = cost[rows[row], column]
+        best += taken[taken < matcher.FORBIDDEN].sum()
+    assert cost[target, query].sum() == pytest.approx(best, rel=1e-5)
 
 
 def test_all_predictions_go_to_the_host_in_one_copy(monkeypatch):
