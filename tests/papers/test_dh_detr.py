@@ -471,10 +471,11 @@ def test_only_the_encoder_has_soft_targets():
     ("options", "message"),
     [
         ({**DEHOMO, "MODEL.DETR.SOFT_TARGET.MEASURE": "diou"}, "SOFT_TARGET.MEASURE"),
-        ({"MODEL.DETR.SOFT_TARGET.ENABLED": True}, "SOFT_TARGET.ENABLED needs"),
+        ({"MODEL.DETR.SOFT_TARGET.ENABLED": True}, "SOFT_TARGET.ENABLED True needs"),
+        ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "QUERIES.NUM_TEST 20 needs"),
     ],
 )
-def test_a_wrong_soft_target_is_named(options, message):
+def test_a_setting_that_cannot_be_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         make_model(options)
 

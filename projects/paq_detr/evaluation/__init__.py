@@ -19,7 +19,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
     folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     evaluators = [CocoBoxEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE, folder)]
     if cfg.TEST.QUERY_USE.ENABLED:
-        evaluators.append(QueryUseEvaluator(cfg.MODEL.DETR.QUERIES.NUM, cfg.TEST.QUERY_USE.THRESHOLD, folder))
+        num_queries = cfg.MODEL.DETR.QUERIES.NUM_TEST or cfg.MODEL.DETR.QUERIES.NUM
+        evaluators.append(QueryUseEvaluator(num_queries, cfg.TEST.QUERY_USE.THRESHOLD, folder))
     if cfg.TEST.CROWD.ENABLED:
         evaluators.append(CrowdHumanEvaluator(dataset_name, folder, cfg.TEST.CROWD.PROTOCOL))
     return DatasetEvaluators(evaluators)

@@ -103,8 +103,9 @@ def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.
             num_queries_test=D.QUERIES.NUM_TEST or None,
             eps=D.INVERSE_SIGMOID_EPS,
         )
-    if T.ENABLED:
-        raise ValueError("SOFT_TARGET.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
+    for key, value in (("SOFT_TARGET.ENABLED", T.ENABLED), ("QUERIES.NUM_TEST", D.QUERIES.NUM_TEST)):
+        if value:
+            raise ValueError(f"{key} {value} needs queries from the encoder (QUERIES.NAME EncoderTopN)")
     if content is None:
         raise ValueError('QUERIES.CONTENT "proposal" needs QUERIES.NAME EncoderTopN')
     if D.QUERIES.NAME == "LearnedQueries":
