@@ -52,30 +52,42 @@ void check_index(const Tensor& index, int64_t size, const char* name, const char
 // ---------------------------------------------------------------------------------------------------------------------
 // What the operators share.
 
-// (L, B, kFields, N)
+enum class Purpose { fields, columns };
+
+// Memory that a thread keeps from one call to the next: fresh pages would cost more than the arithmetic.
+template <typename T, Purpose purpose>
+T* kept_memory(int64_t size) {
+  thread_local std::vector<T> memory;
+  if (static_cast<int64_t>(memory.size()) < size) {
+    memory.resize(size);
+  }
+  return memory.data();
+}
+
+// (L, B, kFields, N), valid until the next call in this thread
 template <typename T>
-Tensor box_fields(const Tensor& boxes, const Sizes& s) {
-  Tensor fields = torch::stable::new_empty(boxes, {s.layers, s.images, kFields, s.queries});
-  const T* source = boxes.const_data_ptr<T>();
-  T* target = fields.mutable_data_ptr<T>();
+const T* box_fields(const Tensor& boxes, const Sizes& s) {
   const int64_t n = s.queries;
+  const T* source = boxes.const_data_ptr<T>();
+  T* target = kept_memory<T, Purpose::fields>(s.layers * s.images * kFields * n);
   torch::stable::parallel_for(0, s.layers * s.images, grain(kFields * n), [&](int64_t begin, int64_t end) {
     for (int64_t lb = begin; lb < end; ++lb) {
       split_fields(source + lb * n * 4, n, target + lb * n * kFields);
     }
   });
-  return fields;
+  return target;
 }
 
 // One column of N class terms per layer and distinct (image, label).
+template <typename T>
 struct ClassColumns {
-  Tensor values;                   // (L, U, N)
+  const T* values;                 // (L, U, N), valid until the next call in this thread
   std::vector<int64_t> of_object;  // (M,) in [0, U)
   int64_t columns;
 };
 
 template <typename T, typename Column>
-ClassColumns class_columns(
+ClassColumns<T> class_columns(
     const Tensor& logits, const Tensor& gt_labels, const Tensor& gt_image, const Sizes& s, const Column& column) {
   const int64_t classes = logits.size(3), n = s.queries;
   const int64_t *label = gt_labels.const_data_ptr<int64_t>(), *image = gt_image.const_data_ptr<int64_t>();
@@ -89,9 +101,8 @@ ClassColumns class_columns(
     }
   }
   const int64_t columns = static_cast<int64_t>(keys.size());
-  Tensor values = torch::stable::new_empty(logits, {s.layers, columns, n});
   const T* source = logits.const_data_ptr<T>();
-  T* target = values.mutable_data_ptr<T>();
+  T* target = kept_memory<T, Purpose::columns>(s.layers * columns * n);
   torch::stable::parallel_for(0, s.layers * columns, grain(4 * n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t layer = i / columns, key = keys[i % columns];
@@ -99,21 +110,20 @@ ClassColumns class_columns(
       column(source + first_row * classes + key % classes, classes, n, target + i * n);
     }
   });
-  return {values, of_object, columns};
+  return {target, of_object, columns};
 }
 
 // Calls row(l * M + m, the fields of the object's image, the class column of the object) for every layer and object.
 template <typename T, typename Row>
 void for_each_row(
-    const Tensor& fields, const ClassColumns& classes, const Tensor& gt_image, const Sizes& s, const Row& row) {
-  const T *field_base = fields.const_data_ptr<T>(), *column_base = classes.values.const_data_ptr<T>();
+    const T* fields, const ClassColumns<T>& classes, const Tensor& gt_image, const Sizes& s, const Row& row) {
   const int64_t* image = gt_image.const_data_ptr<int64_t>();
   const int64_t n = s.queries;
   torch::stable::parallel_for(0, s.layers * s.objects, grain(n), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t layer = i / s.objects, m = i % s.objects;
-      row(i, field_base + (layer * s.images + image[m]) * kFields * n,
-          column_base + (layer * classes.columns + classes.of_object[m]) * n);
+      row(i, fields + (layer * s.images + image[m]) * kFields * n,
+          classes.values + (layer * classes.columns + classes.of_object[m]) * n);
     }
   });
 }
@@ -138,7 +148,7 @@ Inputs checked_inputs(
 
 // Class columns for pair_quality and quality_topk.
 template <typename T>
-ClassColumns score_columns(const Inputs& in, double score_weight) {
+ClassColumns<T> score_columns(const Inputs& in, double score_weight) {
   return class_columns<T>(
       in.logits, in.gt_labels, in.gt_image, in.sizes,
       [&](const T* logits, int64_t stride, int64_t n, T* out) {
@@ -159,8 +169,7 @@ std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_box
   Tensor giou = torch::stable::new_empty(boxes, {s.layers, s.objects, s.queries});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor fields = box_fields<T>(boxes, s);
-    const T *base = fields.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
+    const T *base = box_fields<T>(boxes, s), *gt = gt_boxes.const_data_ptr<T>();
     T *iou_out = iou.mutable_data_ptr<T>(), *giou_out = giou.mutable_data_ptr<T>();
     const int64_t* image = gt_image.const_data_ptr<int64_t>();
     const int64_t n = s.queries;
@@ -208,8 +217,7 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
   Tensor grad_gt = torch::stable::new_zeros(boxes, {s.layers, s.objects, 4});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const Tensor fields = box_fields<T>(boxes, s);
-    const T *base = fields.const_data_ptr<T>(), *gt = gt_boxes.const_data_ptr<T>();
+    const T *base = box_fields<T>(boxes, s), *gt = gt_boxes.const_data_ptr<T>();
     const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
     T *d_boxes = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
     const int64_t* image = gt_image.const_data_ptr<int64_t>();
@@ -238,7 +246,7 @@ Tensor pair_quality(
     using T = decltype(zero);
     const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* target = out.mutable_data_ptr<T>();
-    for_each_row<T>(
+    for_each_row(
         box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
         in.sizes, [&](int64_t row, const T* fields, const T* scores) {
           const Corners<T> object = corners(gt + row % objects * 4);
@@ -261,7 +269,7 @@ std::tuple<Tensor, Tensor, Tensor> quality_topk(
     const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* value = values.mutable_data_ptr<T>();
     int64_t *index = indices.mutable_data_ptr<int64_t>(), *counted = count.mutable_data_ptr<int64_t>();
-    for_each_row<T>(
+    for_each_row(
         box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
         in.sizes, [&](int64_t row, const T* fields, const T* scores) {
           thread_local std::vector<T> quality;
@@ -296,7 +304,7 @@ Tensor match_cost(
         });
     const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* target = out.mutable_data_ptr<T>();
-    for_each_row<T>(
+    for_each_row(
         box_fields<T>(in.boxes, in.sizes), columns, in.gt_image, in.sizes,
         [&](int64_t row, const T* fields, const T* class_cost) {
           cost_row(
