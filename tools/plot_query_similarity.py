@@ -1,0 +1,159 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Do overlapping queries look alike? Cosine similarity of query pairs against their IoU (the evidence of DH-DETR).
+
+    python tools/plot_query_similarity.py --config-file RUN/config.yaml --output OUT [--images 50] [--score 0.1] \
+        MODEL.WEIGHTS RUN/model_final.pth [KEY VALUE ...]
+
+For every decoder layer, the content that enters it and the content behind its query-to-query step: DH-DETR's generator,
+or self-attention. Pairs are those of queries of one image that overlap and that both score above --score in the first
+layer. Writes query_similarity.png and query_similarity.json into OUT.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import matplotlib
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import box_iou
+
+from paq_detr.data import DetrDatasetMapper
+from paq_detr.engine import DetrCheckpointer, build_detector, run_cli, setup_config
+from paq_detr.layers import boxes_cxcywh_to_xyxy
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
+
+BINS = np.linspace(0, 1, 11)  # of IoU
+
+
+def pair_similarity(content: Tensor, boxes: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """IoU and cosine of all pairs of (N, C) queries with (N, 4) boxes that overlap, each (P,)."""
+    corners = boxes_cxcywh_to_xyxy(boxes.float())
+    unit = F.normalize(content.float(), dim=-1)
+    row, column = torch.triu_indices(len(boxes), len(boxes), offset=1, device=boxes.device)
+    iou, cosine = box_iou(corners, corners)[row, column], (unit @ unit.T)[row, column]
+    overlap = iou > 0
+    return iou[overlap].cpu().numpy(), cosine[overlap].cpu().numpy()
+
+
+@dataclass
+class Pairs:
+    """The pairs seen at one place of one layer."""
+
+    iou: list[np.ndarray] = field(default_factory=list)
+    cosine: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, content: Tensor, boxes: Tensor) -> None:
+        iou, cosine = pair_similarity(content, boxes)
+        self.iou.append(iou)
+        self.cosine.append(cosine)
+
+    def by_iou(self) -> list[dict[str, float]]:
+        """Count, mean and standard deviation of the cosine for every IoU bin that has a pair."""
+        iou, cosine = np.concatenate([*self.iou, []]), np.concatenate([*self.cosine, []])
+        place = np.clip(np.digitize(iou, BINS) - 1, 0, len(BINS) - 2)
+        rows = []
+        for index in range(len(BINS) - 1):
+            values = cosine[place == index]
+            if len(values):
+                middle = (BINS[index] + BINS[index + 1]) / 2
+                statistics = {"pairs": len(values), "mean": float(values.mean()), "std": float(values.std())}
+                rows.append({"iou": round(float(middle), 3), **statistics})
+        return rows
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Iterable[list[dict]], score: float) -> list[dict[str, Pairs]]:
+    """For every decoder layer of the main route the pairs "before" and "after" its query-to-query step."""
+    model.eval()
+    decoder = model.routes[0].decoder
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []  # of each layer, for the present batch
+    entered, scores = [], []
+
+    def enter(layer, inputs):
+        content, _, reference, queries, _, _ = inputs
+        entered.append((content, reference, queries.valid))
+
+    def behind(cross_attention, inputs):
+        before, reference, valid = entered.pop()
+        seen.append((before, inputs[0], reference, valid))
+
+    def finish(decoder, inputs, outputs):
+        scores.append(outputs[0].logits.float().sigmoid().amax(-1))
+
+    hooks = [decoder.register_forward_hook(finish)]
+    for layer in decoder.layers:
+        hooks += [layer.register_forward_pre_hook(enter), layer.cross_attention.register_forward_pre_hook(behind)]
+    pairs = [{"before": Pairs(), "after": Pairs()} for _ in decoder.layers]
+    try:
+        for batch in batches:
+            seen.clear()
+            model(batch)
+            confident = scores.pop() > score
+            for (before, after, reference, valid), of_layer in zip(seen, pairs):
+                chosen = confident if valid is None else confident & valid
+                if reference.shape[-1] == 4:  # points do not overlap
+                    for image, keep in enumerate(chosen):
+                        of_layer["before"].add(before[image, keep], reference[image, keep])
+                        of_layer["after"].add(after[image, keep], reference[image, keep])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return pairs
+
+
+def draw(path: str, layers: list[dict[str, list[dict[str, float]]]]) -> None:
+    """A panel per layer: mean cosine (band: one standard deviation) against IoU, before and after."""
+    figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4.5), squeeze=False, layout="constrained")
+    for number, (axis, layer) in enumerate(zip(axes[0], layers), start=1):
+        for place, color in (("before", "tab:orange"), ("after", "tab:blue")):
+            iou, mean, std = (np.array([row[key] for row in layer[place]]) for key in ("iou", "mean", "std"))
+            axis.plot(iou, mean, color=color, marker="o", label=f"{place} the query-to-query step")
+            axis.fill_between(iou, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
+        axis.set(xlim=(0, 1), ylim=(-1, 1.05), xlabel="IoU of the pair", title=f"Decoder layer {number}")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("cosine similarity of the contents")
+    axes[0, 0].legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True)
+    parser.add_argument("--output", required=True, help="folder for the picture and the numbers")
+    parser.add_argument("--images", type=int, default=50, help="the first so many images of the test set")
+    parser.add_argument("--score", type=float, default=0.1, help="both queries score higher in the first layer")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
+    args = parser.parse_args()
+    cfg = setup_config(args)
+    model = build_detector(cfg)
+    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    mapper = DetrDatasetMapper(cfg, False)
+    records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), args.images)
+    pairs = measure(model, ([mapper(record)] for record in records), args.score)
+    layers = [{place: found.by_iou() for place, found in of_layer.items()} for of_layer in pairs]
+    os.makedirs(args.output, exist_ok=True)
+    draw(os.path.join(args.output, "query_similarity.png"), layers)
+    with open(os.path.join(args.output, "query_similarity.json"), "w") as file:
+        json.dump({"weights": cfg.MODEL.WEIGHTS, "score": args.score, "layers": layers}, file, indent=1)
+    for number, layer in enumerate(layers, start=1):
+        for place, rows in layer.items():
+            cells = "  ".join(f"{row['iou']:.2f}: {row['mean']:.3f}" for row in rows)
+            sys.stdout.write(f"layer {number}, {place:6}  IoU: cosine  {cells or 'no pairs'}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, "plot_query_similarity"))
