@@ -77,7 +77,7 @@ class Taps {
       const F x = even_lanes(first, second, Lanes{}), y = odd_lanes(first, second, Lanes{});
       const I columns = load<I>(int_row(kColumns) + j);
       auto f = footprint<F, I>(
-          real(kAnchorX, j) + x * real(kStepX, j), real(kAnchorY, j) + y * real(kStepY, j), real(kWidth, j),
+          real(kAnchorX, j), x * real(kStepX, j), real(kAnchorY, j), y * real(kStepY, j), real(kWidth, j),
           real(kHeight, j), columns, load<I>(int_row(kStart) + j));
       if (!unpadded_.empty()) f.corners &= unpadded_corners(f.token, j);
       if (level >= 0) f.corners &= load<I>(int_row(kLevel) + j) == static_cast<Int>(level);

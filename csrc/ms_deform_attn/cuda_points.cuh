@@ -162,7 +162,8 @@ struct Point {
         step_x = row.reference[2] * scale_x * box_unit(a), step_y = row.reference[3] * scale_y * box_unit(a);
       }
     }
-    f = footprint<Real, int>(anchor_x + x * step_x, anchor_y + y * step_y, width, height, columns, map.start);
+    f = footprint<Real, int>(
+        anchor_x, x * step_x, anchor_y, y * step_y, width, height, columns, map.start);
     if (a.padding_mask) {
       const bool* mask = a.padding_mask + static_cast<int64_t>(row.b) * a.tokens;
 #pragma unroll

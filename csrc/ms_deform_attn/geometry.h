@@ -14,11 +14,14 @@ struct Footprint {
   F fx, fy;   // position between the corners
 };
 
-// (x, y) in pixels. A point counts only if -1 < x < width and -1 < y < height, which is false for NaN; a corner
-// counts only inside of the map. Conversions to integers see values in range only.
+// The point lies at anchor + shift, in pixels; the two stay apart because their sum would round the fraction to what
+// is left of the mantissa at the far end of a row. A point counts only if -1 < x < width and -1 < y < height, which is
+// false for NaN; a corner counts only inside of the map. Conversions to integers see values in range only.
 template <class F, class I>
-PAQ_HD Footprint<F, I> footprint(F x, F y, F width, F height, I columns, I start) {
+PAQ_HD Footprint<F, I> footprint(
+    F anchor_x, F shift_x, F anchor_y, F shift_y, F width, F height, I columns, I start) {
   const F zero = F{};
+  F x = anchor_x + shift_x, y = anchor_y + shift_y;
   auto inside = (x > zero - 1) & (x < width) & (y > zero - 1) & (y < height);
   x = inside ? x : zero;
   y = inside ? y : zero;
@@ -33,8 +36,8 @@ PAQ_HD Footprint<F, I> footprint(F x, F y, F width, F height, I columns, I start
   result.token = start + row * columns + column;
   result.corners = (has_left & has_top ? no + 1 : no) | (has_right & has_top ? no + 2 : no) |
       (has_left & has_bottom ? no + 4 : no) | (has_right & has_bottom ? no + 8 : no);
-  result.fx = x - left;
-  result.fy = y - top;
+  result.fx = inside ? (anchor_x - left) + shift_x : zero;
+  result.fy = inside ? (anchor_y - top) + shift_y : zero;
   return result;
 }
 
