@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .modeling.backbone import build_backbone
 from .modeling.build import build_routes
 from .modeling.criterion import SetCriterion
-from .modeling.diagnostics import MatchedSlots, log_scalars, positives_per_object
+from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object
 from .modeling.encoder import Encoder
 from .modeling.neck import ChannelMapper
 from .modeling.postprocess import select_detections
@@ -135,6 +135,7 @@ class QueryDetector(nn.Module):
         final = next(p for p in predictions if p.name == "final")
         self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
+        log_scalars(lambda: alive_share(predictions))
         log_scalars(lambda: {"queries_ever_matched": self.matched_slots.share()})
         return {**losses, **of_pairs}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils.events import EventStorage
 from torch.nn import functional as F
 
 from paq_detr.config import add_paq_detr_config
@@ -20,7 +21,7 @@ from paq_detr.papers.dh_detr import AdmissibleCost, DehomoGenerator, DehomoLayer
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner
 from paq_detr.structures import Assignment, LayerOutput, Prediction, QuerySet, Targets
 
-from ..modeling.conftest import ASSIGNMENT, DEHOMO, PATTERNS, make_image, make_model, wake_up
+from ..modeling.conftest import ASSIGNMENT, DEHOMO, HYBRID, PATTERNS, make_image, make_model, wake_up
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -323,6 +324,14 @@ def test_with_nobody_alive_the_later_layers_have_no_loss_and_finite_gradients():
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_training_logs_how_many_queries_are_alive():
+    model, images = woken()
+    with EventStorage() as storage:
+        model(images)
+        logged = {name: value for name, (value, _) in storage.latest().items()}
+    assert 1 == logged["alive_share/layer1"] > logged["alive_share/layer2"] > logged["alive_share/final"] > 0
+
+
 def test_the_first_layer_cannot_have_a_generator():
     with pytest.raises(ValueError, match=r"DEHOMO.LAYERS names layer 1, must be in 2..3"):
         make_model({**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [1, 2]})
@@ -494,6 +503,13 @@ def test_paq_and_dh_detr_go_into_one_model():
     assert [type(a.cost) for a in route.assigners] == [MatchCost, AdmissibleCost, AdmissibleCost]
     losses = model(images)
     assert losses["loss_diversity"] > 0 and losses["loss_class/final"] > 0 and sum(losses.values()).isfinite()
+
+
+def test_the_hybrid_branch_follows_the_box_loss_switch():
+    options = {**PATTERNS, **ASSIGNMENT, **HYBRID, "MODEL.DETR.LOSS.REPEAT_BOX_LOSSES": False}
+    model, images = woken(options)
+    losses = model(images)
+    assert "loss_l1/hybrid_layer1" in losses and "loss_l1/hybrid_final" not in losses
 
 
 def test_the_best_class_decides_with_several_classes():

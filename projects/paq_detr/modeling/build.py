@@ -39,6 +39,7 @@ def build_routes(cfg, num_classes: int) -> list[Route]:
                 copies=D.HYBRID.COPIES,
                 scale=D.HYBRID.LOSS_SCALE,
                 embed_dim=D.HIDDEN_DIM,
+                box_losses=box_losses,
             )
         )
     return routes

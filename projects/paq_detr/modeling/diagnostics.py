@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from ..structures import Assignment, LayerOutput, Targets
+from ..structures import Assignment, LayerOutput, Prediction, Targets
 
 #: Diagnostics are written every so many iterations, because reading a number off a device waits for it.
 PERIOD = 20
@@ -46,3 +46,8 @@ def positives_per_object(assignments: Mapping[str, Assignment], targets: Targets
     """Mean number of queries that an object got, for every prediction."""
     objects = max(len(targets.boxes), 1)
     return {f"positives_per_object/{name}": len(pairs) / objects for name, pairs in assignments.items()}
+
+
+def alive_share(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    """Share of the queries that take part, for every prediction that may leave some out."""
+    return {f"alive_share/{p.name}": p.output.valid.float().mean() for p in predictions if p.output.valid is not None}

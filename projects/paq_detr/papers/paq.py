@@ -341,7 +341,15 @@ class HybridQueries(nn.Module):
 
 
 def build_hybrid_route(
-    source: nn.Module, decoder: Decoder, cost: MatchCost, *, num_queries: int, copies: int, scale: float, embed_dim: int
+    source: nn.Module,
+    decoder: Decoder,
+    cost: MatchCost,
+    *,
+    num_queries: int,
+    copies: int,
+    scale: float,
+    embed_dim: int,
+    box_losses: int | None = None,
 ) -> Route:
     """1500 more queries, each object repeated 6 times, through the same decoder, in training only (Table 3).
 
@@ -355,6 +363,7 @@ def build_hybrid_route(
         source=HybridQueries(source, num_queries, embed_dim),
         decoder=Borrowed(decoder),
         assigners=[assigner] * len(decoder.layers),
+        box_losses=box_losses,
         scale=scale,
         train_only=True,
     )
