@@ -25,7 +25,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("bbox/AP", "bbox/AP50", "bbox/AP75", "query_use/gini@0.3", "query_use/active_slots@0.3")
+COLUMNS = (
+    *("bbox/AP", "bbox/AP50", "bbox/AP75", "crowd/AP", "crowd/MR", "crowd/JI"),
+    *("query_use/gini@0.3", "query_use/active_slots@0.3"),
+)
 
 
 def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float]:
@@ -45,17 +48,18 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
         done.write_text(f"{time.monotonic() - start:.0f}\n")
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     final = [line for line in lines if "bbox/AP" in line][-1]
-    return {**{name: final.get(name, float("nan")) for name in COLUMNS}, "seconds": float(done.read_text())}
+    return {**{name: final[name] for name in COLUMNS if name in final}, "seconds": float(done.read_text())}
 
 
 def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) -> str:
     """Markdown: a row per config, mean +- sample standard deviation over the seeds."""
-    names = [*COLUMNS, "seconds"]
-    lines = ["| config | " + " | ".join(n.split("/")[-1] for n in names) + " |", "|---" * (len(names) + 1) + "|"]
+    measured = {name for runs in results.values() for run in runs.values() for name in run}
+    names = [name for name in (*COLUMNS, "seconds") if name in measured]
+    lines = ["| config | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for config, runs in results.items():
         cells = []
         for name in names:
-            values = [run[name] for run in runs.values()]
+            values = [run.get(name, float("nan")) for run in runs.values()]
             spread = statistics.stdev(values) if len(values) > 1 else float("nan")
             cells.append(f"{statistics.mean(values):.{decimals}f} ± {spread:.{decimals}f}")
         lines.append(f"| {config} | " + " | ".join(cells) + " |")

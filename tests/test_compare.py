@@ -1,0 +1,22 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+from pathlib import Path
+
+spec = importlib.util.spec_from_file_location("compare", Path(__file__).parents[1] / "tools" / "compare.py")
+compare = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compare)
+
+
+def test_the_table_gives_mean_and_sample_deviation_of_what_was_measured():
+    runs = {seed: {"bbox/AP": 50.0 + seed, "seconds": 10.0} for seed in (1, 2, 3)}
+    table = compare.table({"baseline": runs}).splitlines()
+    assert table[0] == "| config | bbox/AP | seconds |"
+    assert table[2] == "| baseline | 52.00 ± 1.00 | 10.00 ± 0.00 |"
+
+
+def test_a_finished_run_is_read_and_not_repeated(tmp_path):
+    (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.0}\n{"loss": 2.0}\n{"bbox/AP": 3.0, "crowd/MR": 40.0}\n')
+    (tmp_path / "seconds.txt").write_text("12\n")
+    found = compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, [])
+    assert found == {"bbox/AP": 3.0, "crowd/MR": 40.0, "seconds": 12.0}
