@@ -140,19 +140,14 @@ class CocoJsonDataset:
         file_name = os.path.join(self.image_root, self._value(entry, "file_name", "image"))
         width, height = entry.get("width"), entry.get("height")
         if width is None or height is None:
-            width, height = self._size_of(file_name)
+            try:
+                width, height = image_size(file_name)
+            except OSError as error:
+                text = f"no width and height of {file_name}, and the file cannot be read: {error}"
+                raise self._error(text) from error
         if not all(isinstance(side, int) and side > 0 for side in (width, height)):
             raise self._error(f"image {entry['id']} has the width {width!r} and the height {height!r}")
         return {"file_name": file_name, "image_id": entry["id"], "height": height, "width": width, "annotations": []}
-
-    def _size_of(self, file_name: str) -> tuple[int, int]:
-        """(width, height) of an image file as it is seen, that is after its EXIF rotation."""
-        try:
-            with Image.open(file_name) as image:
-                turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-                return image.size[::-1] if turned else image.size
-        except OSError as error:
-            raise self._error(f"no width and height of {file_name}, and the file cannot be read: {error}") from error
 
     def _box(self, annotation: dict) -> list[float]:
         box = self._value(annotation, "bbox", "annotation")
@@ -197,6 +192,13 @@ class CocoJsonDataset:
             examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
             logger.warning("%s: dropped %d of %d boxes: %s", self.json_file, len(dropped),
                            len(dropped) + sum(len(r["annotations"]) for r in self._dicts), examples)  # fmt: skip
+
+
+def image_size(file_name: str) -> tuple[int, int]:
+    """(width, height) of an image file as it is seen, that is after its EXIF rotation; reads the header alone."""
+    with Image.open(file_name) as image:
+        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
+        return image.size[::-1] if turned else image.size
 
 
 def _fault(box: list[float], record: dict) -> str:

@@ -2,32 +2,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads CrowdHuman's annotation file (odgt) and detection files: json-lines dumps and COCO results.
 
-Formats: https://www.crowdhuman.org/download.html for odgt; a dump has one line per image,
+The odgt format is ``data.odgt``'s; a dump has one line per image,
 ``{"ID", "height", "width", "dtboxes": [{"box": [x, y, w, h], "score"}], "gtboxes": [{"box", "tag": 1 or -1}]}``, of
 which only ``ID`` and ``dtboxes`` are needed. What a file gets wrong is said with its name and line.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Hashable, Iterator
-from typing import Any
 
 import numpy as np
 
+from ..data.odgt import (
+    BOX_KINDS,
+    boxes_xyxy_of,
+    open_file,
+    parse_json,
+    read_odgt,
+    size_of,
+    sizes_of_pictures,
+    tag_of,
+    value_of,
+)
 from .crowd_metrics import CrowdImage, Truth
 
-BOX_KINDS = ("fbox", "vbox", "hbox")  # full body, visible part, head
-KNOWN_TAGS = ("background", "person")  # place in the list is the tag number; others, such as "mask", are ignored
+__all__ = ["BOX_KINDS", "Annotations", "CocoResults", "JsonLines", "open_detections"]
 
 
 class Annotations:
     """An odgt file: the ground truth and, where the file has them, the sizes of its images.
-
-    Ignore regions are boxes whose tag is not a person's or whose ``extra.ignore`` is not 0; for heads also those whose
-    ``head_attr.ignore`` is not 0.
 
     Args:
         path: the odgt file.
@@ -40,31 +44,21 @@ class Annotations:
         self.ids: list[Hashable] = []
         self.truths: list[Truth] = []
         self.sizes: list[tuple[float, float] | None] = []
-        for number, line in enumerate(_open(path), start=1):
-            if line.strip():
-                self._add(line, f"{path}, line {number}", image_folder)
-        if not self.ids:
-            raise ValueError(f"{path} holds no annotations")
+        wheres = []
+        for where, record in read_odgt(path):
+            boxes = record["gtboxes"]
+            tags = np.array([tag_of(entry, box, where) for entry in boxes], dtype=np.int8)
+            self.ids.append(record["ID"])
+            self.truths.append(Truth(boxes_xyxy_of(boxes, box, where), tags))
+            self.sizes.append(size_of(record, where))
+            wheres.append(where)
+        if image_folder is not None:
+            unknown = [place for place, size in enumerate(self.sizes) if size is None]
+            pictures = [(os.path.join(image_folder, f"{self.ids[place]}.jpg"), wheres[place]) for place in unknown]
+            for place, size in zip(unknown, sizes_of_pictures(pictures)):
+                self.sizes[place] = size
         self._places = {key: place for place, key in enumerate(self.ids)}
-        if len(self._places) < len(self.ids):
-            double = next(key for key, count in Counter(self.ids).items() if count > 1)
-            raise ValueError(f"{path} annotates the image {double!r} more than once")
         self._numbered = not any(isinstance(key, int) for key in self.ids)
-
-    def _add(self, line: bytes, where: str, image_folder: str | None) -> None:
-        record = _parse(line, where)
-        key, boxes = _value(record, "ID", where), _value(record, "gtboxes", where)
-        where = f"{where}, image {key!r}"
-        truth = Truth(
-            boxes_xyxy=_boxes(boxes, self.box, where),
-            tags=np.array([_tag(box, self.box == "hbox", where) for box in boxes], dtype=np.int8),
-        )
-        size = _size(record, where)
-        if size is None and image_folder is not None:
-            size = _size_of_picture(image_folder, key)
-        self.ids.append(key)
-        self.truths.append(truth)
-        self.sizes.append(size)
 
     def place_of(self, key: Hashable, where: str) -> int:
         """Place of an image in the file. An integer may be the image's number, counted from 1, as in COCO forms."""
@@ -111,11 +105,11 @@ class JsonLines:
             raise
 
     def _read(self, line: bytes, where: str) -> CrowdImage:
-        record = _parse(line, where)
-        key = _value(record, "ID", where)
+        record = parse_json(line, where)
+        key = value_of(record, "ID", where)
         where = f"{where}, image {key!r}"
-        place, found = self.annotations.place_of(key, where), _value(record, "dtboxes", where)
-        own_size = _size(record, where)
+        place, found = self.annotations.place_of(key, where), value_of(record, "dtboxes", where)
+        own_size = size_of(record, where)
         return CrowdImage(
             place,
             self.annotations.truths[place],
@@ -129,9 +123,9 @@ class JsonLines:
     def _own_truth(self, record: dict, where: str) -> Truth | None:
         if "gtboxes" not in record:
             return None
-        boxes, heads = record["gtboxes"], self.annotations.box == "hbox"
-        tags = [b["tag"] if isinstance(b.get("tag"), int) else _tag(b, heads, where) for b in boxes]
-        return Truth(_boxes(boxes, self.annotations.box, where), np.array(tags, dtype=np.int8))
+        boxes, box = record["gtboxes"], self.annotations.box
+        tags = [b["tag"] if isinstance(b.get("tag"), int) else tag_of(b, box, where) for b in boxes]
+        return Truth(_boxes(boxes, box, where), np.array(tags, dtype=np.int8))
 
 
 class CocoResults:
@@ -140,10 +134,10 @@ class CocoResults:
     def __init__(self, path: str, annotations: Annotations):
         self.path, self.annotations = path, annotations
         with open(path, "rb") as file:
-            rows = _parse(file.read(), path)
+            rows = parse_json(file.read(), path)
         self._found: dict[Hashable, list[dict]] = {}
         for row in rows:
-            self._found.setdefault(_value(row, "image_id", path), []).append(row)
+            self._found.setdefault(value_of(row, "image_id", path), []).append(row)
         self._keys = list(self._found)
 
     def pieces(self, count: int) -> list[list[Hashable]]:
@@ -161,48 +155,17 @@ class CocoResults:
 
 def open_detections(path: str, annotations: Annotations) -> JsonLines | CocoResults:
     """The detection file at ``path``, whose form is told by its first character."""
-    with _open(path) as file:
+    with open_file(path) as file:
         first = file.read(256).lstrip()[:1]
     if first not in (b"", b"[", b"{"):
         raise ValueError(f"{path} holds neither json lines nor a COCO results list; it starts with {first!r}")
     return CocoResults(path, annotations) if first == b"[" else JsonLines(path, annotations)
 
 
-def _open(path: str):
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-
-
-def _parse(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid json: {error}") from None
-
-
-def _value(record: Any, key: str, where: str) -> Any:
-    if not isinstance(record, dict) or key not in record:
-        raise ValueError(f"{where}: no {key!r} in {str(record)[:100]}")
-    return record[key]
-
-
 def _boxes(entries: list[dict], kind: str, where: str) -> np.ndarray:
     """(G, 4) xyxy of entries that hold xywh under ``kind`` or, in dumps, under "box"."""
-    if not entries:
-        return np.zeros((0, 4))
-    try:
-        key = kind if kind in entries[0] else "box"
-        boxes = np.array([entry[key] for entry in entries], dtype=np.float64)
-    except KeyError:
-        raise ValueError(f"{where}: a box without {kind!r}") from None
-    except (TypeError, ValueError):
-        boxes = np.zeros(0)
-    if boxes.shape != (len(entries), 4) or not np.isfinite(boxes).all():
-        raise ValueError(f"{where}: a {key!r} that is not four finite numbers")
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
+    in_dump = entries and kind not in entries[0] and "box" in entries[0]
+    return boxes_xyxy_of(entries, "box" if in_dump else kind, where)
 
 
 def _scores(entries: list[dict], where: str) -> np.ndarray:
@@ -215,34 +178,3 @@ def _scores(entries: list[dict], where: str) -> np.ndarray:
     if scores.shape != (len(entries),) or not np.isfinite(scores).all():
         raise ValueError(f"{where}: a score that is not a finite number")
     return scores
-
-
-def _tag(box: dict, head: bool, where: str) -> int:
-    tag = _value(box, "tag", where)
-    if box.get("extra", {}).get("ignore", 0) != 0 or tag not in KNOWN_TAGS:
-        return -1
-    if not head:
-        return KNOWN_TAGS.index(tag)
-    return -1 if box.get("head_attr", {}).get("ignore", 0) != 0 else 1
-
-
-def _size(record: dict, where: str) -> tuple[float, float] | None:
-    if "height" not in record or "width" not in record:
-        return None
-    size = record["height"], record["width"]
-    if not all(isinstance(side, (int, float)) and side > 0 for side in size):
-        raise ValueError(f"{where}: height {size[0]!r} and width {size[1]!r} are no image size")
-    return size
-
-
-def _size_of_picture(folder: str, key: Hashable) -> tuple[float, float]:
-    from PIL import Image
-
-    path = os.path.join(folder, f"{key}.jpg")
-    try:
-        with Image.open(path) as picture:
-            return picture.height, picture.width
-    except OSError as error:
-        raise ValueError(
-            f"no size of image {key!r} in the annotation file, and {path} cannot be read: {error}"
-        ) from None

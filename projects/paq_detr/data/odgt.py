@@ -1,0 +1,145 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""CrowdHuman's annotation format (odgt): one json object a line, one line an image.
+
+``{"ID", "gtboxes": [{"tag": "person" or "mask", "fbox", "vbox", "hbox": [x, y, w, h], "extra", "head_attr"}]}``, boxes
+in pixels, full bodies also outside the image (https://www.crowdhuman.org/download.html). The official files hold no
+image sizes; where a line has ``height`` and ``width``, they count. What a file gets wrong is said with its name, the
+line and the image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from .coco_json import image_size
+
+BOX_KINDS = ("fbox", "vbox", "hbox")  # full body, visible part, head
+KNOWN_TAGS = ("background", "person")  # place in the list is the tag number; others, such as "mask", are ignored
+
+_THREADS = 16  # reading headers waits for the disk
+
+
+def read_odgt(path: str) -> Iterator[tuple[str, dict]]:
+    """The lines of an odgt file as ("PATH, line N, image 'ID'", record); a record has ``ID`` and ``gtboxes``.
+
+    Raises:
+        ValueError: the file cannot be read or holds no image, a line is broken, or an image comes twice.
+    """
+    lines: dict[Hashable, int] = {}
+    with open_file(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}, line {number}"
+            record = parse_json(line, where)
+            key, boxes = value_of(record, "ID", where), value_of(record, "gtboxes", where)
+            if not isinstance(key, (str, int)):
+                raise ValueError(f"{where}: the ID {key!r} is no name")
+            where = f"{where}, image {key!r}"
+            if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
+                raise ValueError(f"{where}: 'gtboxes' is no list of objects: {str(boxes)[:100]}")
+            if key in lines:
+                raise ValueError(f"{path}, line {number} annotates the image {key!r} more than once; line {lines[key]} "
+                                 "does already")  # fmt: skip
+            lines[key] = number
+            yield where, record
+    if not lines:
+        raise ValueError(f"{path} holds no annotations")
+
+
+def boxes_xyxy_of(entries: Sequence[dict], kind: str, where: str) -> np.ndarray:
+    """(G, 4) float64 corners, not clipped, of entries that hold [x, y, w, h] under ``kind``.
+
+    Raises:
+        ValueError: an entry has no such box, or it is not four finite numbers.
+    """
+    if not entries:
+        return np.zeros((0, 4))
+    try:
+        boxes = np.array([entry[kind] for entry in entries], dtype=np.float64)
+    except KeyError:
+        lacking = next(entry for entry in entries if kind not in entry)
+        raise ValueError(f"{where}: a box without {kind!r}: {str(lacking)[:100]}") from None
+    except (TypeError, ValueError):
+        boxes = np.zeros(0)
+    if boxes.shape != (len(entries), 4) or not np.isfinite(boxes).all():
+        raise ValueError(f"{where}: a {kind!r} that is not four finite numbers")
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def tag_of(box: dict, kind: str, where: str) -> int:
+    """1 for a person, -1 for an ignore region, 0 for the tag "background" (which CrowdHuman does not use).
+
+    A region is a box whose tag is not a person's or whose ``extra.ignore`` is not 0; for heads ("hbox") also one whose
+    ``head_attr.ignore`` is not 0.
+    """
+    tag = value_of(box, "tag", where)
+    if _ignored(box, "extra", where) or tag not in KNOWN_TAGS:
+        return -1
+    if kind != "hbox":
+        return KNOWN_TAGS.index(tag)
+    return -1 if _ignored(box, "head_attr", where) else 1
+
+
+def _ignored(box: dict, key: str, where: str) -> bool:
+    flags = box.get(key) or {}
+    if not isinstance(flags, dict):
+        raise ValueError(f"{where}: {key!r} is no object: {str(flags)[:100]}")
+    return flags.get("ignore", 0) != 0
+
+
+def size_of(record: dict, where: str) -> tuple[float, float] | None:
+    """(height, width) where the record holds them."""
+    if "height" not in record or "width" not in record:
+        return None
+    size = record["height"], record["width"]
+    if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+        raise ValueError(f"{where}: height {size[0]!r} and width {size[1]!r} are no image size")
+    return size
+
+
+def sizes_of_pictures(pictures: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
+    """(height, width) from the headers of pictures, given as (file name, where it is asked for).
+
+    Raises:
+        ValueError: a picture is missing or broken.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(_size_of_picture, pictures))
+
+
+def _size_of_picture(picture: tuple[str, str]) -> tuple[int, int]:
+    file_name, where = picture
+    try:
+        width, height = image_size(file_name)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{where}: no image size there, and {file_name} cannot be read: {error}") from None
+    return height, width
+
+
+def open_file(path: str):
+    """The file's bytes to read; a ``ValueError`` that names it where that is impossible."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid json: {error}") from None
+
+
+def value_of(record: Any, key: str, where: str) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"{where}: no {key!r} in {str(record)[:100]}")
+    return record[key]
