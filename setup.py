@@ -7,7 +7,8 @@
 Environment variables:
     PAQ_DETR_NO_EXT=1         build no extension; every operator runs its pure-torch twin
     PAQ_DETR_FORCE_CPU=1      build the CPU kernels only, even if nvcc is there
-    TORCH_CUDA_ARCH_LIST      compute capabilities; default: those of the GPUs in sight, else 8.0;9.0+PTX
+    TORCH_CUDA_ARCH_LIST      compute capabilities; default: those of the GPUs in sight and PTX of the last,
+                              else 8.0;9.0+PTX
     CUDA_HOME                 the CUDA toolkit; default: the one of the nvcc on the PATH, else under /usr/local
     CXX, MAX_JOBS             the C++ compiler, and how many compile at once
 
@@ -95,7 +96,7 @@ def why_no_cuda():
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:
         found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
         archs = ";".join(f"{major}.{minor}" for major, minor in sorted(found))
-        os.environ["TORCH_CUDA_ARCH_LIST"] = archs or DEFAULT_ARCHS
+        os.environ["TORCH_CUDA_ARCH_LIST"] = f"{archs}+PTX" if found else DEFAULT_ARCHS
     return None
 
 
