@@ -1,0 +1,135 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""CrowdHuman's odgt as COCO json, and back.
+
+    python tools/convert_crowdhuman.py annotation_val.odgt annotation_val.json --images datasets/crowdhuman/Images
+    python tools/convert_crowdhuman.py annotation_val.json annotation_val.odgt
+
+COCO form: images numbered from 1 in the order of the file, named ID.jpg, with the size of the picture (--images; not
+needed where the odgt holds sizes); one category, person, id 1; ``bbox`` and ``area`` of the whole full-body box,
+``bbox_vis`` the visible part, ``iscrowd`` 1 for masks and ignored persons. So far it is the form that other CrowdHuman
+code uses. What COCO has no word for stays under further keys, ``bbox_head``, ``tag``, ``extra`` and ``head_attr``, so
+that the way back gives the same records, with sizes.
+
+Back from a json without these keys: iscrowd boxes become masks, and there are no head boxes.
+"""
+
+import argparse
+import json
+import os
+
+from paq_detr.data.odgt import (
+    boxes_xyxy_of,
+    open_file,
+    parse_json,
+    read_odgt,
+    size_of,
+    sizes_of_pictures,
+    tag_of,
+    value_of,
+)
+
+BOX_KEYS = {"bbox": "fbox", "bbox_vis": "vbox", "bbox_head": "hbox"}
+KEPT_KEYS = ("tag", "extra", "head_attr")
+
+
+def to_coco(odgt: str, image_folder: str | None = None) -> dict:
+    """The content of a COCO json.
+
+    Raises:
+        ValueError: naming line and image, where the odgt is broken or a size is to be had nowhere.
+    """
+    images, annotations, unknown = [], [], []
+    for number, (where, record) in enumerate(read_odgt(odgt), start=1):
+        image = {"id": number, "file_name": f"{record['ID']}.jpg"}
+        size = size_of(record, where)
+        if size is None and image_folder is None:
+            raise ValueError(f"{where}: no image size there; --images names the folder of the pictures")
+        if size is None:
+            unknown.append((image, (os.path.join(image_folder, image["file_name"]), where)))
+        else:
+            image.update(height=size[0], width=size[1])
+        images.append(image)
+        boxes_xyxy_of(record["gtboxes"], "fbox", where)  # for its checks
+        for box in record["gtboxes"]:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **_annotation(box, where)})
+    for (image, _), size in zip(unknown, sizes_of_pictures([picture for _, picture in unknown])):
+        image.update(height=size[0], width=size[1])
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+
+
+def _annotation(box: dict, where: str) -> dict:
+    boxes = {key: box[kind] for key, kind in BOX_KEYS.items() if kind in box}
+    kept = {key: box[key] for key in KEPT_KEYS if key in box}
+    ignored = int(tag_of(box, "fbox", where) != 1)
+    return {"category_id": 1, **boxes, "area": box["fbox"][2] * box["fbox"][3], "iscrowd": ignored, **kept}
+
+
+def to_odgt(coco: dict, where: str) -> list[dict]:
+    """The records of an odgt file, one for each image in the order of the COCO json, images without boxes included.
+
+    Args:
+        coco: content of the json.
+        where: its name, for messages.
+
+    Raises:
+        ValueError: naming the entry that is broken.
+    """
+    categories = value_of(coco, "categories", where)
+    if len(categories) != 1:
+        raise ValueError(f"{where}: CrowdHuman has one category, person; there are {len(categories)} here")
+    records, names = {}, set()
+    for image in value_of(coco, "images", where):
+        name = os.path.splitext(os.path.basename(value_of(image, "file_name", where)))[0]
+        key, size = value_of(image, "id", where), {k: image[k] for k in ("height", "width") if k in image}
+        if key in records or name in names:
+            raise ValueError(f"{where}: two images have the id {key} or the name {name!r}")
+        records[key] = {"ID": name, **size, "gtboxes": []}
+        names.add(name)
+    for annotation in value_of(coco, "annotations", where):
+        image = value_of(annotation, "image_id", where)
+        if image not in records:
+            raise ValueError(f"{where}: an annotation is of image {image!r}, which is not in 'images'")
+        records[image]["gtboxes"].append(_box(annotation, where))
+    return list(records.values())
+
+
+def _box(annotation: dict, where: str) -> dict:
+    value_of(annotation, "bbox", where)
+    boxes = {kind: annotation[key] for key, kind in BOX_KEYS.items() if key in annotation}
+    kept = {key: annotation[key] for key in KEPT_KEYS if key in annotation}
+    if "tag" not in kept:  # not written by this tool
+        ignored = int(annotation.get("iscrowd", 0))
+        kept = {"tag": "mask" if ignored else "person", "extra": {"ignore": ignored}}
+    return {**boxes, **kept}
+
+
+def convert(source: str, target: str, image_folder: str | None = None) -> None:
+    """Convert a file; the names' endings, .odgt and .json, say which way."""
+    kinds = os.path.splitext(source)[1], os.path.splitext(target)[1]
+    if kinds == (".odgt", ".json"):
+        text = json.dumps(to_coco(source, image_folder), separators=(",", ":"))
+    elif kinds == (".json", ".odgt"):
+        with open_file(source) as file:
+            records = to_odgt(parse_json(file.read(), source), source)
+        text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+    else:
+        raise ValueError(f"one file must end in .odgt and the other in .json, got {source} and {target}")
+    with open(target, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the file to read, .odgt or .json")
+    parser.add_argument("target", help="the file to write, .json or .odgt")
+    parser.add_argument("--images", help="folder of ID.jpg, for the sizes that an odgt does not hold")
+    options = parser.parse_args(arguments)
+    try:
+        convert(options.source, options.target, options.images)
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
