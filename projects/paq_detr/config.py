@@ -22,6 +22,10 @@ def _add_data_keys(cfg: CN) -> None:
     # working directory. The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
     cfg.DATASETS.COCO_JSON = []
 
+    # CrowdHuman, or data of its format, from its own files: one [name, annotation odgt, image folder, box] each; box is
+    # "full", "visible" or "head". Masks and ignored persons are ignore regions.
+    cfg.DATASETS.CROWDHUMAN = []
+
     # The built-in dataset "synthetic_crowd_train" / "synthetic_crowd_val", drawn on the fly.
     cfg.DATASETS.SYNTHETIC_CROWD = CN()
     cfg.DATASETS.SYNTHETIC_CROWD.SEED = 1

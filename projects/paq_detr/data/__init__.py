@@ -4,6 +4,7 @@
 
 from .builtin import SyntheticDataset, register_datasets, register_synthetic_crowd
 from .coco_json import register_coco_json
+from .crowdhuman import register_crowdhuman
 from .mapper import DetrDatasetMapper, read_image
 from .synthetic_crowd import SyntheticCrowd
 
@@ -13,6 +14,7 @@ __all__ = [
     "SyntheticDataset",
     "read_image",
     "register_coco_json",
+    "register_crowdhuman",
     "register_datasets",
     "register_synthetic_crowd",
 ]

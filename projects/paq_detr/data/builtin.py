@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .coco_json import register_coco_json
+from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
 from .synthetic_crowd import SyntheticCrowd
 
@@ -24,10 +25,11 @@ logger = logging.getLogger(__name__)
 def register_datasets(cfg: CfgNode) -> None:
     """Register the datasets of ``cfg.DATASETS`` and check them against the model. Call it before any loader is built.
 
-    Registers every entry of ``DATASETS.COCO_JSON`` and the two splits of the synthetic crowd, the latter anew with
-    the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``, also in a frozen ``cfg``, from the training
-    datasets (from the test datasets where there are no training datasets). Warns of images that hold more objects than
-    the model has queries or detections; datasets that other code registered are not counted.
+    Registers every entry of ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits of the synthetic
+    crowd, the latter anew with the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``, also in a frozen
+    ``cfg``, from the training datasets (from the test datasets where there are no training datasets). Warns of images
+    that hold more objects than the model has queries or detections; datasets that other code registered are not
+    counted.
 
     Raises:
         FileNotFoundError, ValueError: a dataset is missing, unknown or broken, or the class lists differ.
@@ -36,6 +38,11 @@ def register_datasets(cfg: CfgNode) -> None:
         if not isinstance(entry, (list, tuple)) or len(entry) != 3:
             raise ValueError(f"DATASETS.COCO_JSON wants [name, annotation json, image folder] entries, got {entry!r}")
         register_coco_json(*entry)
+    for entry in cfg.DATASETS.CROWDHUMAN:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
+            wanted = "[name, annotation odgt, image folder, 'full', 'visible' or 'head']"
+            raise ValueError(f"DATASETS.CROWDHUMAN wants {wanted} entries, got {entry!r}")
+        register_crowdhuman(*entry)
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -137,7 +144,9 @@ def _check_known(name: str, key: str) -> None:
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.list())
-    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "DATASETS.COCO_JSON registers more."
+    hint = "DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more."
+    if close:
+        hint = f"did you mean {' or '.join(map(repr, close))}?"
     raise ValueError(f"{key} names the dataset {name!r}, which is not registered; {hint}")
 
 
