@@ -271,13 +271,14 @@ def test_missing_pictures_are_counted_before_training(write, cfg):
         register_datasets(cfg)
 
 
-def test_an_unreadable_picture_is_named_where_its_size_is_needed(write):
+def test_an_unreadable_picture_is_named_before_training_where_its_size_is_needed(write, cfg):
     path, root = write(scene())
     Path(root, "12,a1.jpg").write_bytes(b"no picture")
-    register_crowdhuman("crowd", path, root, "full")
+    cfg.DATASETS.CROWDHUMAN = [["crowd", path, root, "full"]]
+    cfg.DATASETS.TEST = cfg.DATASETS.TRAIN = ("crowd",)
     text = f"{path}, line 2, image '12,a1': no image size there, and {root}/12,a1.jpg cannot be read"
     with pytest.raises(ValueError, match=re.escape(text)):
-        DatasetCatalog.get("crowd")
+        register_datasets(cfg)
 
 
 def test_missing_files_and_unknown_boxes_are_named(write):

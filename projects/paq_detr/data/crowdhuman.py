@@ -29,7 +29,8 @@ _EXAMPLES = 3  # boxes that the warning names
 def register_crowdhuman(name: str, odgt: str, image_root: str, box: str) -> None:
     """Register CrowdHuman, or data of its format, with Detectron2's catalogs.
 
-    The file is read when the dataset is first asked for, and so are the headers of the pictures whose size it lacks.
+    The file is read when the dataset is first asked for, and so are the headers of the pictures whose size it lacks;
+    ``register_datasets`` asks for the datasets of ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
     The metadata gets ``thing_classes``, ``thing_dataset_id_to_contiguous_id`` (1, as in CrowdHuman's COCO form),
     ``odgt_file``, ``image_root``, ``box`` and ``evaluator_type``.
 
@@ -91,7 +92,7 @@ class CrowdHumanDataset:
         self.name, self.odgt, self.image_root, self.box = name, odgt, image_root, box
 
     def __call__(self) -> list[dict]:
-        return [self._record(image) for image in self._sized_images]
+        return [self._record(image) for image in self._images]
 
     @property
     def objects_per_image(self) -> np.ndarray:
@@ -108,11 +109,6 @@ class CrowdHumanDataset:
     def _images(self) -> list[_Image]:
         images = [self._image(where, record) for where, record in read_odgt(self.odgt)]
         self._check_pictures(images)
-        return images
-
-    @cached_property
-    def _sized_images(self) -> list[_Image]:
-        images = self._images
         unknown = [image for image in images if image.size is None]
         sizes = sizes_of_pictures([(self._file_name(image), image.where) for image in unknown])
         for image, size in zip(unknown, sizes):
@@ -146,7 +142,7 @@ class CrowdHumanDataset:
 
     def _report(self, images: list[_Image]) -> None:
         boxes = sum(len(image.tags) for image in images)
-        persons = int(self.objects_per_image.sum())
+        persons = sum(int((image.tags == 1).sum()) for image in images)
         logger.info("dataset %r: %d images, %d persons, %d ignore regions, %s boxes of %s",
                     self.name, len(images), persons, boxes - persons, self.box, self.odgt)  # fmt: skip
         empty = [
