@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ms_deform_attn_cases import FORMS, LEVELS, TOLERANCE, Inputs, assert_close, gradients, make
+from ms_deform_attn_cases import LEVELS, TOLERANCE, Inputs, assert_close, gradients, make
 from torch.utils.cpp_extension import include_paths
 
 HERE = Path(__file__).parent
@@ -76,23 +76,34 @@ def run(device_code, inputs, grad_out, pack, deterministic):
     return tensors["out"], grads, vector_additions
 
 
+PACKS = dict(channels=32, points=4)
+TILES = dict(channels=32, points=2, batch=1, heads=1, levels=[(9, 10), (2, 3)], queries=96)
+# form, whether grad_value is summed in integers, type and shape; blocks are slow here, therefore few and small
 CASES = [
-    dict(dtype=torch.float32, channels=32, points=4, queries=17),
-    dict(dtype=torch.float32, channels=32, points=2, batch=1, heads=1, levels=[(9, 10), (2, 3)], queries=96),  # by tiles
-    dict(dtype=torch.float32, channels=5, points=7),  # more points than are prepared at a time, no packs
-    dict(dtype=torch.float64, channels=40, points=3, heads=1),  # more channels than lanes
-    dict(dtype=torch.float64, channels=3, points=1),
-    dict(dtype=torch.bfloat16, channels=32, points=4),
-    dict(dtype=torch.float16, channels=48, points=3, batch=1),
-    dict(dtype=torch.float16, channels=7, points=2),
+    ("locations", False, dict(dtype=torch.float32, heads=1, **PACKS)),
+    ("locations", True, dict(dtype=torch.float32, heads=1, **PACKS)),
+    ("points", False, dict(dtype=torch.float32, queries=17, **PACKS)),
+    ("boxes", True, dict(dtype=torch.float32, **PACKS)),
+    ("points", False, dict(dtype=torch.float32, **TILES)),  # queries are tokens: taken tile by tile
+    ("points", True, dict(dtype=torch.float32, channels=5, points=7, batch=1)),  # more points than fit at a time
+    ("boxes", False, dict(dtype=torch.float64, channels=40, points=3, heads=1, batch=1)),  # more channels than lanes
+    ("locations", True, dict(dtype=torch.float64, channels=3, points=1)),
+    ("boxes", False, dict(dtype=torch.bfloat16, heads=1, **PACKS)),
+    ("points", True, dict(dtype=torch.bfloat16, heads=1, **PACKS)),
+    ("points", False, dict(dtype=torch.float16, channels=48, points=3, batch=1, heads=1)),
+    ("locations", False, dict(dtype=torch.float16, channels=7, points=2, batch=1)),
 ]
 
 
-@pytest.mark.parametrize("deterministic", [False, True], ids=["float-sums", "integer-sums"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(str(v).removeprefix("torch.") for v in case.values()))
-@pytest.mark.parametrize("form", FORMS)
-def test_device_code_equals_the_twin(device_code, form, case, deterministic):
-    inputs = make(form, **case)
+def name_of(case):
+    form, deterministic, shape = case
+    sums = "integers" if deterministic else "floats"
+    return "-".join([form, sums, *(str(value).removeprefix("torch.") for value in shape.values())])
+
+
+@pytest.mark.parametrize(("form", "deterministic", "shape"), CASES, ids=map(name_of, CASES))
+def test_device_code_equals_the_twin(device_code, form, deterministic, shape):
+    inputs = make(form, **shape)
     inputs.xy[:, ::5, :, 0, 0, 0] = torch.nan
     inputs.xy[:, 1::5, :, -1, 0, 1] = torch.inf
     dtype = inputs.value.dtype
