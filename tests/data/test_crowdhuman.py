@@ -167,7 +167,7 @@ def test_more_persons_than_queries_are_a_warning(write, cfg, caplog):
     cfg.MODEL.DETR.QUERIES.NUM = 3
     register_datasets(cfg)
     text = "1 of 3 images of crowd hold more objects than MODEL.DETR.QUERIES.NUM = 3; the largest count is 4"
-    assert text in warnings(caplog)[0]
+    assert any(warning.startswith(text) for warning in warnings(caplog))
 
 
 # ---- sizes ----
