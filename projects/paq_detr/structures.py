@@ -161,7 +161,7 @@ class Prediction:
 
 
 def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:
-    """Detectron2 ``Instances`` of a batch (gt_boxes in pixels, gt_classes, optional gt_ignore_boxes) as ``Targets``.
+    """Detectron2 ``Instances`` of a batch (gt_boxes in pixels, gt_classes, optional gt_ignore) as ``Targets``.
 
     Args:
         instances: one per image; the field ``gt_ignore`` (bool) marks ignore regions, which are no objects.
