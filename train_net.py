@@ -25,7 +25,10 @@ def worker(cfg, args: argparse.Namespace) -> None:
         if not (args.resume or cfg.MODEL.WEIGHTS):
             raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
         model = build_detector(cfg)
-        DetrCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
+        if args.resume and not checkpointer.has_checkpoint():
+            raise UserError(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint.")
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         Trainer.test(cfg, model)
         return
     trainer = Trainer(cfg)

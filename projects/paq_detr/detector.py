@@ -77,8 +77,9 @@ class QueryDetector(nn.Module):
                 "from the training dataset, or use the config.yaml that training wrote into its output folder"
             )
         for dataset in cfg.DATASETS.TEST:
-            if dataset not in DatasetCatalog:  # a bare predictor: let its metadata name the classes all the same
-                MetadataCatalog.get(dataset).set(thing_classes=names)
+            metadata = MetadataCatalog.get(dataset)
+            if dataset not in DatasetCatalog and not metadata.get("thing_classes"):
+                metadata.set(thing_classes=names)  # a bare predictor: let its metadata name the classes all the same
         backbone = build_backbone(cfg)
         return {
             "backbone": backbone,

@@ -305,6 +305,17 @@ def test_a_model_with_patterns_trains_on_one_image_without_objects():
     assert losses["loss_diversity"] > 0 and torch.isfinite(sum(losses.values()))
 
 
+def test_the_hybrid_branch_takes_the_next_best_proposals(two_images):
+    """Ranks behind the main queries, and losses by the number of repeated objects (H-DETR)."""
+    options = {**PLUSPLUS, **ASSIGNMENT, "MODEL.DETR.HYBRID.ENABLED": True, "MODEL.DETR.HYBRID.COPIES": 6}
+    model = wake_up(make_model(options)).eval()
+    memory = model.encode(model.preprocess(two_images))
+    main, hybrid = model.routes
+    everyone = main.source.select(main.source.propose(memory), 12 + 20).reference
+    torch.testing.assert_close(hybrid.source(memory).reference, everyone[:, 12:])
+    assert hybrid.scale == pytest.approx(1 / 6)
+
+
 @pytest.fixture
 def two_images():
     return [make_image(64, 96, [[4, 6, 40, 50]], [0]), make_image(50, 120, [[10, 10, 100, 40]], [1])]

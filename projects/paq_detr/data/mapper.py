@@ -165,7 +165,11 @@ def _check_size(expected: dict, image: np.ndarray) -> None:
     height, width = image.shape[:2]
     want = expected.get("height", height), expected.get("width", width)
     if (height, width) != want:
-        hint = "; the annotations are of the image before its EXIF rotation" if (width, height) == want else ""
+        hint = (
+            "; perhaps the annotations swap them, or are of the image before its EXIF rotation"
+            if (width, height) == want
+            else ""
+        )
         raise ValueError(
             f"{expected['file_name']} is {height} x {width} (height x width), its annotations say "
             f"{want[0]} x {want[1]}{hint}"

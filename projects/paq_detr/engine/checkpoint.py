@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,8 +121,11 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._match_classes(checkpoint["model"], class_names)
         if not checkpoint.get("matching_heuristics", False):
             self._fit_leading_rows(checkpoint["model"])
+        own = self.model.state_dict()
+        # Names that Detectron2 matches by its heuristics stand otherwise in the file.
+        stored = own if checkpoint.get("matching_heuristics", False) else set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
-        self._complete_report(incompatible)
+        self._complete_report(incompatible, stored)
         if not self.report.loaded and not self.report.by_class:
             first = next(iter(self.report.unexpected or self.report.reshaped), "none")
             raise UserError(f"Weight file {path} fits no part of the model (its first tensor: {first}).")
@@ -153,16 +156,18 @@ class DetrCheckpointer(DetectionCheckpointer):
                     fitted.narrow(axis, 0, common).copy_(weights[key].narrow(axis, 0, common))
                     weights[key] = fitted
 
-    def _complete_report(self, incompatible: Any) -> None:
+    def _complete_report(self, incompatible: Any, stored: Container[str]) -> None:
         report = self.report
         report.reshaped = [key for key, _, _ in incompatible.incorrect_shapes]
         report.missing = [key for key in incompatible.missing_keys if key not in report.reshaped]
         report.unexpected = list(incompatible.unexpected_keys)
+        # torch does not call a batch norm's counter missing, so what is loaded must also stand in the file.
         untouched = {*report.reshaped, *report.missing, *report.by_class}
-        report.loaded = [key for key in self.model.state_dict() if key not in untouched]
+        report.loaded = [key for key in self.model.state_dict() if key in stored and key not in untouched]
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        logger.info("Weights:\n%s", self.report.table())
+        level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
+        logger.log(level, "Weights:\n%s", self.report.table())
 
 
 def _is_numeric(value: Any) -> bool:

@@ -56,7 +56,7 @@ class BestCheckpoint(HookBase):
         if self.trainer.start_iter and os.path.isfile(self._record):
             with open(self._record) as file:
                 record = json.load(file)
-            if record["metric"] == self.metric and record["iteration"] < self.trainer.start_iter:
+            if record["metric"] == self.metric and record["iteration"] <= self.trainer.start_iter:
                 self._best = self.sign * record["value"]
 
     def after_step(self) -> None:

@@ -48,6 +48,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     Raises:
         UserError: an unknown key, a missing file or dataset, a value of another type; one sentence.
     """
+    setup_logger(name="paq_detr")  # what is said of datasets and keys is shown as well
     cfg = get_cfg()
     add_paq_detr_config(cfg)
     if args.config_file:
@@ -56,6 +57,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
+    _check_counts(cfg)
     try:
         register_datasets(cfg)
     except (OSError, ValueError) as error:
@@ -65,7 +67,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
 
 
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Output folder with the config and a report of the environment, loggers, and seeds; on every process.
+    """Output folder, loggers and seeds; on every process.
 
     Detectron2's ``default_setup`` does the same, but shows several hundred lines of config on the way.
     """
@@ -73,15 +75,20 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     for name in ("fvcore", "detectron2", "paq_detr"):
+        logging.getLogger(name).handlers.clear()  # of setup_config, which had no folder yet
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     logger.info("Command line: %s", args)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def save_config(cfg: CfgNode) -> None:
+    """Write config.yaml and environment.txt into the output folder: what a training about to start runs with."""
     if comm.is_main_process():
         for file, text in (("config.yaml", cfg.dump()), ("environment.txt", collect_env_info())):
             with open(os.path.join(cfg.OUTPUT_DIR, file), "w") as stream:
                 stream.write(text)
         logger.info("The full config and the environment are in %s", cfg.OUTPUT_DIR)
-    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
 
 def run_cli(main: Callable[[], int | None], program: str) -> int:
@@ -122,6 +129,21 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except (ValueError, TypeError, AssertionError) as error:
             raise UserError(f"{key} cannot be {value!r}: {' '.join(str(error).split())}.") from error
+
+
+def _check_counts(cfg: CfgNode) -> None:
+    """Numbers that would only fail after minutes, or in a part that does not know their key."""
+    for key in ("MODEL.DETR.QUERIES.NUM", "TEST.DETECTIONS_PER_IMAGE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"):
+        value = cfg
+        for part in key.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"{key} is {value}, must be at least 1.")
+    if cfg.MODEL.DETR.HIDDEN_DIM % 32 or cfg.MODEL.DETR.HIDDEN_DIM % cfg.MODEL.DETR.NUM_HEADS:
+        raise UserError(
+            f"MODEL.DETR.HIDDEN_DIM is {cfg.MODEL.DETR.HIDDEN_DIM}, must be divisible by 32 (group norm) and by "
+            f"MODEL.DETR.NUM_HEADS {cfg.MODEL.DETR.NUM_HEADS}."
+        )
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:

@@ -31,6 +31,7 @@ from .errors import NonFiniteLossError, UserError
 from .hooks import BestCheckpoint, PeriodicCheckpoint, ProgressWriter
 from .loader import TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
+from .setup import save_config
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Trainer(TrainerBase):
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
         self.clip = build_clipper(cfg)
+        save_config(cfg)
 
         self._batches = iter(self.data_loader)
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
@@ -104,6 +106,8 @@ class Trainer(TrainerBase):
             )
         except FileNotFoundError as error:
             raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
+        except AssertionError as error:  # Detectron2's own check for empty datasets
+            raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
         loader = TrainLoader(
             dicts,
             DetrDatasetMapper(cfg, True),

@@ -39,7 +39,9 @@ def read_weights(path: str) -> dict[str, Any]:
     readers = {".pkl": _read_pickle, ".safetensors": _read_safetensors}
     try:
         content = readers.get(os.path.splitext(path)[1], _read_torch)(path)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a file that is none of these fails in any way
         wanted = re.search(r"GLOBAL (\S+)", str(error))  # in the midst of torch's advice on how to load it unsafely
         reason = f"it asks for {wanted[1]}" if wanted else str(error).split("\n")[0]
         raise UserError(

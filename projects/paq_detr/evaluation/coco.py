@@ -198,7 +198,7 @@ class GroundTruth:
         return rows
 
     def _rows_of_file(self, json_file: str) -> list[dict]:
-        with open(json_file) as file:
+        with open(json_file, encoding="utf-8") as file:
             annotations = json.load(file)["annotations"]
         known = set(self.category_ids)
         return [
@@ -210,7 +210,7 @@ class GroundTruth:
                 iscrowd=int(a.get("iscrowd", 0)),
             )
             for a in annotations
-            if a["image_id"] in self.image_index and a["category_id"] in known
+            if a["image_id"] in self.image_index and a["category_id"] in known and min(a["bbox"][2:]) > 0
         ]
 
 

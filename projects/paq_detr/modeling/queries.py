@@ -155,12 +155,14 @@ class EncoderTopN(nn.Module):
         boxes = (self.box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
         return LayerOutput(self.class_head(state), boxes, valid=usable)
 
-    def select(self, proposals: LayerOutput, num_queries: int) -> QuerySet:
-        """The ``num_queries`` best proposals, or all tokens where there are fewer."""
+    def select(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> QuerySet:
+        """The ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at least one)."""
         scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
         scores = scores.detach().float()
         scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
-        scores, index = scores.topk(min(num_queries, scores.shape[1]), dim=1)
+        count = scores.shape[1]
+        scores, index = scores.topk(min(skip + num_queries, count), dim=1)
+        scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         reference = proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4))
         code = sine_box_code(reference, self.project.out_features // 2).to(proposals.logits.dtype)
         position, content = self.position_norm(self.position(code)).chunk(2, -1)

@@ -11,8 +11,8 @@
 | IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
 | hybrid branch (Table 3) | ``build_hybrid_route`` | HYBRID.* |
 
-There is no official code. Where the paper's text is silent we follow the first author's working fork of Relation-DETR
-or choose ourselves; papers/README.md lists every such place.
+There is no official code. Where the readers' notes that we had of the paper are silent we follow the first author's
+working fork of Relation-DETR or choose ourselves; papers/README.md lists every such place.
 
 Shape legend: B images, n queries, m patterns, d channels, M objects of the batch.
 """
@@ -111,10 +111,10 @@ class WeightGenerator(nn.Module):
         """
         super().__init__()
         self.masked_pool = masked_pool
-        self.fusion: nn.Module = _choose("FUSION", fusion, {"full": MultiScaleFusion, "mean": MeanToken})(
+        self.fusion: nn.Module = _choose("PATTERNS.FUSION", fusion, {"full": MultiScaleFusion, "mean": MeanToken})(
             embed_dim=embed_dim, num_levels=num_levels, attention=attention
         )
-        self.head: nn.Module = _choose("HEAD", head, {"full": FullHead, "factored": FactoredHead})(
+        self.head: nn.Module = _choose("PATTERNS.HEAD", head, {"full": FullHead, "factored": FactoredHead})(
             embed_dim=embed_dim, num_queries=num_queries, num_patterns=num_patterns, rank=rank
         )
 
@@ -125,7 +125,7 @@ class WeightGenerator(nn.Module):
 
 def _choose(key: str, name: str, options: dict):
     if name not in options:
-        raise ValueError(f'PATTERNS.{key} is "{name}", must be one of {sorted(options)}')
+        raise ValueError(f'{key} is "{name}", must be one of {sorted(options)}')
     return options[name]
 
 
@@ -153,7 +153,9 @@ class MultiScaleFusion(nn.Module):
     def __init__(self, *, embed_dim: int, num_levels: int, attention: str):
         super().__init__()
         pair = _choose(
-            "ATTENTION", attention, {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
+            "PATTERNS.ATTENTION",
+            attention,
+            {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)},
         )
         self.reduce = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 1) for _ in range(num_levels))
         self.dilated = nn.ModuleList(
@@ -263,7 +265,9 @@ class QualityCountAssigner:
         select: str = "hungarian",
         max_share: float = 0.5,
     ):
-        _choose("SELECT", select, {"hungarian": None, "score": None})
+        _choose("QUALITY_ASSIGNMENT.SELECT", select, {"hungarian": None, "score": None})
+        if k < 1:
+            raise ValueError(f"QUALITY_ASSIGNMENT.K is {k}, must be at least 1")
         if min_count < 1:
             raise ValueError(f"QUALITY_ASSIGNMENT.MIN_COUNT is {min_count}, must be at least 1")
         self.cost, self.gamma, self.k, self.min_count = cost, gamma, k, min_count
@@ -335,7 +339,7 @@ class HybridQueries(nn.Module):
         self.content = LearnedContent(num_queries, embed_dim)
 
     def forward(self, memory: Memory) -> QuerySet:
-        queries = self.main.select(self.main.propose(memory), self.num_queries)
+        queries = self.main.select(self.main.propose(memory), self.num_queries, skip=self.main.num_queries)
         queries.content = self.content(memory)[:, : queries.reference.shape[1]]
         return queries
 
@@ -353,7 +357,8 @@ def build_hybrid_route(
 ) -> Route:
     """1500 more queries, each object repeated 6 times, through the same decoder, in training only (Table 3).
 
-    H-DETR runs both sets in one pass behind an attention mask; two passes give the same numbers.
+    H-DETR runs both sets in one pass behind an attention mask, which keeps them apart as two passes do. It divides the
+    one-to-many losses by the number of repeated objects; hence ``scale / copies``.
     """
     if not isinstance(source, EncoderTopN):
         raise ValueError("HYBRID.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
@@ -364,6 +369,6 @@ def build_hybrid_route(
         decoder=Borrowed(decoder),
         assigners=[assigner] * len(decoder.layers),
         box_losses=box_losses,
-        scale=scale,
+        scale=scale / copies,
         train_only=True,
     )
