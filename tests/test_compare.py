@@ -3,6 +3,8 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
+
 spec = importlib.util.spec_from_file_location("compare", Path(__file__).parents[1] / "tools" / "compare.py")
 compare = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(compare)
@@ -18,5 +20,8 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_was_measured():
 def test_a_finished_run_is_read_and_not_repeated(tmp_path):
     (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.0}\n{"loss": 2.0}\n{"bbox/AP": 3.0, "crowd/MR": 40.0}\n')
     (tmp_path / "seconds.txt").write_text("12\n")
+    (tmp_path / "recipe.txt").write_text("no_such_config.yaml 1")
     found = compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, [])
     assert found == {"bbox/AP": 3.0, "crowd/MR": 40.0, "seconds": 12.0}
+    with pytest.raises(SystemExit, match="holds a run of no_such_config.yaml 1, not of"):
+        compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, ["SOLVER.MAX_ITER", "6"])

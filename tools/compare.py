@@ -33,7 +33,12 @@ COLUMNS = (
 
 def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float]:
     """Final metrics of one run: the last line of its metrics.json that holds an evaluation, and its wall time."""
-    metrics_file, done = folder / "metrics.json", folder / "seconds.txt"
+    metrics_file, done, recipe = folder / "metrics.json", folder / "seconds.txt", folder / "recipe.txt"
+    wanted = shlex.join([str(config), str(seed), *options])
+    if done.exists() and recipe.read_text() != wanted:
+        raise SystemExit(
+            f"compare: {folder} holds a run of {recipe.read_text()}, not of {wanted}; choose another --output"
+        )
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         metrics_file.unlink(missing_ok=True)
@@ -45,6 +50,7 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
         if code:
             raise SystemExit(f"compare: the run in {folder} ended with {code}; its output is in {folder}/stdout.txt")
+        recipe.write_text(wanted)
         done.write_text(f"{time.monotonic() - start:.0f}\n")
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     final = [line for line in lines if "bbox/AP" in line][-1]
@@ -68,12 +74,15 @@ def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--configs", nargs="+", type=Path, required=True)
+    parser.add_argument("--configs", nargs="+", type=Path, required=True, help="yaml files of different names")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the processors are shared among them")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
     args = parser.parse_args()
+    missing = [str(path) for path in args.configs if not path.is_file()]
+    if missing or len({path.stem for path in args.configs}) < len(args.configs):
+        parser.error(f"no such config: {', '.join(missing)}" if missing else "two configs have the same file name")
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     # Seed by seed, so that a comparison that is cut off still holds whole seeds.
     runs = [(config, seed) for seed in args.seeds for config in args.configs]

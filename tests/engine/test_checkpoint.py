@@ -231,3 +231,16 @@ def test_a_file_of_another_kind_gives_one_sentence(tmp_path, content, message):
 def test_a_missing_file_is_named_and_where_to_get_it():
     with pytest.raises(UserError, match=r"nowhere/R-50.pkl does not exist; it can be had from detectron2://"):
         DetrCheckpointer(Classifier(["cat"])).load("nowhere/R-50.pkl")
+
+
+def test_weights_of_another_model_are_refused_also_where_batch_norms_count(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="fits no part of the model"):
+        DetrCheckpointer(model).load(str(tmp_path / "other.pth"))
+
+
+def test_a_text_file_is_no_weight_file(tmp_path):
+    (tmp_path / "notes.pth").write_text("everything else\n")
+    with pytest.raises(UserError, match="notes.pth was not loaded"):
+        DetrCheckpointer(nn.Linear(1, 1)).load(str(tmp_path / "notes.pth"))

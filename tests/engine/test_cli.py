@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[2]
         (["DATASETS.TRAIN", "['synthetic_crowd']"], "'synthetic_crowd'.*not registered.*synthetic_crowd_train"),
         (["DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]"], "'mine': the annotation file no.json does not exist"),
         (["MODEL.WEIGHTS", "nowhere/model.pth"], "Weight file nowhere/model.pth does not exist"),
+        (["MODEL.DETR.QUERIES.NUM", "0"], "MODEL.DETR.QUERIES.NUM is 0, must be at least 1"),
+        (["TEST.DETECTIONS_PER_IMAGE", "0"], "TEST.DETECTIONS_PER_IMAGE is 0"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )
 def test_wrong_options_give_one_sentence(make_cfg, opts, message):
