@@ -223,3 +223,21 @@ def test_a_run_on_a_gpu_resumes_where_it_was(make_cfg):
     torch.cuda.manual_seed(123)
     resumed.before_train()
     assert torch.equal(torch.cuda.get_rng_state(), content["trainer"]["rng"][0]["device"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_image_gives_one_sentence_with_its_name(make_cfg, tmp_path, workers):
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    content = {
+        "images": [{"id": 1, "file_name": "cut.jpg", "width": 64, "height": 48}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (tmp_path / "cut.json").write_text(json.dumps(content))
+    name = f"cut_short_{workers}"
+    entry = str([[name, str(tmp_path / "cut.json"), str(tmp_path)]])
+    options = ["DATASETS.COCO_JSON", entry, "DATASETS.TRAIN", f"['{name}']", "DATASETS.TEST", "[]"]
+    trainer = Trainer(make_cfg(*options, "DATALOADER.NUM_WORKERS", workers))
+    with pytest.raises(UserError, match="the image .*cut.jpg cannot be read") as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value)

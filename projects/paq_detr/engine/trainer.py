@@ -145,7 +145,10 @@ class Trainer(TrainerBase):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        batch = next(self._batches)
+        try:
+            batch = next(self._batches)
+        except ValueError as error:  # the mapper's, perhaps from a worker; the last line names the file
+            raise UserError(f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}.") from error
         data_time = time.perf_counter() - start
 
         with torch.autocast(**self.autocast):
