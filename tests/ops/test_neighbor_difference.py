@@ -12,24 +12,9 @@ from torch.nn import functional as F
 from paq_detr import ops
 from paq_detr.ops import _extension
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 needs_native = pytest.mark.skipif(
     not _extension.library().loaded, reason=f"no native operators: {_extension.library().reason}"
 )
-
-
-@pytest.fixture(params=["torch", pytest.param("native", marks=needs_native)])
-def backend(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(_extension, "use_native", lambda *_: False)
-    return request.param
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    return request.param
 
 
 def crowd(images=2, queries=40, dtype=torch.float32, seed=0, device="cpu"):

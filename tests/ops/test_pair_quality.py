@@ -11,26 +11,11 @@ from torch import Tensor
 from paq_detr import ops
 from paq_detr.ops import _extension
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 needs_native = pytest.mark.skipif(
     not _extension.library().loaded, reason=f"no native operators: {_extension.library().reason}"
 )
 QUALITY = {"score_weight": -0.4, "iou_weight": 1.0}
 COUNT = {**QUALITY, "k": 4, "min_count": 1}
-
-
-@pytest.fixture(params=["torch", pytest.param("native", marks=needs_native)])
-def backend(request, monkeypatch):
-    if request.param == "torch":
-        monkeypatch.setattr(_extension, "use_native", lambda *_: False)
-    return request.param
-
-
-@pytest.fixture(params=DEVICES)
-def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
-    return request.param
 
 
 def scene(layers=2, queries=7, classes=3, objects=(3, 0, 2), dtype=torch.float32, seed=0, device="cpu"):

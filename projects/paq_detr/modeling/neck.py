@@ -85,23 +85,22 @@ class ChannelMapper(nn.Module):
         maps: list[Tensor] = []
         valid: list[Tensor] = []
         any_padding = any(tuple(size) != tuple(padded) for size in image_sizes)
+        masked = any_padding and self.mask_padding
         inputs = [features[f] for f in self.in_features]
+        if masked:
+            inputs = [self._blank(x, level, image_sizes, padded) for level, x in enumerate(inputs)]
         for level, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             if level < len(inputs):
-                x = self._blank(inputs[level], level, image_sizes, padded)
-            elif level == len(inputs):
-                x = self._blank(inputs[-1], level - 1, image_sizes, padded)
+                x = inputs[level]
             else:
-                x = maps[-1]
+                x = inputs[-1] if level == len(inputs) else maps[-1]
             x = conv(x)
             valid.append(self._valid_shapes(level, image_sizes, padded, x))
-            maps.append(norm(x, padding_map(valid[-1], x.shape[-2:]) if any_padding and self.mask_padding else None))
+            maps.append(norm(x, padding_map(valid[-1], x.shape[-2:]) if masked else None))
         return self._flatten(maps, torch.stack(valid, 1), any_padding)
 
     def _blank(self, x: Tensor, level: int, image_sizes, padded: tuple[int, int]) -> Tensor:
         """``x`` of a level with zeros in its padding, as the convolutions' own padding has."""
-        if not self.mask_padding or all(tuple(size) == tuple(padded) for size in image_sizes):
-            return x
         return x * ~padding_map(self._valid_shapes(level, image_sizes, padded, x), x.shape[-2:])[:, None]
 
     def _valid_shapes(self, level: int, image_sizes, padded: tuple[int, int], x: Tensor) -> Tensor:
