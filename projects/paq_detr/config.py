@@ -6,6 +6,8 @@ Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER
 default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
 """
 
+from collections.abc import Iterable
+
 from detectron2.config import CfgNode as CN
 
 
@@ -15,6 +17,18 @@ def add_paq_detr_config(cfg: CN) -> None:
     _add_model_keys(cfg)
     _add_mechanism_keys(cfg)
     _add_training_keys(cfg)
+
+
+def check_choice(key: str, value: str, choices: Iterable[str]) -> str:
+    """``value`` of the config key ``key``, if it is among ``choices``.
+
+    Raises:
+        ValueError: naming the key, the value and the choices.
+    """
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f'{key} is "{value}", must be one of {", ".join(choices)}')
+    return value
 
 
 def _add_data_keys(cfg: CN) -> None:

@@ -98,7 +98,7 @@ def test_the_box_key_chooses_full_or_visible_boxes(cfg):
         objects = [a for r in DatasetCatalog.get("synthetic_crowd_train") for a in r["annotations"] if not a["iscrowd"]]
         assert all(item["bbox"] == inside(item[f"{kind}_bbox"], cfg.DATASETS.SYNTHETIC_CROWD) for item in objects)
     cfg.DATASETS.SYNTHETIC_CROWD.BOX = "head"
-    with pytest.raises(ValueError, match="SYNTHETIC_CROWD.BOX must be 'full' or 'visible', got 'head'"):
+    with pytest.raises(ValueError, match='SYNTHETIC_CROWD.BOX is "head", must be one of full, visible'):
         register_datasets(cfg)
 
 

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
         (["MODEL.DETR.QUERIES.NUM", "0"], "MODEL.DETR.QUERIES.NUM is 0, must be at least 1"),
         (["TEST.DETECTIONS_PER_IMAGE", "0"], "TEST.DETECTIONS_PER_IMAGE is 0"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
+        (["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "50"], "SOLVER.MAX_ITER would have no effect.* SOLVER.EPOCHS is 2"),
         (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )

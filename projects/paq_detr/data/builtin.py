@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ..config import check_choice
 from .coco_json import register_coco_json
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
@@ -58,8 +59,7 @@ def register_synthetic_crowd(crowd_cfg: CfgNode) -> None:
 
     Parameters of an earlier call are replaced.
     """
-    if crowd_cfg.BOX not in ("full", "visible"):
-        raise ValueError(f"DATASETS.SYNTHETIC_CROWD.BOX must be 'full' or 'visible', got {crowd_cfg.BOX!r}")
+    check_choice("DATASETS.SYNTHETIC_CROWD.BOX", crowd_cfg.BOX, ("full", "visible"))
     crowd = SyntheticCrowd(
         seed=crowd_cfg.SEED,
         height=crowd_cfg.HEIGHT,

@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from ..config import check_choice
 from .synthetic_crowd import is_synthetic, read_url
 
 
@@ -156,8 +157,7 @@ def _train_sizes(cfg: CfgNode) -> Sequence[int]:
 
 
 def _flips(mode: str) -> list[T.Augmentation]:
-    if mode not in ("horizontal", "vertical", "none"):
-        raise ValueError(f"INPUT.RANDOM_FLIP must be 'horizontal', 'vertical' or 'none', got {mode!r}")
+    check_choice("INPUT.RANDOM_FLIP", mode, ("horizontal", "vertical", "none"))
     return [] if mode == "none" else [T.RandomFlip(horizontal=mode == "horizontal", vertical=mode == "vertical")]
 
 

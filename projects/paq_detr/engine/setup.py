@@ -54,6 +54,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         _merge_file(cfg, args.config_file)
     _merge_opts(cfg, list(args.opts or []))
+    _check_epochs(cfg, list(args.opts or []))
     _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
@@ -129,6 +130,16 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except (ValueError, TypeError, AssertionError) as error:
             raise UserError(f"{key} cannot be {value!r}: {' '.join(str(error).split())}.") from error
+
+
+def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
+    """Iterations asked for on the command line are not lost because the file counts in epochs."""
+    idle = [key for key in opts[::2] if key in ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD")]
+    if cfg.SOLVER.EPOCHS and idle:
+        raise UserError(
+            f"{' and '.join(idle)} would have no effect, because SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS:g}; set "
+            "SOLVER.EPOCHS 0 as well to count in iterations."
+        )
 
 
 def _check_counts(cfg: CfgNode) -> None:

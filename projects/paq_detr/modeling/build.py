@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from ..config import check_choice
 from ..layers import LogitCodec
 from ..papers import dh_detr, paq
 from .decoder import Decoder, DecoderLayer, build_decoder_layer
@@ -80,9 +81,7 @@ def build_content(cfg) -> ContentSource | None:
             diversity_weight=P.DIVERSITY_WEIGHT,
             diversity_scale=P.DIVERSITY_SCALE,
         )
-    if D.QUERIES.CONTENT not in ("learned", "proposal"):
-        raise ValueError(f'QUERIES.CONTENT is "{D.QUERIES.CONTENT}", must be "learned" or "proposal"')
-    if D.QUERIES.CONTENT == "proposal":
+    if check_choice("QUERIES.CONTENT", D.QUERIES.CONTENT, ("learned", "proposal")) == "proposal":
         return None
     return LearnedContent(D.QUERIES.NUM, D.HIDDEN_DIM)
 
@@ -90,6 +89,7 @@ def build_content(cfg) -> ContentSource | None:
 def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.Module:
     D = cfg.MODEL.DETR
     T = D.SOFT_TARGET
+    check_choice("QUERIES.NAME", D.QUERIES.NAME, ("LearnedQueries", "LearnedAnchors", "EncoderTopN"))
     content = build_content(cfg)
     if D.QUERIES.NAME == "EncoderTopN":
         return EncoderTopN(
@@ -111,17 +111,13 @@ def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.
         raise ValueError('QUERIES.CONTENT "proposal" needs QUERIES.NAME EncoderTopN')
     if D.QUERIES.NAME == "LearnedQueries":
         return LearnedQueries(num_queries=D.QUERIES.NUM, embed_dim=D.HIDDEN_DIM, content=content)
-    if D.QUERIES.NAME == "LearnedAnchors":
-        return LearnedAnchors(num_queries=D.QUERIES.NUM, content=content)
-    names = "LearnedQueries, LearnedAnchors, EncoderTopN"
-    raise ValueError(f'QUERIES.NAME is "{D.QUERIES.NAME}", must be one of {names}')
+    return LearnedAnchors(num_queries=D.QUERIES.NUM, content=content)
 
 
 def build_decoder(cfg, num_classes: int) -> Decoder:
     D = cfg.MODEL.DETR
-    if D.DECODER.QUERY_POSITION not in ("fixed", "sine_mlp"):
-        raise ValueError(f'DECODER.QUERY_POSITION is "{D.DECODER.QUERY_POSITION}", must be "fixed" or "sine_mlp"')
-    if D.DECODER.QUERY_POSITION == "fixed" and D.QUERIES.NAME == "LearnedAnchors":
+    position = check_choice("DECODER.QUERY_POSITION", D.DECODER.QUERY_POSITION, ("fixed", "sine_mlp"))
+    if position == "fixed" and D.QUERIES.NAME == "LearnedAnchors":
         raise ValueError("QUERIES.NAME LearnedAnchors has no fixed position: set DECODER.QUERY_POSITION sine_mlp")
     num_layers, refine = D.DECODER.NUM_LAYERS, D.DECODER.BOX_REFINE
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if refine else (1, 1)

@@ -7,6 +7,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..config import check_choice
 from ..layers import paired_iou
 
 
@@ -54,6 +55,4 @@ class VarifocalLoss(ClassificationLoss):
 def build_classification_loss(name: str) -> ClassificationLoss:
     """The loss that ``LOSS.CLASSIFICATION`` names."""
     losses = {"focal": FocalLoss, "varifocal": VarifocalLoss}
-    if name not in losses:
-        raise ValueError(f'LOSS.CLASSIFICATION is "{name}", must be one of {sorted(losses)}')
-    return losses[name]()
+    return losses[check_choice("LOSS.CLASSIFICATION", name, losses)]()

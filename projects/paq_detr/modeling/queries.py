@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ..config import check_choice
 from ..layers import MLP, inverse_sigmoid, sine_box_code
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
 from .heads import ClassHead, ObjectnessHead, build_box_head
@@ -120,8 +121,7 @@ class EncoderTopN(nn.Module):
                 f"QUERIES.NUM_TEST is {num_queries_test}, but content is learned for QUERIES.NUM {num_queries}; "
                 "more queries at inference need QUERIES.CONTENT proposal"
             )
-        if score not in ("binary", "max"):
-            raise ValueError(f'QUERIES.SCORE is "{score}", must be "binary" or "max"')
+        check_choice("QUERIES.SCORE", score, ("binary", "max"))
         self.num_queries, self.score, self.assigner, self.loss_scale = num_queries, score, assigner, loss_scale
         self.classification, self.num_queries_test, self.eps = classification, num_queries_test, eps
         self.project = nn.Linear(embed_dim, embed_dim)

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from .. import ops
+from ..config import check_choice
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_iou
 from ..modeling.decoder import DecoderLayer
 from ..modeling.losses import ClassificationLoss
@@ -173,9 +174,8 @@ class SoftFocalLoss(ClassificationLoss):
             target_gradient: the boxes also learn from this loss, as released.
             least: smallest target of a matched box; -1 for the release's unclamped GIoU.
         """
-        if measure not in ("giou", "iou"):
-            raise ValueError(f'SOFT_TARGET.MEASURE is "{measure}", must be "giou" or "iou"')
-        self.measure, self.target_gradient, self.least = measure, target_gradient, least
+        self.measure = check_choice("SOFT_TARGET.MEASURE", measure, ("giou", "iou"))
+        self.target_gradient, self.least = target_gradient, least
         self.alpha, self.gamma = alpha, gamma
 
     def quality(self, boxes: Tensor, wanted: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
+from ..config import check_choice
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.decoder import Decoder
@@ -111,22 +112,18 @@ class WeightGenerator(nn.Module):
         """
         super().__init__()
         self.masked_pool = masked_pool
-        self.fusion: nn.Module = _choose("PATTERNS.FUSION", fusion, {"full": MultiScaleFusion, "mean": MeanToken})(
+        fusions = {"full": MultiScaleFusion, "mean": MeanToken}
+        heads = {"full": FullHead, "factored": FactoredHead}
+        self.fusion: nn.Module = fusions[check_choice("PATTERNS.FUSION", fusion, fusions)](
             embed_dim=embed_dim, num_levels=num_levels, attention=attention
         )
-        self.head: nn.Module = _choose("PATTERNS.HEAD", head, {"full": FullHead, "factored": FactoredHead})(
+        self.head: nn.Module = heads[check_choice("PATTERNS.HEAD", head, heads)](
             embed_dim=embed_dim, num_queries=num_queries, num_patterns=num_patterns, rank=rank
         )
 
     def forward(self, memory: Memory) -> Tensor:
         padding = memory.masks() if self.masked_pool else [None] * len(memory.shapes)
         return self.head(self.fusion(memory, padding)).float().softmax(-1)
-
-
-def _choose(key: str, name: str, options: dict):
-    if name not in options:
-        raise ValueError(f'{key} is "{name}", must be one of {sorted(options)}')
-    return options[name]
 
 
 class MeanToken(nn.Module):
@@ -152,11 +149,8 @@ class MultiScaleFusion(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_levels: int, attention: str):
         super().__init__()
-        pair = _choose(
-            "PATTERNS.ATTENTION",
-            attention,
-            {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)},
-        )
+        pairs = {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
+        pair = pairs[check_choice("PATTERNS.ATTENTION", attention, pairs)]
         self.reduce = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 1) for _ in range(num_levels))
         self.dilated = nn.ModuleList(
             nn.Conv2d(embed_dim, embed_dim, 3, padding=2**level, dilation=2**level, bias=False)
@@ -265,7 +259,7 @@ class QualityCountAssigner:
         select: str = "hungarian",
         max_share: float = 0.5,
     ):
-        _choose("QUALITY_ASSIGNMENT.SELECT", select, {"hungarian": None, "score": None})
+        check_choice("QUALITY_ASSIGNMENT.SELECT", select, ("hungarian", "score"))
         if k < 1:
             raise ValueError(f"QUALITY_ASSIGNMENT.K is {k}, must be at least 1")
         if min_count < 1:
