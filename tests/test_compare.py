@@ -17,11 +17,12 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_was_measured():
     assert table[2] == "| baseline | 52.00 ± 1.00 | 10.00 ± 0.00 |"
 
 
-def test_a_finished_run_is_read_and_not_repeated(tmp_path):
+def test_a_finished_run_is_read_and_not_repeated(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.0}\n{"loss": 2.0}\n{"bbox/AP": 3.0, "crowd/MR": 40.0}\n')
     (tmp_path / "seconds.txt").write_text("12\n")
     (tmp_path / "recipe.txt").write_text("no_such_config.yaml 1")
+    monkeypatch.setattr(compare, "count_parameters", {tmp_path / "config.yaml": 4.5}.get)
     found = compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, [])
-    assert found == {"bbox/AP": 3.0, "crowd/MR": 40.0, "seconds": 12.0}
+    assert found == {"bbox/AP": 3.0, "crowd/MR": 40.0, "parameters": 4.5, "seconds": 12.0}
     with pytest.raises(SystemExit, match="holds a run of no_such_config.yaml 1, not of"):
         compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, ["SOLVER.MAX_ITER", "6"])

@@ -23,11 +23,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from detectron2.config import get_cfg
+
+from paq_detr import add_paq_detr_config
+from paq_detr.engine import build_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     *("bbox/AP", "bbox/AP50", "bbox/AP75", "crowd/AP", "crowd/MR", "crowd/JI"),
     *("query_use/gini@0.3", "query_use/active_slots@0.3"),
+    *("parameters", "seconds"),
 )
 
 
@@ -54,13 +59,25 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
         done.write_text(f"{time.monotonic() - start:.0f}\n")
     lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     final = [line for line in lines if "bbox/AP" in line][-1]
-    return {**{name: final[name] for name in COLUMNS if name in final}, "seconds": float(done.read_text())}
+    found = {name: final[name] for name in COLUMNS if name in final}
+    return {**found, "parameters": count_parameters(folder / "config.yaml"), "seconds": float(done.read_text())}
+
+
+def count_parameters(config: Path) -> float:
+    """Millions of parameters of the model that a run's config.yaml describes, training-only parts left out."""
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    cfg.merge_from_file(str(config))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg)
+    model.drop_training_parts()
+    return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
 def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) -> str:
     """Markdown: a row per config, mean +- sample standard deviation over the seeds."""
     measured = {name for runs in results.values() for run in runs.values() for name in run}
-    names = [name for name in (*COLUMNS, "seconds") if name in measured]
+    names = [name for name in COLUMNS if name in measured]
     lines = ["| config | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for config, runs in results.items():
         cells = []
