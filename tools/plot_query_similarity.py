@@ -118,11 +118,13 @@ def draw(path: str, layers: list[dict[str, list[dict[str, float]]]]) -> None:
     """A panel per layer: mean cosine (band: one standard deviation) against IoU, before and after."""
     figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4.5), squeeze=False, layout="constrained")
     for number, (axis, layer) in enumerate(zip(axes[0], layers), start=1):
-        for place, color in (("before", "tab:orange"), ("after", "tab:blue")):
+        # Wide under narrow: where the step changes nothing, both lines are still seen.
+        for place, color, width in (("before", "tab:orange", 5), ("after", "tab:blue", 1.5)):
             iou, mean, std = (np.array([row[key] for row in layer[place]]) for key in ("iou", "mean", "std"))
-            axis.plot(iou, mean, color=color, marker="o", label=f"{place} the query-to-query step")
-            axis.fill_between(iou, mean - std, mean + std, color=color, alpha=0.2, linewidth=0)
-        axis.set(xlim=(0, 1), ylim=(-1, 1.05), xlabel="IoU of the pair", title=f"Decoder layer {number}")
+            axis.plot(iou, mean, color=color, marker="o", linewidth=width, label=f"{place} the query-to-query step")
+            axis.fill_between(iou, mean - std, (mean + std).clip(max=1), color=color, alpha=0.2, linewidth=0)
+        axis.set(xlim=(0, 1), ylim=(min(axis.get_ylim()[0], -0.2), 1.05))
+        axis.set(xlabel="IoU of the pair", title=f"Decoder layer {number}")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("cosine similarity of the contents")
     axes[0, 0].legend(loc="lower right")
