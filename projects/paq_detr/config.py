@@ -12,7 +12,10 @@ from detectron2.config import CfgNode as CN
 
 
 def add_paq_detr_config(cfg: CN) -> None:
-    """Add this project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place."""
+    """Add this project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place, and register the
+    meta-architecture that they describe with Detectron2."""
+    from . import detector  # noqa: F401  (it registers itself; imported here, as it imports this module)
+
     _add_data_keys(cfg)
     _add_model_keys(cfg)
     _add_mechanism_keys(cfg)

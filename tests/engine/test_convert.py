@@ -8,7 +8,6 @@ import torchvision
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-import paq_detr  # noqa: F401 (registers the meta-architecture)
 from paq_detr.config import add_paq_detr_config
 from paq_detr.engine.convert import class_names_of, convert_if_foreign
 from paq_detr.engine.errors import UserError

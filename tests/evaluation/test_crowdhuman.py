@@ -388,6 +388,11 @@ def test_command_writes_json_at_full_precision(tmp_path):
     assert "person crowdedness" in result.stdout and "12/12" in result.stderr
 
 
+def test_command_starts_without_torch():
+    program = "import sys, paq_detr.evaluation.crowdhuman; sys.exit(bool({'torch', 'detectron2'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_command_runs_without_any_person(tmp_path):
     gt, dt = tmp_path / "gt.odgt", tmp_path / "dt.json"
     records = one_image([mask(*A)], [(B, 0.9)])

@@ -8,7 +8,6 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
-import paq_detr  # noqa: F401  registers the meta-architecture
 from paq_detr.config import add_paq_detr_config
 
 SMALL = {

@@ -2,19 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets and the mapper that feeds the detector."""
 
-from .builtin import SyntheticDataset, register_datasets, register_synthetic_crowd
-from .coco_json import register_coco_json
-from .crowdhuman import register_crowdhuman
-from .mapper import DetrDatasetMapper, read_image
-from .synthetic_crowd import SyntheticCrowd
+from .._lazy import lazy_names
 
-__all__ = [
-    "DetrDatasetMapper",
-    "SyntheticCrowd",
-    "SyntheticDataset",
-    "read_image",
-    "register_coco_json",
-    "register_crowdhuman",
-    "register_datasets",
-    "register_synthetic_crowd",
-]
+_HOMES = {
+    "DetrDatasetMapper": "mapper",
+    "SyntheticCrowd": "synthetic_crowd",
+    "SyntheticDataset": "builtin",
+    "read_image": "mapper",
+    "register_coco_json": "coco_json",
+    "register_crowdhuman": "crowdhuman",
+    "register_datasets": "builtin",
+    "register_synthetic_crowd": "builtin",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

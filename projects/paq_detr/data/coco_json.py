@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
-from PIL import Image
+
+from .image_file import image_size
 
 logger = logging.getLogger(__name__)
 
-_EXIF_ORIENTATION = 0x0112
 _EXAMPLES = 3  # dropped boxes that the warning names
 
 
@@ -192,13 +192,6 @@ class CocoJsonDataset:
             examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
             logger.warning("%s: dropped %d of %d boxes: %s", self.json_file, len(dropped),
                            len(dropped) + sum(len(r["annotations"]) for r in self._dicts), examples)  # fmt: skip
-
-
-def image_size(file_name: str) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen, that is after its EXIF rotation; reads the header alone."""
-    with Image.open(file_name) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
 
 
 def _fault(box: list[float], record: dict) -> str:

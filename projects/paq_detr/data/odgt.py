@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco_json import image_size
+from .image_file import image_size
 
 BOX_KINDS = ("fbox", "vbox", "hbox")  # full body, visible part, head
 KNOWN_TAGS = ("background", "person")  # place in the list is the tag number; others, such as "mask", are ignored

@@ -24,6 +24,7 @@ from detectron2.utils.events import JSONWriter, TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer

@@ -2,25 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluators: COCO box AP per class, query use, crowds."""
 
-import os
+from .._lazy import lazy_names
 
-from detectron2.config import CfgNode
-from detectron2.evaluation import DatasetEvaluators
-
-from .coco import CocoBoxEvaluator
-from .crowd_evaluator import CrowdHumanEvaluator
-from .query_use import QueryUseEvaluator, gini_coefficient
-
-__all__ = ["CocoBoxEvaluator", "CrowdHumanEvaluator", "QueryUseEvaluator", "build_evaluator", "gini_coefficient"]
-
-
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
-    """The evaluators that ``cfg.TEST`` asks for; results go to ``output_folder`` (default ``OUTPUT_DIR/inference``)."""
-    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-    evaluators = [CocoBoxEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE, folder)]
-    if cfg.TEST.QUERY_USE.ENABLED:
-        num_queries = cfg.MODEL.DETR.QUERIES.NUM_TEST or cfg.MODEL.DETR.QUERIES.NUM
-        evaluators.append(QueryUseEvaluator(num_queries, cfg.TEST.QUERY_USE.THRESHOLD, folder))
-    if cfg.TEST.CROWD.ENABLED:
-        evaluators.append(CrowdHumanEvaluator(dataset_name, folder, cfg.TEST.CROWD.PROTOCOL))
-    return DatasetEvaluators(evaluators)
+_HOMES = {
+    "CocoBoxEvaluator": "coco",
+    "CrowdHumanEvaluator": "crowd_evaluator",
+    "QueryUseEvaluator": "query_use",
+    "build_evaluator": "build",
+    "gini_coefficient": "query_use",
+}
+__all__ = list(_HOMES)
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -19,11 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .crowd_evaluator import CrowdHumanEvaluator
 from .crowd_files import BOX_KINDS, Annotations, CocoResults, JsonLines, open_detections
 from .crowd_metrics import PROTOCOLS, ImageResults, Protocol, describe, evaluate_images, join, summarize
-
-__all__ = ["CrowdHumanEvaluator", "evaluate_files", "main"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,22 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import os
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluators
+
+from .coco import CocoBoxEvaluator
+from .crowd_evaluator import CrowdHumanEvaluator
+from .query_use import QueryUseEvaluator
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluators:
+    """The evaluators that ``cfg.TEST`` asks for; results go to ``output_folder`` (default ``OUTPUT_DIR/inference``)."""
+    folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+    evaluators = [CocoBoxEvaluator(dataset_name, cfg.TEST.DETECTIONS_PER_IMAGE, folder)]
+    if cfg.TEST.QUERY_USE.ENABLED:
+        num_queries = cfg.MODEL.DETR.QUERIES.NUM_TEST or cfg.MODEL.DETR.QUERIES.NUM
+        evaluators.append(QueryUseEvaluator(num_queries, cfg.TEST.QUERY_USE.THRESHOLD, folder))
+    if cfg.TEST.CROWD.ENABLED:
+        evaluators.append(CrowdHumanEvaluator(dataset_name, folder, cfg.TEST.CROWD.PROTOCOL))
+    return DatasetEvaluators(evaluators)
