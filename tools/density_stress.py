@@ -72,15 +72,17 @@ def table(results: dict[str, dict[float, dict]]) -> str:
 
 def draw(path: Path, results: dict[str, dict[float, dict]]) -> None:
     """A panel per metric against density, and one of duplicates against crowdedness at the highest density."""
-    figure, axes = plt.subplots(1, len(METRICS) + 1, figsize=(4 * (len(METRICS) + 1), 4), layout="constrained")
+    figure, grid = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    axes = grid.flat
     for run, rows in results.items():
         for axis, name in zip(axes, METRICS):
             axis.plot(list(rows), [row[name] for row in rows.values()], marker="o", label=run)
         buckets = rows[max(rows)]["duplicates_by_crowdedness"]
         axes[-1].plot([float(name.rstrip("+")) for name in buckets], list(buckets.values()), marker="o", label=run)
     for axis, name in zip(axes, METRICS):
-        axis.set(title=name, xlabel="objects drawn per image")
-    axes[-1].set(title="duplicates, densest crowd", xlabel="object's largest IoU with another")
+        title = "duplicates per object" if name == "duplicates" else f"{name} (%)"
+        axis.set(title=title, xlabel="figures drawn in an image")
+    axes[-1].set(title=f"duplicates per object at density {max(rows):g}", xlabel="object's largest IoU with another")
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].legend()
