@@ -1,9 +1,9 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pair quality on CPU. Boxes are turned once into a structure of arrays per image, class terms are computed once per
-// distinct (image, label), and then every (layer, object) row is one vectorised loop over the queries of its image.
-// Rows are written by one thread each, in a fixed order: results do not depend on the number of threads.
+// Pair quality on CPU. A task is a block of queries of one image in one layer: its boxes are turned into a structure of
+// arrays, class terms are computed once per label, and then every object is one vectorised loop over the block.
+// A result is written by one thread, in a fixed order: it does not depend on the number of threads.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("fp-contract=off")
 #elif defined(__clang__)
@@ -18,7 +18,6 @@
 #include <algorithm>
 #include <numeric>
 #include <tuple>
-#include <unordered_map>
 #include <vector>
 
 #include "arguments.h"
@@ -32,14 +31,11 @@ namespace {
 using torch::stable::Tensor;
 
 constexpr int64_t kElementsPerTask = 16384;
+constexpr int64_t kQueriesPerTask = 256;  // their logits of 40 classes fill an L1 cache
 
 struct Sizes {
   int64_t layers, images, queries, objects;
 };
-
-int64_t grain(int64_t elements_per_item) {
-  return std::max<int64_t>(1, kElementsPerTask / std::max<int64_t>(1, elements_per_item));
-}
 
 void check_index(const Tensor& index, int64_t size, const char* name, const char* what) {
   const int64_t* values = index.const_data_ptr<int64_t>();
@@ -52,7 +48,7 @@ void check_index(const Tensor& index, int64_t size, const char* name, const char
 // ---------------------------------------------------------------------------------------------------------------------
 // What the operators share.
 
-enum class Purpose { fields, columns };
+enum class Purpose { fields, columns, quality };
 
 // Memory that a thread keeps from one call to the next: fresh pages would cost more than the arithmetic.
 template <typename T, Purpose purpose>
@@ -64,66 +60,55 @@ T* kept_memory(int64_t size) {
   return memory.data();
 }
 
-// (L, B, kFields, N), valid until the next call in this thread
-template <typename T>
-const T* box_fields(const Tensor& boxes, const Sizes& s) {
-  const int64_t n = s.queries;
-  const T* source = boxes.const_data_ptr<T>();
-  T* target = kept_memory<T, Purpose::fields>(s.layers * s.images * kFields * n);
-  torch::stable::parallel_for(0, s.layers * s.images, grain(kFields * n), [&](int64_t begin, int64_t end) {
-    for (int64_t lb = begin; lb < end; ++lb) {
-      split_fields(source + lb * n * 4, n, target + lb * n * kFields);
-    }
-  });
-  return target;
-}
-
-// One column of N class terms per layer and distinct (image, label).
-template <typename T>
-struct ClassColumns {
-  const T* values;                 // (L, U, N), valid until the next call in this thread
-  std::vector<int64_t> of_object;  // (M,) in [0, U)
-  int64_t columns;
+// The objects of one image, and the labels among them, each once.
+struct ImageObjects {
+  std::vector<int64_t> objects, column_of_object, labels;
 };
 
-template <typename T, typename Column>
-ClassColumns<T> class_columns(
-    const Tensor& logits, const Tensor& gt_labels, const Tensor& gt_image, const Sizes& s, const Column& column) {
-  const int64_t classes = logits.size(3), n = s.queries;
-  const int64_t *label = gt_labels.const_data_ptr<int64_t>(), *image = gt_image.const_data_ptr<int64_t>();
-  std::unordered_map<int64_t, int64_t> known;
-  std::vector<int64_t> keys, of_object(s.objects);
+// Without labels there are no columns.
+std::vector<ImageObjects> objects_by_image(
+    const Tensor& gt_image, const int64_t* label, int64_t classes, const Sizes& s) {
+  const int64_t* image = gt_image.const_data_ptr<int64_t>();
+  std::vector<ImageObjects> result(s.images);
+  std::vector<int64_t> columns(s.images * classes, -1);
   for (int64_t m = 0; m < s.objects; ++m) {
-    const int64_t key = image[m] * classes + label[m];
-    of_object[m] = known.emplace(key, static_cast<int64_t>(keys.size())).first->second;
-    if (of_object[m] == static_cast<int64_t>(keys.size())) {
-      keys.push_back(key);
+    ImageObjects& own = result[image[m]];
+    own.objects.push_back(m);
+    if (label == nullptr) {
+      continue;
     }
+    int64_t& column = columns[image[m] * classes + label[m]];
+    if (column < 0) {
+      column = static_cast<int64_t>(own.labels.size());
+      own.labels.push_back(label[m]);
+    }
+    own.column_of_object.push_back(column);
   }
-  const int64_t columns = static_cast<int64_t>(keys.size());
-  const T* source = logits.const_data_ptr<T>();
-  T* target = kept_memory<T, Purpose::columns>(s.layers * columns * n);
-  torch::stable::parallel_for(0, s.layers * columns, grain(4 * n), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t layer = i / columns, key = keys[i % columns];
-      const int64_t first_row = (layer * s.images + key / classes) * n;
-      column(source + first_row * classes + key % classes, classes, n, target + i * n);
-    }
-  });
-  return {target, of_object, columns};
+  return result;
 }
 
-// Calls row(l * M + m, the fields of the object's image, the class column of the object) for every layer and object.
-template <typename T, typename Row>
-void for_each_row(
-    const T* fields, const ClassColumns<T>& classes, const Tensor& gt_image, const Sizes& s, const Row& row) {
-  const int64_t* image = gt_image.const_data_ptr<int64_t>();
-  const int64_t n = s.queries;
-  torch::stable::parallel_for(0, s.layers * s.objects, grain(n), [&](int64_t begin, int64_t end) {
+// Queries [first, first + count) of one image in one layer; fields is (kFields, count).
+template <typename T>
+struct Block {
+  int64_t layer, image, first, count;
+  const T* fields;
+};
+
+// Calls f(block) for all blocks of `size` queries.
+template <typename T, typename F>
+void for_each_block(const Tensor& boxes, const Sizes& s, int64_t size, const F& f) {
+  const T* source = boxes.const_data_ptr<T>();
+  size = std::max<int64_t>(1, std::min(size, s.queries));
+  const int64_t per_image = std::max<int64_t>(1, (s.queries + size - 1) / size);  // an empty block where there are none
+  const int64_t total = s.layers * s.images * per_image;
+  const int64_t elements = size * (kFields + s.objects / std::max<int64_t>(1, s.images));
+  const int64_t grain = std::max<int64_t>(1, kElementsPerTask / elements);
+  torch::stable::parallel_for(0, total, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t layer = i / s.objects, m = i % s.objects;
-      row(i, fields + (layer * s.images + image[m]) * kFields * n,
-          classes.values + (layer * classes.columns + classes.of_object[m]) * n);
+      const int64_t lb = i / per_image, first = i % per_image * size, count = std::min(size, s.queries - first);
+      T* fields = kept_memory<T, Purpose::fields>(kFields * count);
+      split_fields(source + (lb * s.queries + first) * 4, count, fields);
+      f(Block<T>{lb / s.images, lb % s.images, first, count, fields});
     }
   });
 }
@@ -146,14 +131,34 @@ Inputs checked_inputs(
   return in;
 }
 
-// Class columns for pair_quality and quality_topk.
 template <typename T>
-ClassColumns<T> score_columns(const Inputs& in, double score_weight) {
-  return class_columns<T>(
-      in.logits, in.gt_labels, in.gt_image, in.sizes,
-      [&](const T* logits, int64_t stride, int64_t n, T* out) {
-        score_column(logits, stride, n, static_cast<T>(score_weight), out);
-      });
+auto scores(double weight) {
+  return [=](const T* logits, int64_t stride, int64_t count, T* column) {
+    score_column(logits, stride, count, static_cast<T>(weight), column);
+  };
+}
+
+// Calls column(logits of a class, their distance, count, class terms) once per block and label, then
+// row(l * M + m, block, object, class terms) for every object of the image.
+template <typename T, typename Column, typename Row>
+void for_each_row(const Inputs& in, int64_t block_size, const Column& column, const Row& row) {
+  const int64_t classes = in.logits.size(3);
+  const Sizes& s = in.sizes;
+  const T *logits = in.logits.const_data_ptr<T>(), *gt = in.gt_boxes.const_data_ptr<T>();
+  const auto by_image = objects_by_image(in.gt_image, in.gt_labels.const_data_ptr<int64_t>(), classes, s);
+  for_each_block<T>(in.boxes, s, block_size, [&](const Block<T>& block) {
+    const ImageObjects& own = by_image[block.image];
+    const int64_t labels = static_cast<int64_t>(own.labels.size());
+    const T* source = logits + ((block.layer * s.images + block.image) * s.queries + block.first) * classes;
+    T* columns = kept_memory<T, Purpose::columns>(labels * block.count);
+    for (int64_t u = 0; u < labels; ++u) {
+      column(source + own.labels[u], classes, block.count, columns + u * block.count);
+    }
+    for (size_t k = 0; k < own.objects.size(); ++k) {
+      const int64_t m = own.objects[k];
+      row(block.layer * s.objects + m, block, gt + 4 * m, columns + own.column_of_object[k] * block.count);
+    }
+  });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -169,38 +174,17 @@ std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_box
   Tensor giou = torch::stable::new_empty(boxes, {s.layers, s.objects, s.queries});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T *base = box_fields<T>(boxes, s), *gt = gt_boxes.const_data_ptr<T>();
+    const T* gt = gt_boxes.const_data_ptr<T>();
     T *iou_out = iou.mutable_data_ptr<T>(), *giou_out = giou.mutable_data_ptr<T>();
-    const int64_t* image = gt_image.const_data_ptr<int64_t>();
-    const int64_t n = s.queries;
-    torch::stable::parallel_for(0, s.layers * s.objects, grain(n), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t layer = i / s.objects, m = i % s.objects;
-        overlap_row(
-            base + (layer * s.images + image[m]) * kFields * n, n, corners(gt + 4 * m), iou_out + i * n,
-            giou_out + i * n);
+    const auto by_image = objects_by_image(gt_image, nullptr, 0, s);
+    for_each_block<T>(boxes, s, kQueriesPerTask, [&](const Block<T>& block) {
+      for (const int64_t m : by_image[block.image].objects) {
+        const int64_t out = (block.layer * s.objects + m) * s.queries + block.first;
+        overlap_row(block.fields, block.count, corners(gt + 4 * m), iou_out + out, giou_out + out);
       }
     });
   });
   return {iou, giou};
-}
-
-// Gradients of one layer and image: of its boxes, as (4, N), and of its objects, into their rows of the layer.
-template <typename T>
-void overlap_backward_image(
-    const T* fields, const T* gt, const int64_t* image, int64_t own_image, const Sizes& s, const T* grad_iou,
-    const T* grad_giou, T* grad_boxes, T* grad_gt) {
-  for (int64_t m = 0; m < s.objects; ++m) {
-    if (image[m] != own_image) {
-      continue;
-    }
-    T partial[4 * kBlock] = {};
-    overlap_backward_row(
-        fields, s.queries, gt + 4 * m, grad_iou + m * s.queries, grad_giou + m * s.queries, grad_boxes, partial);
-    for (int64_t c = 0; c < 4; ++c) {
-      grad_gt[4 * m + c] = std::accumulate(partial + c * kBlock, partial + (c + 1) * kBlock, T(0));
-    }
-  }
 }
 
 // Each (layer, image) is one task: it owns the gradients of its boxes and of its objects in its layer.
@@ -217,16 +201,20 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
   Tensor grad_gt = torch::stable::new_zeros(boxes, {s.layers, s.objects, 4});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T *base = box_fields<T>(boxes, s), *gt = gt_boxes.const_data_ptr<T>();
+    const T *gt = gt_boxes.const_data_ptr<T>();
     const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
     T *d_boxes = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
-    const int64_t* image = gt_image.const_data_ptr<int64_t>();
-    torch::stable::parallel_for(0, s.layers * s.images, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t lb = begin; lb < end; ++lb) {
-        const int64_t first_row = lb / s.images * s.objects, first_pair = first_row * s.queries;
-        overlap_backward_image(
-            base + lb * kFields * s.queries, gt, image, lb % s.images, s, d_iou + first_pair, d_giou + first_pair,
-            d_boxes + lb * 4 * s.queries, d_gt + first_row * 4);
+    const auto by_image = objects_by_image(gt_image, nullptr, 0, s);
+    for_each_block<T>(boxes, s, s.queries, [&](const Block<T>& block) {
+      for (const int64_t m : by_image[block.image].objects) {
+        const int64_t row = block.layer * s.objects + m;
+        T partial[4 * kBlock] = {};
+        overlap_backward_row(
+            block.fields, s.queries, gt + 4 * m, d_iou + row * s.queries, d_giou + row * s.queries,
+            d_boxes + (block.layer * s.images + block.image) * 4 * s.queries, partial);
+        for (int64_t c = 0; c < 4; ++c) {
+          d_gt[4 * row + c] = std::accumulate(partial + c * kBlock, partial + (c + 1) * kBlock, T(0));
+        }
       }
     });
   });
@@ -244,13 +232,13 @@ Tensor pair_quality(
   Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
   dispatch_floating(in.boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* target = out.mutable_data_ptr<T>();
-    for_each_row(
-        box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
-        in.sizes, [&](int64_t row, const T* fields, const T* scores) {
-          const Corners<T> object = corners(gt + row % objects * 4);
-          quality_row(fields, scores, n, object, static_cast<T>(iou_weight), target + row * n);
+    for_each_row<T>(
+        in, kQueriesPerTask, scores<T>(score_weight),
+        [&](int64_t row, const Block<T>& block, const T* object, const T* score) {
+          quality_row(
+              block.fields, score, block.count, corners(object), static_cast<T>(iou_weight),
+              target + row * n + block.first);
         });
   });
   return out;
@@ -266,17 +254,13 @@ std::tuple<Tensor, Tensor, Tensor> quality_topk(
   Tensor count = torch::stable::new_empty(in.gt_image, {in.sizes.layers, objects});
   dispatch_floating(in.boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* value = values.mutable_data_ptr<T>();
     int64_t *index = indices.mutable_data_ptr<int64_t>(), *counted = count.mutable_data_ptr<int64_t>();
-    for_each_row(
-        box_fields<T>(in.boxes, in.sizes), score_columns<T>(in, score_weight), in.gt_image,
-        in.sizes, [&](int64_t row, const T* fields, const T* scores) {
-          thread_local std::vector<T> quality;
-          quality.resize(n);
-          const Corners<T> object = corners(gt + row % objects * 4);
-          quality_row(fields, scores, n, object, static_cast<T>(iou_weight), quality.data());
-          best_of_row(quality.data(), n, kept, value + row * kept, index + row * kept);
+    for_each_row<T>(
+        in, n, scores<T>(score_weight), [&](int64_t row, const Block<T>& block, const T* object, const T* score) {
+          T* quality = kept_memory<T, Purpose::quality>(n);
+          quality_row(block.fields, score, n, corners(object), static_cast<T>(iou_weight), quality);
+          best_of_row(quality, n, kept, value + row * kept, index + row * kept);
           T sum = 0;
           for (int64_t slot = 0; slot < kept; ++slot) {
             sum += value[row * kept + slot];
@@ -295,21 +279,17 @@ Tensor match_cost(
   Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
   dispatch_floating(in.boxes, [&](auto zero) {
     using T = decltype(zero);
-    const auto columns = class_columns<T>(
-        in.logits, in.gt_labels, in.gt_image, in.sizes,
-        [&](const T* logit, int64_t stride, int64_t rows, T* target) {
-          focal_column(
-              logit, stride, rows, static_cast<T>(class_weight), static_cast<T>(alpha),
-              static_cast<T>(gamma), target);
-        });
-    const T* gt = in.gt_boxes.const_data_ptr<T>();
     T* target = out.mutable_data_ptr<T>();
-    for_each_row(
-        box_fields<T>(in.boxes, in.sizes), columns, in.gt_image, in.sizes,
-        [&](int64_t row, const T* fields, const T* class_cost) {
+    for_each_row<T>(
+        in, kQueriesPerTask,
+        [&](const T* logit, int64_t stride, int64_t count, T* column) {
+          focal_column(
+              logit, stride, count, static_cast<T>(class_weight), static_cast<T>(alpha), static_cast<T>(gamma), column);
+        },
+        [&](int64_t row, const Block<T>& block, const T* object, const T* class_cost) {
           cost_row(
-              fields, class_cost, n, gt + row % objects * 4, static_cast<T>(l1_weight),
-              static_cast<T>(giou_weight), target + row * n);
+              block.fields, class_cost, block.count, object, static_cast<T>(l1_weight), static_cast<T>(giou_weight),
+              target + row * n + block.first);
         });
   });
   return out;

@@ -20,6 +20,7 @@ constexpr int64_t kBlock = 64;
 
 template <typename T>
 PAQ_CLONES void split_fields(const T* __restrict__ boxes, int64_t n, T* __restrict__ fields) {
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const T cx = boxes[4 * i], cy = boxes[4 * i + 1], w = boxes[4 * i + 2], h = boxes[4 * i + 3];
     const Corners<T> c = corners(cx, cy, w, h);
@@ -110,36 +111,53 @@ PAQ_CLONES void cost_row(
   }
 }
 
+// Puts a value in its place among the k best, behind equal ones; the number of those kept so far is returned.
 template <typename T>
-PAQ_CLONES bool any_above(const T* __restrict__ values, int64_t n, T limit) {
-  int64_t above = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    above += values[i] > limit;
+PAQ_HD int64_t keep_best(T value, int64_t index, int64_t kept, int64_t k, T* values, int64_t* indices) {
+  if (kept == k && !(value > values[k - 1])) {
+    return kept;
   }
-  return above > 0;
+  int64_t slot = kept < k ? kept : k - 1;
+  for (; slot > 0 && value > values[slot - 1]; --slot) {
+    values[slot] = values[slot - 1];
+    indices[slot] = indices[slot - 1];
+  }
+  values[slot] = value;
+  indices[slot] = index;
+  return std::min(kept + 1, k);
 }
 
-// The k best of a row, equal values by ascending index. Only a value above the worst kept one moves anything, so most
-// blocks are passed over whole.
+// The k best of a row, equal values by ascending index. The row is dealt to kLanes lanes: the k-th best of their maxima
+// bounds the k-th best of the row from below, so that most of the row is passed over whole.
 template <typename T>
-void best_of_row(const T* row, int64_t n, int64_t k, T* values, int64_t* indices) {
+PAQ_CLONES void best_of_row(const T* __restrict__ row, int64_t n, int64_t k, T* __restrict__ values, int64_t* indices) {
+  constexpr int64_t kLanes = 16;
+  T bound = -kInfinity<T>;
+  if (k > 0 && k <= kLanes && n >= kLanes) {
+    T best[kLanes];
+    std::copy(row, row + kLanes, best);
+    for (int64_t i = kLanes; i + kLanes <= n; i += kLanes) {
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        best[lane] = larger(best[lane], row[i + lane]);
+      }
+    }
+    int64_t kept = 0;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      kept = keep_best(best[lane], lane, kept, k, values, indices);
+    }
+    bound = values[k - 1];
+  }
   int64_t kept = 0;
   for (int64_t block = 0; block < n && k > 0; block += kBlock) {
     const int64_t end = std::min(block + kBlock, n);
-    if (kept == k && !any_above(row + block, end - block, values[k - 1])) {
-      continue;
-    }
+    int reached = 0;
     for (int64_t i = block; i < end; ++i) {
-      if (kept == k && !(row[i] > values[k - 1])) {
-        continue;
+      reached |= row[i] >= bound;
+    }
+    for (int64_t i = block; reached && i < end; ++i) {
+      if (row[i] >= bound) {
+        kept = keep_best(row[i], i, kept, k, values, indices);
       }
-      int64_t slot = kept < k ? kept++ : k - 1;
-      for (; slot > 0 && row[i] > values[slot - 1]; --slot) {
-        values[slot] = values[slot - 1];
-        indices[slot] = indices[slot - 1];
-      }
-      values[slot] = row[i];
-      indices[slot] = i;
     }
   }
 }

@@ -186,6 +186,14 @@ def test_equal_qualities_are_ordered_by_query(backend, device):
     assert values[0, 0, 0] == values[0, 0, 1] and values[0, 0, 2] == values[0, 0, 3]
 
 
+@pytest.mark.parametrize("queries, k", [(15, 3), (16, 16), (70, 1), (300, 16), (300, 17)])
+def test_topk_of_long_rows_with_many_equal_qualities(backend, device, queries, k):
+    levels = torch.randint(0, 8, (queries,), generator=torch.Generator().manual_seed(k)).tolist()
+    scene_of_one = chosen_qualities([level / 8 for level in levels], device)
+    _, indices, _ = ops.quality_topk(*scene_of_one, **QUALITY, k=k, min_count=1)
+    assert indices[0, 0].tolist() == sorted(range(queries), key=lambda n: (-levels[n], n))[:k]
+
+
 def test_a_box_has_iou_exactly_one_with_itself_and_no_iou_exceeds_one(backend, device):
     _, boxes, _, _, _ = scene(layers=1, queries=500, objects=(0,), device=device)
     gt_boxes = boxes[0, 0].clone()
