@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../pair_quality/launch.h"
+#include "../cuda_launch.h"
 #include "cuda_tiles.cuh"
 #include "problem.h"
 
