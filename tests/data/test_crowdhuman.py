@@ -170,6 +170,13 @@ def test_more_persons_than_queries_are_a_warning(write, cfg, caplog):
     assert any(warning.startswith(text) for warning in warnings(caplog))
 
 
+def test_a_set_without_any_object_is_a_warning(write, cfg, caplog):
+    cfg.DATASETS.CROWDHUMAN = [["crowd", *write([{"ID": "1,a", "gtboxes": [person(tag="mask")]}]), "full"]]
+    cfg.DATASETS.TRAIN = ("crowd",)
+    register_datasets(cfg)
+    assert any(warning.startswith("no image of crowd holds an object") for warning in warnings(caplog))
+
+
 # ---- sizes ----
 
 

@@ -50,6 +50,8 @@ def register_datasets(cfg: CfgNode) -> None:
             _check_known(name, f"DATASETS.{key}")
     _settle_class_names(cfg)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        if not getattr(DatasetCatalog[name], "objects_per_image", np.ones(1)).any():
+            logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
         _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
         _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
 

@@ -94,7 +94,10 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
     """Detectron2's schedule of ``SOLVER.LR_SCHEDULER_NAME``; steps that training does not reach are left out."""
     steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
     if len(steps) < len(cfg.SOLVER.STEPS):
-        logger.warning("SOLVER.STEPS %s: only %s are before MAX_ITER", list(cfg.SOLVER.STEPS), steps or "none")
+        logger.warning(
+            "of the learning rate's drops at SOLVER.STEPS %s, training ends at MAX_ITER %d before %s",
+            *(list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER, [s for s in cfg.SOLVER.STEPS if s not in steps]),
+        )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.STEPS = tuple(steps)
