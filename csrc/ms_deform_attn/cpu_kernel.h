@@ -71,9 +71,9 @@ PAQ_HD void sum_taps(const T* values, int64_t token_stride, Taps<Real>& taps, T*
   }
 }
 
-// The queries of one head of one image, or a part of them.
+// Some heads of one image, over all of its queries or a part of them.
 struct Task {
-  int64_t b, h, q_begin, q_end;
+  int64_t b, h_begin, h_end, q_begin, q_end;
 };
 
 // Calls f(first, last) on ranges of `count` tasks, in torch's threads.
@@ -82,56 +82,85 @@ void run_tasks(int64_t count, const F& f) {
   torch::stable::parallel_for(0, count, 1, f);
 }
 
-// Heads are cut into parts only where there are not enough of them for all threads.
-class Tasks {
- public:
-  explicit Tasks(const Problem& p) : p(p) {
-    const int64_t wanted = 2 * static_cast<int64_t>(torch::stable::get_num_threads());
-    parts_ = std::max<int64_t>(1, std::min((wanted + heads() - 1) / heads(), p.queries / 32));
-  }
-  int64_t heads() const { return p.batch * p.heads; }
-  int64_t size() const { return heads() * parts_; }
-  Task operator[](int64_t i) const {
-    const int64_t head = i / parts_, part = i % parts_;
-    return {head / p.heads, head % p.heads, p.queries * part / parts_, p.queries * (part + 1) / parts_};
-  }
-
- private:
-  const Problem& p;
-  int64_t parts_;
-};
-
 // With heads interleaved, the rows of one head meet in an eighth of the cache's sets. Copying them side by side pays
 // where every token is read many times (encoder), not where most are never read (decoder).
 inline bool dense_rows_pay(const Problem& p) { return p.queries * p.points_per_head() * 4 >= 8 * p.tokens; }
 
+// One head a task where its rows are copied, else as many as leave a task for every thread. Queries are cut into parts
+// only where there are not enough heads for all threads.
+class Tasks {
+ public:
+  explicit Tasks(const Problem& p) : p(p) {
+    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    groups_ = dense_rows_pay(p) ? p.heads : std::min(p.heads, (threads + p.batch - 1) / p.batch);
+    const int64_t whole = p.batch * groups_, wanted = dense_rows_pay(p) ? 2 * threads : threads;
+    parts_ = std::max<int64_t>(1, std::min((wanted + whole - 1) / whole, p.queries / 32));
+  }
+  bool whole() const { return parts_ == 1; }
+  int64_t size() const { return p.batch * groups_ * parts_; }
+  Task operator[](int64_t i) const {
+    const int64_t group = i / parts_ % groups_, part = i % parts_;
+    return {i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_,
+            p.queries * part / parts_, p.queries * (part + 1) / parts_};
+  }
+
+ private:
+  const Problem& p;
+  int64_t groups_, parts_;
+};
+
+// Calls use(slot, q, h) for the heads of one query after the other, whose rows lie in the same pages, and before that
+// prepare(slot, q, h), one step ahead: rows asked for then are there when they are used. Slots are 0 and 1 in turn.
+template <class Prepare, class Use>
+PAQ_HD void for_each_head(const Task& task, const Prepare& prepare, const Use& use) {
+  const int64_t heads = task.h_end - task.h_begin, count = heads * (task.q_end - task.q_begin);
+  const auto call = [&](const auto& f, int64_t i) __attribute__((always_inline)) {
+    f(i % 2, task.q_begin + i / heads, task.h_begin + i % heads);
+  };
+  if (count > 0) call(prepare, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + 1 < count) call(prepare, i + 1);
+    call(use, i);
+  }
+}
+
+template <int write, class T, class Real>
+PAQ_HD void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels, Taps<Real>& taps) {
+  for (int i = 0; i < taps.size; ++i) {
+    const T* row = rows + taps.tokens()[i] * token_stride;
+    for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c, write);
+  }
+}
+
 template <class T>
 class HeadRows {
  public:
-  explicit HeadRows(const Problem& p) : p(p), dense_(dense_rows_pay(p)) {
-    if (dense_) copy_.reset(new T[static_cast<size_t>(p.tokens * p.channels)]);
+  explicit HeadRows(const Problem& p) : dense(dense_rows_pay(p)), p(p) {
+    if (dense) copy_.reset(new T[static_cast<size_t>(p.tokens * p.channels)]);
   }
 
   void set(const Task& task) {
-    if (task.b == b_ && task.h == h_) return;
-    b_ = task.b, h_ = task.h;
-    data = p.value.template const_data_ptr<T>() + b_ * p.value.stride(0) + h_ * p.channels;
+    if (task.b == b_ && task.h_begin == h_) return;
+    b_ = task.b, h_ = task.h_begin;
+    data_ = p.value.template const_data_ptr<T>() + b_ * p.value.stride(0) + h_ * p.channels;
     stride = p.value.stride(1);
-    if (!dense_) return;
+    if (!dense) return;
     for (int64_t t = 0; t < p.tokens; ++t) {
-      const T* row = data + t * stride;
+      const T* row = data_ + t * stride;
       __builtin_prefetch(row + 32 * stride);  // the hardware does not foresee such steps
       std::copy(row, row + p.channels, copy_.get() + t * p.channels);
     }
-    data = copy_.get(), stride = p.channels;
+    data_ = copy_.get(), stride = p.channels;
   }
 
-  const T* data = nullptr;
+  const T* of(int64_t h) const { return data_ + (h - h_) * p.channels; }
+
+  const bool dense;
   int64_t stride = 0;
 
  private:
   const Problem& p;
-  bool dense_;
+  const T* data_ = nullptr;
   std::unique_ptr<T[]> copy_;
   int64_t b_ = -1, h_ = -1;
 };
@@ -144,27 +173,33 @@ void forward(const Problem& p, Tensor& result) {
   const int64_t per_head = p.points_per_head();
   const Tasks tasks(p);
   run_tasks(tasks.size(), [&](int64_t first_task, int64_t last_task) {
-    Taps<Real> taps(p);
+    Taps<Real> both[2] = {Taps<Real>(p), Taps<Real>(p)};
     HeadRows<T> rows(p);
     for (int64_t i = first_task; i < last_task; ++i) {
-      const auto [b, h, q_begin, q_end] = tasks[i];
-      taps.set_image(b);
-      rows.set(tasks[i]);
-      for (int64_t q = q_begin; q < q_end; ++q) {
-        taps.set_query(in.reference_of(b, q));
-        taps.set_head(in.xy_of(b, q) + h * per_head * 2, in.scores_of(b, q) + h * per_head);
-        T* head_out = out + ((b * p.queries + q) * p.heads + h) * p.channels;
+      const Task task = tasks[i];
+      rows.set(task);
+      const auto prepare = [&](int64_t slot, int64_t q, int64_t h) {
+        Taps<Real>& taps = both[slot];
+        taps.set_image(task.b);
+        taps.set_query(in.reference_of(task.b, q));
+        taps.set_head(in.xy_of(task.b, q) + h * per_head * 2, in.scores_of(task.b, q) + h * per_head);
+        if (!rows.dense) prefetch_taps<0>(rows.of(h), rows.stride, p.channels, taps);
+      };
+      for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+        Taps<Real>& taps = both[slot];
+        const T* values = rows.of(h);
+        T* head_out = out + ((task.b * p.queries + q) * p.heads + h) * p.channels;
         int64_t c = for_channel_vectors<Real>(p.channels, [&](auto vectors, int64_t first) {
-          sum_taps<vectors.value>(rows.data + first, rows.stride, taps, head_out + first);
+          sum_taps<vectors.value>(values + first, rows.stride, taps, head_out + first);
         });
         for (; c < p.channels; ++c) {
           Real sum = 0;
           for (int k = 0; k < taps.size; ++k) {
-            sum += taps.weights()[k] * static_cast<Real>(rows.data[taps.tokens()[k] * rows.stride + c]);
+            sum += taps.weights()[k] * static_cast<Real>(values[taps.tokens()[k] * rows.stride + c]);
           }
           head_out[c] = static_cast<T>(sum);
         }
-      }
+      });
     }
   });
 }
@@ -219,13 +254,13 @@ class GradRows {
 
   // The rows [begin, end) of tokens are this task's own.
   void begin(const Task& task, int64_t begin, int64_t end) {
-    first_ = (task.b * p.tokens * p.heads + task.h) * p.channels;
+    h_ = task.h_begin, first_ = (task.b * p.tokens * p.heads + h_) * p.channels;
     begin_ = begin, end_ = end;
     if (dense_) {
-      data = sums_.get(), stride = p.channels;
-      std::fill(data + begin * stride, data + end * stride, Real(0));
+      data_ = sums_.get(), stride = p.channels;
+      std::fill(data_ + begin * stride, data_ + end * stride, Real(0));
     } else {
-      data = grad_value_.template mutable_data_ptr<Real>() + first_, stride = p.heads * p.channels;
+      data_ = grad_value_.template mutable_data_ptr<Real>() + first_, stride = p.heads * p.channels;
     }
   }
 
@@ -234,12 +269,13 @@ class GradRows {
     T* out = grad_value_.template mutable_data_ptr<T>() + first_;
     for (int64_t t = begin_; t < end_; ++t) {
       for (int64_t c = 0; c < p.channels; ++c) {
-        out[t * p.heads * p.channels + c] = static_cast<T>(data[t * p.channels + c]);
+        out[t * p.heads * p.channels + c] = static_cast<T>(data_[t * p.channels + c]);
       }
     }
   }
 
-  Real* data = nullptr;
+  Real* of(int64_t h) const { return data_ + (h - h_) * p.channels; }
+
   int64_t stride = 0;
 
  private:
@@ -247,7 +283,8 @@ class GradRows {
   Tensor& grad_value_;
   bool dense_;
   std::unique_ptr<Real[]> sums_;
-  int64_t first_ = 0, begin_ = 0, end_ = 0;
+  Real* data_ = nullptr;
+  int64_t h_ = 0, first_ = 0, begin_ = 0, end_ = 0;
 };
 
 template <class T>
@@ -268,7 +305,7 @@ class Backward {
   // in the same order whatever the number of threads.
   void run() {
     const Tasks tasks(p);
-    if (tasks.size() == tasks.heads()) {
+    if (tasks.whole()) {
       run_tasks(tasks.size(), [&](int64_t first, int64_t last) {
         Worker w(*this);
         for (int64_t i = first; i < last; ++i) both_gradients(w, tasks[i]);
@@ -280,99 +317,109 @@ class Backward {
       Worker w(*this);
       for (int64_t i = first; i < last; ++i) point_gradients(w, tasks[i]);
     });
-    run_tasks(tasks.heads() * p.levels, [&](int64_t first, int64_t last) {
+    run_tasks(p.batch * p.heads * p.levels, [&](int64_t first, int64_t last) {
       Worker w(*this);
       for (int64_t i = first; i < last; ++i) {
-        const int64_t head = i / p.levels;
-        value_gradients(w, {head / p.heads, head % p.heads, 0, p.queries}, i % p.levels);
+        const int64_t b = i / p.levels / p.heads, h = i / p.levels % p.heads;
+        value_gradients(w, {b, h, h + 1, 0, p.queries}, i % p.levels);
       }
     });
   }
 
  private:
+  struct Slot {  // what is prepared for one head of one query
+    explicit Slot(const Problem& p) : taps(p), grad(static_cast<size_t>(p.channels)) {}
+    Taps<Real> taps;
+    std::vector<Real> grad;
+  };
+
   struct Worker {  // scratch of one thread
     explicit Worker(Backward& all)
-        : taps(all.p),
+        : slots{Slot(all.p), Slot(all.p)},
           values(all.p),
           grads(all.p, all.grad_value_),
-          grad(static_cast<size_t>(all.p.channels)),
           dots(static_cast<size_t>(4 * all.p.points_per_head() + 5 * Simd<Real>::lanes)) {}
-    Taps<Real> taps;
+    Slot slots[2];
     HeadRows<T> values;
     GradRows<T> grads;
-    std::vector<Real> grad, dots;
+    std::vector<Real> dots;
   };
 
   void both_gradients(Worker& w, const Task& task) const {
-    w.taps.set_image(task.b);
     w.values.set(task);
     w.grads.begin(task, 0, p.tokens);
-    for (int64_t q = task.q_begin; q < task.q_end; ++q) {
-      set_query(w, task, q, -1);
-      scatter(w);
-      points_of(w, task, q);
-    }
+    const auto prepare = [&](int64_t slot, int64_t q, int64_t h) {
+      Slot& s = w.slots[slot];
+      set_head(s, task.b, q, h, -1);
+      if (w.values.dense) return;
+      prefetch_taps<1>(w.grads.of(h), w.grads.stride, p.channels, s.taps);
+      prefetch_taps<0>(w.values.of(h), w.values.stride, p.channels, s.taps);
+    };
+    for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+      scatter(w, w.slots[slot], h);
+      points_of(w, w.slots[slot], task.b, q, h);
+    });
     w.grads.finish();
   }
 
   void point_gradients(Worker& w, const Task& task) const {
-    w.taps.set_image(task.b);
     w.values.set(task);
-    for (int64_t q = task.q_begin; q < task.q_end; ++q) {
-      set_query(w, task, q, -1);
-      points_of(w, task, q);
-    }
+    const auto prepare = [&](int64_t slot, int64_t q, int64_t h) { set_head(w.slots[slot], task.b, q, h, -1); };
+    for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+      points_of(w, w.slots[slot], task.b, q, h);
+    });
   }
 
   void value_gradients(Worker& w, const Task& task, int64_t level) const {
-    w.taps.set_image(task.b);
     w.grads.begin(task, p.level_start(level), p.level_start(level + 1));
-    for (int64_t q = task.q_begin; q < task.q_end; ++q) {
-      set_query(w, task, q, static_cast<int>(level));
-      scatter(w);
-    }
+    const auto prepare = [&](int64_t slot, int64_t q, int64_t h) {
+      set_head(w.slots[slot], task.b, q, h, static_cast<int>(level));
+    };
+    for_each_head(task, prepare, [&](int64_t slot, int64_t, int64_t h) { scatter(w, w.slots[slot], h); });
     w.grads.finish();
   }
 
-  int64_t row_of(const Task& task, int64_t q) const { return (task.b * p.queries + q) * p.heads + task.h; }
+  int64_t row_of(int64_t b, int64_t q, int64_t h) const { return (b * p.queries + q) * p.heads + h; }
 
-  void set_query(Worker& w, const Task& task, int64_t q, int level) const {
-    const T* grad = grad_out_ + row_of(task, q) * p.channels;
-    for (size_t c = 0; c < w.grad.size(); ++c) w.grad[c] = static_cast<Real>(grad[c]);
+  void set_head(Slot& s, int64_t b, int64_t q, int64_t h, int level) const {
+    const T* grad = grad_out_ + row_of(b, q, h) * p.channels;
+    for (size_t c = 0; c < s.grad.size(); ++c) s.grad[c] = static_cast<Real>(grad[c]);
     const int64_t per_head = p.points_per_head();
-    w.taps.set_query(in.reference_of(task.b, q));
-    w.taps.set_head(
-        in.xy_of(task.b, q) + task.h * per_head * 2, in.scores_of(task.b, q) + task.h * per_head, level);
+    s.taps.set_image(b);
+    s.taps.set_query(in.reference_of(b, q));
+    s.taps.set_head(in.xy_of(b, q) + h * per_head * 2, in.scores_of(b, q) + h * per_head, level);
   }
 
-  void scatter(Worker& w) const {
-    GradRows<T>& rows = w.grads;
+  void scatter(Worker& w, Slot& s, int64_t h) const {
+    Real* rows = w.grads.of(h);
+    const int64_t stride = w.grads.stride;
     int64_t c = for_channel_vectors<Real>(p.channels, [&](auto vectors, int64_t first) {
-      scatter_taps<vectors.value>(rows.data + first, rows.stride, w.taps, w.grad.data() + first);
+      scatter_taps<vectors.value>(rows + first, stride, s.taps, s.grad.data() + first);
     });
     for (; c < p.channels; ++c) {
-      for (int i = 0; i < w.taps.size; ++i) {
-        rows.data[w.taps.tokens()[i] * rows.stride + c] += w.taps.weights()[i] * w.grad[static_cast<size_t>(c)];
+      for (int i = 0; i < s.taps.size; ++i) {
+        rows[s.taps.tokens()[i] * stride + c] += s.taps.weights()[i] * s.grad[static_cast<size_t>(c)];
       }
     }
   }
 
-  void points_of(Worker& w, const Task& task, int64_t q) const {
-    const HeadRows<T>& rows = w.values;
+  void points_of(Worker& w, Slot& s, int64_t b, int64_t q, int64_t h) const {
+    const T* rows = w.values.of(h);
+    const int64_t stride = w.values.stride;
     Real* dots = w.dots.data();
-    std::fill(dots, dots + w.taps.size + Simd<Real>::lanes, Real(0));
+    std::fill(dots, dots + s.taps.size + Simd<Real>::lanes, Real(0));
     int64_t c = for_channel_vectors<Real>(p.channels, [&](auto vectors, int64_t first) {
-      dot_taps<vectors.value>(rows.data + first, rows.stride, w.taps, w.grad.data() + first, dots);
+      dot_taps<vectors.value>(rows + first, stride, s.taps, s.grad.data() + first, dots);
     });
     for (; c < p.channels; ++c) {
-      for (int i = 0; i < w.taps.size; ++i) {
-        dots[i] += static_cast<Real>(rows.data[w.taps.tokens()[i] * rows.stride + c]) * w.grad[static_cast<size_t>(c)];
+      for (int i = 0; i < s.taps.size; ++i) {
+        dots[i] += static_cast<Real>(rows[s.taps.tokens()[i] * stride + c]) * s.grad[static_cast<size_t>(c)];
       }
     }
-    const int64_t per_head = p.points_per_head(), row = row_of(task, q);
-    w.taps.gradients(
-        dots, in.xy_of(task.b, q) + task.h * per_head * 2, grad_xy_ + row * per_head * 2,
-        grad_scores_ + row * per_head, grad_reference_ + row * p.coordinates());
+    const int64_t per_head = p.points_per_head(), row = row_of(b, q, h);
+    s.taps.gradients(
+        dots, in.xy_of(b, q) + h * per_head * 2, grad_xy_ + row * per_head * 2, grad_scores_ + row * per_head,
+        grad_reference_ + row * p.coordinates());
   }
 
   const Problem& p;

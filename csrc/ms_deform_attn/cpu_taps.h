@@ -35,6 +35,8 @@ class Taps {
 
   // Per image: the scale of its references on each level, and which corners its padding takes away.
   void set_image(int64_t b) {
+    if (b == image_) return;
+    image_ = b;
     const Real* ratios = p.valid_ratios ? p.valid_ratios->const_data_ptr<Real>() + b * p.levels * 2 : nullptr;
     for (int i = 0; i < count_; ++i) {
       const int64_t level = i / p.points;
@@ -212,6 +214,7 @@ class Taps {
 
   const Problem& p;
   const int count_, blocks;
+  int64_t image_ = -1;
   std::vector<Real> reals_;
   std::vector<Int> ints_;
   std::vector<uint32_t> chosen_ = std::vector<uint32_t>(static_cast<size_t>(4 * blocks));
