@@ -9,6 +9,8 @@
 
 #include "cpu_taps.h"
 
+#include "cpu_tasks.h"
+
 #include "cpu_kernel.h"
 
 #undef PAQ_HD

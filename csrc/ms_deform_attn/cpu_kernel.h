@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The loops over images, queries, heads and channels on one instruction set. Included inside a namespace and a target
-// region after cpu_taps.h. T is the storage type of the values, Real the type of all arithmetic.
+// region after cpu_tasks.h. T is the storage type of the values, Real the type of all arithmetic.
 
 template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
@@ -71,100 +71,6 @@ PAQ_HD void sum_taps(const T* values, int64_t token_stride, Taps<Real>& taps, T*
   }
 }
 
-// Some heads of one image, over all of its queries or a part of them.
-struct Task {
-  int64_t b, h_begin, h_end, q_begin, q_end;
-};
-
-// Calls f(first, last) on ranges of `count` tasks, in torch's threads.
-template <class F>
-void run_tasks(int64_t count, const F& f) {
-  torch::stable::parallel_for(0, count, 1, f);
-}
-
-// With heads interleaved, the rows of one head meet in an eighth of the cache's sets. Copying them side by side pays
-// where every token is read many times (encoder), not where most are never read (decoder).
-inline bool dense_rows_pay(const Problem& p) { return p.queries * p.points_per_head() * 4 >= 8 * p.tokens; }
-
-// One head a task where its rows are copied, else as many as leave a task for every thread. Queries are cut into parts
-// only where there are not enough heads for all threads.
-class Tasks {
- public:
-  explicit Tasks(const Problem& p) : p(p) {
-    const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    groups_ = dense_rows_pay(p) ? p.heads : std::min(p.heads, (threads + p.batch - 1) / p.batch);
-    const int64_t whole = p.batch * groups_, wanted = dense_rows_pay(p) ? 2 * threads : threads;
-    parts_ = std::max<int64_t>(1, std::min((wanted + whole - 1) / whole, p.queries / 32));
-  }
-  bool whole() const { return parts_ == 1; }
-  int64_t size() const { return p.batch * groups_ * parts_; }
-  Task operator[](int64_t i) const {
-    const int64_t group = i / parts_ % groups_, part = i % parts_;
-    return {i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_,
-            p.queries * part / parts_, p.queries * (part + 1) / parts_};
-  }
-
- private:
-  const Problem& p;
-  int64_t groups_, parts_;
-};
-
-// Calls use(slot, q, h) for the heads of one query after the other, whose rows lie in the same pages, and before that
-// prepare(slot, q, h), one step ahead: rows asked for then are there when they are used. Slots are 0 and 1 in turn.
-template <class Prepare, class Use>
-PAQ_HD void for_each_head(const Task& task, const Prepare& prepare, const Use& use) {
-  const int64_t heads = task.h_end - task.h_begin, count = heads * (task.q_end - task.q_begin);
-  const auto call = [&](const auto& f, int64_t i) __attribute__((always_inline)) {
-    f(i % 2, task.q_begin + i / heads, task.h_begin + i % heads);
-  };
-  if (count > 0) call(prepare, 0);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + 1 < count) call(prepare, i + 1);
-    call(use, i);
-  }
-}
-
-template <int write, class T, class Real>
-PAQ_HD void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels, Taps<Real>& taps) {
-  for (int i = 0; i < taps.size; ++i) {
-    const T* row = rows + taps.tokens()[i] * token_stride;
-    for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c, write);
-  }
-}
-
-template <class T>
-class HeadRows {
- public:
-  explicit HeadRows(const Problem& p) : dense(dense_rows_pay(p)), p(p) {
-    if (dense) copy_.reset(new T[static_cast<size_t>(p.tokens * p.channels)]);
-  }
-
-  void set(const Task& task) {
-    if (task.b == b_ && task.h_begin == h_) return;
-    b_ = task.b, h_ = task.h_begin;
-    data_ = p.value.template const_data_ptr<T>() + b_ * p.value.stride(0) + h_ * p.channels;
-    stride = p.value.stride(1);
-    if (!dense) return;
-    for (int64_t t = 0; t < p.tokens; ++t) {
-      const T* row = data_ + t * stride;
-      __builtin_prefetch(row + 32 * stride);  // the hardware does not foresee such steps
-      std::copy(row, row + p.channels, copy_.get() + t * p.channels);
-    }
-    data_ = copy_.get(), stride = p.channels;
-  }
-
-  const T* of(int64_t h) const { return data_ + (h - h_) * p.channels; }
-
-  const bool dense;
-  int64_t stride = 0;
-
- private:
-  const Problem& p;
-  const T* data_ = nullptr;
-  std::unique_ptr<T[]> copy_;
-  int64_t b_ = -1, h_ = -1;
-};
-
 template <class T>
 void forward(const Problem& p, Tensor& result) {
   using Real = RealOf<T>;
@@ -185,7 +91,7 @@ void forward(const Problem& p, Tensor& result) {
         taps.set_head(in.xy_of(task.b, q) + h * per_head * 2, in.scores_of(task.b, q) + h * per_head);
         if (!rows.dense) prefetch_taps<0>(rows.of(h), rows.stride, p.channels, taps);
       };
-      for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+      for_each_head(task, !rows.dense, prepare, [&](int64_t slot, int64_t q, int64_t h) {
         Taps<Real>& taps = both[slot];
         const T* values = rows.of(h);
         T* head_out = out + ((task.b * p.queries + q) * p.heads + h) * p.channels;
@@ -355,7 +261,7 @@ class Backward {
       prefetch_taps<1>(w.grads.of(h), w.grads.stride, p.channels, s.taps);
       prefetch_taps<0>(w.values.of(h), w.values.stride, p.channels, s.taps);
     };
-    for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+    for_each_head(task, !w.values.dense, prepare, [&](int64_t slot, int64_t q, int64_t h) {
       scatter(w, w.slots[slot], h);
       points_of(w, w.slots[slot], task.b, q, h);
     });
@@ -365,7 +271,7 @@ class Backward {
   void point_gradients(Worker& w, const Task& task) const {
     w.values.set(task);
     const auto prepare = [&](int64_t slot, int64_t q, int64_t h) { set_head(w.slots[slot], task.b, q, h, -1); };
-    for_each_head(task, prepare, [&](int64_t slot, int64_t q, int64_t h) {
+    for_each_head(task, 0, prepare, [&](int64_t slot, int64_t q, int64_t h) {
       points_of(w, w.slots[slot], task.b, q, h);
     });
   }
@@ -375,7 +281,7 @@ class Backward {
     const auto prepare = [&](int64_t slot, int64_t q, int64_t h) {
       set_head(w.slots[slot], task.b, q, h, static_cast<int>(level));
     };
-    for_each_head(task, prepare, [&](int64_t slot, int64_t, int64_t h) { scatter(w, w.slots[slot], h); });
+    for_each_head(task, 0, prepare, [&](int64_t slot, int64_t, int64_t h) { scatter(w, w.slots[slot], h); });
     w.grads.finish();
   }
 
