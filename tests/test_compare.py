@@ -17,6 +17,11 @@ def test_the_table_gives_mean_and_sample_deviation_of_what_was_measured():
     assert table[2] == "| baseline | 52.00 ± 1.00 | 10.00 ± 0.00 |"
 
 
+def test_a_figure_that_some_seeds_lack_is_averaged_over_the_others_and_says_so():
+    runs = {1: {"crowd/MR": 10.0, "crowd/AP": float("nan")}, 2: {"crowd/MR": float("nan")}, 3: {"crowd/MR": 30.0}}
+    assert compare.table({"dh": runs}).splitlines()[2] == "| dh | - (0 of 3 seeds) | 20.00 ± 14.14 (2 of 3 seeds) |"
+
+
 def test_a_finished_run_is_read_and_not_repeated(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text('{"bbox/AP": 1.0}\n{"loss": 2.0}\n{"bbox/AP": 3.0, "crowd/MR": 40.0}\n')
     (tmp_path / "seconds.txt").write_text("12\n")

@@ -12,6 +12,7 @@ json) names the machine, the command and every run's own figures.
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -82,9 +83,10 @@ def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) ->
     for config, runs in results.items():
         cells = []
         for name in names:
-            values = [run.get(name, float("nan")) for run in runs.values()]
-            spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-            cells.append(f"{statistics.mean(values):.{decimals}f} ± {spread:.{decimals}f}")
+            values = [run[name] for run in runs.values() if math.isfinite(run.get(name, math.nan))]
+            cell = f"{statistics.mean(values):.{decimals}f}" if values else "-"
+            cell += f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+            cells.append(cell + (f" ({len(values)} of {len(runs)} seeds)" if len(values) < len(runs) else ""))
         lines.append(f"| {config} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -118,7 +120,8 @@ def main() -> None:
     )
     report = {"command": shlex.join(sys.argv), "machine": machine, "results": results}
     (args.output / "comparison.json").write_text(json.dumps(report, indent=1))
-    text = f"{table(results)}\n\n{len(args.seeds)} seeds, mean ± sample standard deviation; {machine}.\n"
+    about = f"Seeds {args.seeds}, mean ± sample standard deviation; parameters in millions; seconds of wall clock with "
+    text = f"{table(results)}\n\n{about}{args.jobs} runs at a time; {machine}.\n"
     (args.output / "comparison.md").write_text(text)
     print(text)
 

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""How trained models bear crowds denser than those they were trained on.
+"""How models trained on the synthetic crowd bear crowds denser than those they were trained on.
 
     python tools/density_stress.py --runs output/crowd/baseline output/crowd/dh --densities 4 8 16 32 \
         --output output/density [KEY VALUE ...]
@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every evaluation")
     args = parser.parse_args()
+    if len({run.name for run in args.runs}) < len(args.runs):
+        parser.error("two runs have the same folder name, which labels their rows")
     results = {
         run.name: {density: evaluate(run, density, args.output, args.options) for density in args.densities}
         for run in args.runs

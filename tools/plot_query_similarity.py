@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from paq_detr.data import DetrDatasetMapper
-from paq_detr.engine import DetrCheckpointer, build_detector, run_cli, setup_config
+from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
 from paq_detr.layers import boxes_cxcywh_to_xyxy
 
 matplotlib.use("Agg")
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
     cfg = setup_config(args)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")
     model = build_detector(cfg)
     DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     mapper = DetrDatasetMapper(cfg, False)
