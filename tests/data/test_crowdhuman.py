@@ -130,10 +130,11 @@ def test_which_boxes_are_ignored(write, case):
         assert DatasetCatalog[box].objects_per_image.tolist() == [1 - region]
 
 
-def test_a_box_of_the_tag_background_is_a_region_and_said(write, caplog):
-    register_crowdhuman("crowd", *write([{"ID": "a", "gtboxes": [person(tag="background")]}]), "full")
+@pytest.mark.parametrize("tag", ["background", "pedestrian"])
+def test_a_box_of_an_unusual_tag_is_a_region_and_said(write, caplog, tag):
+    register_crowdhuman("crowd", *write([{"ID": "a", "gtboxes": [person(tag=tag)]}]), "full")
     assert DatasetCatalog.get("crowd")[0]["annotations"][0]["iscrowd"] == 1
-    assert "1 images hold boxes of the tag 'background', which become ignore" in warnings(caplog)[0]
+    assert f"1 images hold boxes of the tags ['{tag}'], which become ignore regions" in warnings(caplog)[0]
 
 
 def test_boxes_without_area_in_the_image_stay_but_are_counted_once(write, caplog):
@@ -143,7 +144,7 @@ def test_boxes_without_area_in_the_image_stay_but_are_counted_once(write, caplog
     assert [len(d["annotations"]) for d in DatasetCatalog.get("crowd")] == [6, 0, 3, 2]
     assert all(a["bbox"][2] >= 0 for d in DatasetCatalog.get("crowd") for a in d["annotations"])
     (text,) = warnings(caplog)
-    assert text.startswith(f"{path}: 4 of 11 boxes have no area inside their image")
+    assert text.startswith(f"{path}: 4 of 9 persons have no area inside their image")
     assert f"{path}, line 3, image '3,c2', [85.0, 10.0, 9.0, 9.0]; " in text and text.endswith(" ...")
 
 

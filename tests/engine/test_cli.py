@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
         (["TEST.DETECTIONS_PER_IMAGE", "0"], "TEST.DETECTIONS_PER_IMAGE is 0"),
         (["SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
         (["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "50"], "SOLVER.MAX_ITER would have no effect.* SOLVER.EPOCHS is 2"),
+        (["TEST.CROWD.PROTOCOL", "crowdhuman"], 'PROTOCOL is "crowdhuman", must be one of crowddet, dh'),
         (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )

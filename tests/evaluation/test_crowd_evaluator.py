@@ -93,7 +93,7 @@ def test_nan_detections_and_images_without_any_do_not_stop_it(register_dataset, 
 
 def test_unknown_protocol_and_image_are_refused(register_dataset):
     name = register_dataset([(1, [])])
-    with pytest.raises(ValueError, match="crowddet, dh, got 'iter'"):
+    with pytest.raises(ValueError, match='protocol is "iter", must be one of crowddet, dh'):
         CrowdHumanEvaluator(name, protocol="iter")
     with pytest.raises(ValueError, match="image_id 7 "):
         feed(CrowdHumanEvaluator(name), {7: instances([], [])})

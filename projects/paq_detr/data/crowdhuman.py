@@ -68,6 +68,7 @@ class _Image:
     boxes_xyxy: np.ndarray  # (G, 4) of the chosen kind, not clipped
     full_xyxy: np.ndarray | None  # (G, 4) of full bodies, where all boxes have them
     tags: np.ndarray  # (G,)
+    odd_tags: set[str]  # neither a person's nor a mask's
 
 
 class CrowdHumanDataset:
@@ -126,6 +127,7 @@ class CrowdHumanDataset:
             boxes_xyxy=boxes_xyxy_of(boxes, kind, where),
             full_xyxy=boxes_xyxy_of(boxes, "fbox", where) if has_full else None,
             tags=np.array([tag_of(box, kind, where) for box in boxes], dtype=np.int8),
+            odd_tags={str(box["tag"]) for box in boxes} - {"person", "mask"},
         )
 
     def _file_name(self, image: _Image) -> str:
@@ -148,17 +150,18 @@ class CrowdHumanDataset:
         empty = [
             f"{image.where}, {box}"
             for image in images
-            for box, inside in zip(_to_xywh(image.boxes_xyxy), _in_image(image.boxes_xyxy, image.size))
-            if inside[2] == 0 or inside[3] == 0
+            for box, inside, tag in zip(_to_xywh(image.boxes_xyxy), _in_image(image.boxes_xyxy, image.size), image.tags)
+            if tag == 1 and (inside[2] == 0 or inside[3] == 0)
         ]
         if empty:
             examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
-            logger.warning("%s: %d of %d boxes have no area inside their image; they count in evaluation but not in "
-                           "training: %s", self.odgt, len(empty), boxes, examples)  # fmt: skip
-        odd = [image.where for image in images if (image.tags == 0).any()]
+            logger.warning("%s: %d of %d persons have no area inside their image; they count in evaluation but not in "
+                           "training: %s", self.odgt, len(empty), persons, examples)  # fmt: skip
+        odd = [image for image in images if image.odd_tags]
         if odd:
-            logger.warning("%s: %d images hold boxes of the tag 'background', which become ignore regions; the first "
-                           "is %s", self.odgt, len(odd), odd[0])  # fmt: skip
+            tags = sorted(set.union(*(image.odd_tags for image in odd)))
+            logger.warning("%s: %d images hold boxes of the tags %s, which become ignore regions: only 'person' is an "
+                           "object; the first is %s", self.odgt, len(odd), tags, odd[0].where)  # fmt: skip
 
     def _record(self, image: _Image) -> dict:
         height, width = image.size

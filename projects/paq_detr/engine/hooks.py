@@ -50,7 +50,7 @@ class BestCheckpoint(HookBase):
 
     def __init__(self, metric: str):
         self.sign, self.metric = (-1.0, metric[1:]) if metric.startswith("-") else (1.0, metric)
-        self._best, self._seen = -math.inf, -1
+        self._best, self._seen, self._warned = -math.inf, -1, False
 
     def before_train(self) -> None:
         if self.trainer.start_iter and os.path.isfile(self._record):
@@ -70,7 +70,13 @@ class BestCheckpoint(HookBase):
         return os.path.join(self.trainer.cfg.OUTPUT_DIR, "model_best.json")
 
     def _check(self) -> None:
-        value, iteration = self.trainer.storage.latest().get(self.metric, (math.nan, self._seen))
+        latest = self.trainer.storage.latest()
+        if self.metric not in latest and "bbox/AP" in latest and not self._warned:
+            self._warned = True
+            known = ", ".join(name for name in latest if name.startswith(("bbox/", "crowd/", "query_use/")))
+            logger.warning("TEST.BEST_METRIC %s is no result of the evaluation: none is kept as the best; there is %s",
+                           self.metric, known)  # fmt: skip
+        value, iteration = latest.get(self.metric, (math.nan, self._seen))
         if iteration == self._seen:
             return
         self._seen = iteration

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,22 @@ from .errors import UserError
 from .rng import seeded_rng
 
 logger = logging.getLogger(__name__)
+
+
+class NamedFaults:
+    """The batches of ``loader``; an image that cannot be read ends them with one sentence, as UserError."""
+
+    def __init__(self, loader: Iterable):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.loader
+        except ValueError as error:  # the mapper's, perhaps from a worker; the last line names the file
+            raise UserError(f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}.") from error
 
 
 class TrainLoader:

@@ -21,8 +21,9 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_paq_detr_config
+from ..config import add_paq_detr_config, check_choice
 from ..data import register_datasets
+from ..evaluation.crowd_metrics import PROTOCOLS
 from .errors import NonFiniteLossError, UserError
 from .weights import missing_file
 
@@ -60,6 +61,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _check_weights(cfg)
     _check_counts(cfg)
     try:
+        check_choice("TEST.CROWD.PROTOCOL", cfg.TEST.CROWD.PROTOCOL, PROTOCOLS)
         register_datasets(cfg)
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error

@@ -30,7 +30,7 @@ from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .errors import NonFiniteLossError, UserError
 from .hooks import BestCheckpoint, PeriodicCheckpoint, ProgressWriter
-from .loader import TrainLoader
+from .loader import NamedFaults, TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
 from .setup import save_config
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
@@ -83,7 +83,7 @@ class Trainer(TrainerBase):
         self.clip = build_clipper(cfg)
         save_config(cfg)
 
-        self._batches = iter(self.data_loader)
+        self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.register_hooks(self.build_hooks())
@@ -146,10 +146,7 @@ class Trainer(TrainerBase):
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        try:
-            batch = next(self._batches)
-        except ValueError as error:  # the mapper's, perhaps from a worker; the last line names the file
-            raise UserError(f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}.") from error
+        batch = next(self._batches)
         data_time = time.perf_counter() - start
 
         with torch.autocast(**self.autocast):
@@ -229,7 +226,7 @@ class Trainer(TrainerBase):
         for name in cfg.DATASETS.TEST:
             loader = build_detection_test_loader(cfg, name, mapper=DetrDatasetMapper(cfg, False))
             evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
-            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            results[name] = inference_on_dataset(model, NamedFaults(loader), evaluator) or {}
             if comm.is_main_process():
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results

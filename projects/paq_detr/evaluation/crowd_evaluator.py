@@ -16,6 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
+from ..config import check_choice
 from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, describe, evaluate_images, join, summarize
 from .records import Detections, finite_detections, gather_records
 
@@ -42,8 +43,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     """
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, protocol: str = "crowddet"):
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+        check_choice("protocol", protocol, PROTOCOLS)
         self.dataset_name = dataset_name
         self.output_dir = output_dir
         self.protocol = PROTOCOLS[protocol]

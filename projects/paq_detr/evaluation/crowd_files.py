@@ -62,6 +62,8 @@ class Annotations:
 
     def place_of(self, key: Hashable, where: str) -> int:
         """Place of an image in the file. An integer may be the image's number, counted from 1, as in COCO forms."""
+        if not isinstance(key, (str, int)):
+            raise ValueError(f"{where}: an image's name must be text or a number, got {key!r}")
         place = self._places.get(key)
         if place is None and self._numbered and isinstance(key, int) and 1 <= key <= len(self.ids):
             return key - 1
@@ -124,8 +126,9 @@ class JsonLines:
         if "gtboxes" not in record:
             return None
         boxes, box = record["gtboxes"], self.annotations.box
+        boxes_xyxy = _boxes(boxes, box, where)
         tags = [b["tag"] if isinstance(b.get("tag"), int) else tag_of(b, box, where) for b in boxes]
-        return Truth(_boxes(boxes, box, where), np.array(tags, dtype=np.int8))
+        return Truth(boxes_xyxy, np.array(tags, dtype=np.int8))
 
 
 class CocoResults:
@@ -164,6 +167,8 @@ def open_detections(path: str, annotations: Annotations) -> JsonLines | CocoResu
 
 def _boxes(entries: list[dict], kind: str, where: str) -> np.ndarray:
     """(G, 4) xyxy of entries that hold xywh under ``kind`` or, in dumps, under "box"."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{where}: boxes that are no list of objects: {str(entries)[:60]}")
     in_dump = entries and kind not in entries[0] and "box" in entries[0]
     return boxes_xyxy_of(entries, "box" if in_dump else kind, where)
 
