@@ -6,6 +6,7 @@ Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER
 default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
 """
 
+import math
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode as CN
@@ -31,6 +32,20 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if value not in choices:
         raise ValueError(f'{key} is "{value}", must be one of {", ".join(choices)}')
+    return value
+
+
+def check_range(key: str, value: float, interval: str) -> float:
+    """``value`` of the config key ``key``, if it lies in ``interval``, such as "(0, 1]" or "[1, inf)".
+
+    Raises:
+        ValueError: naming the key, the value and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+        raise ValueError(f"{key} is {value}, must be {f'at least {low:g}' if high == math.inf else f'in {interval}'}")
     return value
 
 

@@ -4,6 +4,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 import torch
@@ -25,7 +26,20 @@ from paq_detr.modeling.backbone import FrozenStatsBatchNorm2d, build_backbone
 from paq_detr.modeling.queries import token_priors
 from paq_detr.structures import QuerySet
 
-from .conftest import ANCHORS, PLUSPLUS, REFINE, SINGLE_STAGE, TWO_STAGE, make_image, make_model, wake_up
+from .conftest import (
+    ANCHORS,
+    ASSIGNMENT,
+    DEHOMO,
+    HYBRID,
+    PATTERNS,
+    PLUSPLUS,
+    REFINE,
+    SINGLE_STAGE,
+    TWO_STAGE,
+    make_image,
+    make_model,
+    wake_up,
+)
 
 
 def test_inverse_sigmoid_undoes_sigmoid_and_is_bounded_by_its_eps():
@@ -157,10 +171,38 @@ def test_only_the_test_layers_run_at_inference(two_images):
     assert len(model.routes[0].decoder.layers) == len(model.routes[0].decoder.box_heads) == 2
 
 
+@pytest.mark.parametrize("count", [4, -1])
 @pytest.mark.parametrize("key", ["BOX_LAYERS", "TEST_LAYERS"])
-def test_a_layer_count_beyond_the_layers_is_named(key):
-    with pytest.raises(ValueError, match=f"DECODER.{key} is 4, must be at most the number of layers, 3"):
-        make_model(PLUSPLUS, **{f"MODEL.DETR.DECODER.{key}": 4})
+def test_a_layer_count_beyond_the_layers_is_named(key, count):
+    with pytest.raises(ValueError, match=rf"DECODER.{key} is {count}, must be in 0..3 \(0: all layers\)"):
+        make_model(PLUSPLUS, **{f"MODEL.DETR.DECODER.{key}": count})
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value", "wanted"),
+    [
+        (DEHOMO, "DEHOMO.NUM_NEIGHBORS", 0, "at least 1"),
+        (DEHOMO, "DEHOMO.IOU_THRESHOLD", 2.0, "in (0, 1]"),
+        (DEHOMO, "DEHOMO.LOW_SCORE", 1.5, "in [0, 1)"),
+        (DEHOMO, "DEHOMO.FLOOR_SCORE", 1.0, "in [0, 1)"),
+        (DEHOMO, "SOFT_TARGET.MIN", 2.0, "in [-1, 1]"),
+        (DEHOMO, "SOFT_TARGET.MIN", -5.0, "in [-1, 1]"),
+        (DEHOMO, "QUERIES.NUM_TEST", -4, "at least 0"),
+        (DEHOMO, "DEHOMO.LAYERS", [1, 2], "different whole numbers in 2..3"),
+        (DEHOMO, "DEHOMO.LAYERS", [2, 4], "different whole numbers in 2..3"),
+        (DEHOMO, "DEHOMO.LAYERS", [2, 2], "different whole numbers in 2..3"),
+        (DEHOMO, "DEHOMO.LAYERS", [2.5], "different whole numbers in 2..3"),
+        (DEHOMO, "DEHOMO.LAYERS", ["a"], "different whole numbers in 2..3"),
+        ({**PLUSPLUS, **PATTERNS}, "PATTERNS.NUM", 0, "at least 1"),
+        ({**PLUSPLUS, **ASSIGNMENT}, "QUALITY_ASSIGNMENT.K", 0, "at least 1"),
+        ({**PLUSPLUS, **ASSIGNMENT}, "QUALITY_ASSIGNMENT.MIN_COUNT", 0, "at least 1"),
+        ({**PLUSPLUS, **HYBRID}, "HYBRID.COPIES", 0, "at least 1"),
+        ({**PLUSPLUS, **HYBRID}, "HYBRID.NUM_QUERIES", 0, "at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_named_when_the_model_is_built(options, key, value, wanted):
+    with pytest.raises(ValueError, match=re.escape(f"{key} is {value}, must be {wanted}")):
+        make_model(options, **{f"MODEL.DETR.{key}": value})
 
 
 def test_another_number_of_queries_at_inference(two_images):

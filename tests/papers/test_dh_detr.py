@@ -332,13 +332,6 @@ def test_training_logs_how_many_queries_are_alive():
     assert 1 == logged["alive_share/layer1"] > logged["alive_share/layer2"] > logged["alive_share/final"] > 0
 
 
-def test_the_first_layer_cannot_have_a_generator():
-    with pytest.raises(ValueError, match=r"DEHOMO.LAYERS names layer 1, must be in 2..3"):
-        make_model({**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [1, 2]})
-    with pytest.raises(ValueError, match=r"DEHOMO.LAYERS names layer 4"):
-        make_model({**DEHOMO, "MODEL.DETR.DEHOMO.LAYERS": [4]})
-
-
 def test_masked_query_groups_are_refused():
     model, images = woken()
     memory = model.encode(model.preprocess(images))
@@ -432,11 +425,11 @@ def test_with_hard_targets_it_is_the_focal_loss():
 )
 def test_the_target_is_the_giou_and_never_below_its_least(box, wanted, giou, loss):
     box, wanted, zero = torch.tensor([box]), torch.tensor([wanted]), torch.zeros(1)
-    released = SoftFocalLoss(least=-1.0)
+    released = SoftFocalLoss(min_target=-1.0)
     assert released.quality(box, wanted).item() == pytest.approx(giou, abs=1e-5)
     assert released(zero, zero, released.quality(box, wanted)).item() == pytest.approx(loss, abs=1e-5)
     assert SoftFocalLoss().quality(box, wanted).item() == pytest.approx(max(giou, 0), abs=1e-5)
-    assert SoftFocalLoss(least=0.1).quality(box, wanted).item() == pytest.approx(max(giou, 0.1), abs=1e-5)
+    assert SoftFocalLoss(min_target=0.1).quality(box, wanted).item() == pytest.approx(max(giou, 0.1), abs=1e-5)
     overlap = iou(box[0].tolist(), wanted[0].tolist())
     assert SoftFocalLoss("iou").quality(box, wanted).item() == pytest.approx(overlap, abs=1e-5)
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import yaml
@@ -21,7 +22,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_paq_detr_config, check_choice
+from ..config import add_paq_detr_config, check_choice, check_range
 from ..data import register_datasets
 from ..evaluation.crowd_metrics import PROTOCOLS
 from .errors import NonFiniteLossError, UserError
@@ -38,6 +39,16 @@ IDLE_KEYS = (
     "TEST.EXPECTED_RESULTS",
     "TEST.PRECISE_BN.ENABLED",
     "VIS_PERIOD",
+)
+
+POSITIVE_KEYS = (
+    "MODEL.DETR.DECODER.NUM_LAYERS",
+    "MODEL.DETR.NUM_HEADS",
+    "MODEL.DETR.QUERIES.NUM",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.IMS_PER_BATCH",
+    "SOLVER.MAX_ITER",
+    "TEST.DETECTIONS_PER_IMAGE",
 )
 
 
@@ -59,8 +70,8 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
-    _check_counts(cfg)
     try:
+        _check_counts(cfg)
         check_choice("TEST.CROWD.PROTOCOL", cfg.TEST.CROWD.PROTOCOL, PROTOCOLS)
         register_datasets(cfg)
     except (OSError, ValueError) as error:
@@ -146,16 +157,13 @@ def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
 
 def _check_counts(cfg: CfgNode) -> None:
     """Numbers that would only fail after minutes, or in a part that does not know their key."""
-    for key in ("MODEL.DETR.QUERIES.NUM", "TEST.DETECTIONS_PER_IMAGE", "SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER"):
-        value = cfg
-        for part in key.split("."):
-            value = value[part]
-        if value < 1:
-            raise UserError(f"{key} is {value}, must be at least 1.")
+    for key in POSITIVE_KEYS:
+        check_range(key, _value(cfg, key), "[1, inf)")
+    check_range("DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS, "[0, inf)")
     if cfg.MODEL.DETR.HIDDEN_DIM % 32 or cfg.MODEL.DETR.HIDDEN_DIM % cfg.MODEL.DETR.NUM_HEADS:
-        raise UserError(
+        raise ValueError(
             f"MODEL.DETR.HIDDEN_DIM is {cfg.MODEL.DETR.HIDDEN_DIM}, must be divisible by 32 (group norm) and by "
-            f"MODEL.DETR.NUM_HEADS {cfg.MODEL.DETR.NUM_HEADS}."
+            f"MODEL.DETR.NUM_HEADS {cfg.MODEL.DETR.NUM_HEADS}"
         )
 
 
@@ -178,11 +186,14 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
 def _warn_of_idle_keys(cfg: CfgNode) -> None:
     default = get_cfg()
     for key in IDLE_KEYS:
-        values = [functools.reduce(getattr, key.split("."), node) for node in (cfg, default)]
-        if values[0] != values[1]:
+        if _value(cfg, key) != _value(default, key):
             logger.warning("%s is a key of Detectron2's that has no effect on this trainer", key)
 
 

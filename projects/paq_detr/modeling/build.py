@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..config import check_choice
+from ..config import check_choice, check_range
 from ..layers import LogitCodec
 from ..papers import dh_detr, paq
 from .decoder import Decoder, DecoderLayer, build_decoder_layer
@@ -101,7 +101,7 @@ def build_query_source(cfg, num_classes: int, encoder_assigner: Assigner) -> nn.
             assigner=encoder_assigner,
             loss_scale=D.LOSS.ENCODER_SCALE,
             classification=dh_detr.SoftFocalLoss(T.MEASURE, T.GRADIENT, T.MIN) if T.ENABLED else None,
-            num_queries_test=D.QUERIES.NUM_TEST or None,
+            num_queries_test=check_range("QUERIES.NUM_TEST", D.QUERIES.NUM_TEST, "[0, inf)") or None,
             eps=D.INVERSE_SIGMOID_EPS,
         )
     for key, value in (("SOFT_TARGET.ENABLED", T.ENABLED), ("QUERIES.NUM_TEST", D.QUERIES.NUM_TEST)):
@@ -152,9 +152,10 @@ def build_decoder_layers(cfg) -> list[DecoderLayer]:
         )
         for _ in range(D.DECODER.NUM_LAYERS)
     ]
+    allowed = all(isinstance(number, int) and 2 <= number <= len(layers) for number in H.LAYERS)
+    if not allowed or len(set(H.LAYERS)) < len(H.LAYERS):
+        raise ValueError(f"DEHOMO.LAYERS is {list(H.LAYERS)}, must be different whole numbers in 2..{len(layers)}")
     for number in H.LAYERS:
-        if not 2 <= number <= len(layers):
-            raise ValueError(f"DEHOMO.LAYERS names layer {number}, must be in 2..{len(layers)}, after a first one")
         generator = dh_detr.DehomoGenerator(
             D.HIDDEN_DIM,
             num_neighbors=H.NUM_NEIGHBORS,

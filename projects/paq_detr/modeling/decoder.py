@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         self.box_layers, self.test_layers = box_layers or len(layers), test_layers or len(layers)
         for key, count in (("BOX_LAYERS", self.box_layers), ("TEST_LAYERS", self.test_layers)):
             if not 1 <= count <= len(layers):
-                raise ValueError(f"DECODER.{key} is {count}, must be at most the number of layers, {len(layers)}")
+                raise ValueError(f"DECODER.{key} is {count}, must be in 0..{len(layers)} (0: all layers)")
         wanted = (("class_heads", class_heads, len(layers)), ("box_heads", box_heads, self.box_layers))
         for name, heads, count in wanted:
             if len(heads) not in (1, count):

@@ -13,7 +13,7 @@
 
 The numbers are those of the authors' release (config.py there); papers/README.md lists where code and we differ.
 
-Shape legend: B images, N queries, K neighbour slots, C channels, L stacked layers, M objects of the batch, P pairs.
+Shape legend: B images, N queries, K neighbour slots, C channels, L stacked layers, M objects of the batch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from .. import ops
-from ..config import check_choice
+from ..config import check_choice, check_range
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_iou
 from ..modeling.decoder import DecoderLayer
 from ..modeling.losses import ClassificationLoss
@@ -59,7 +59,9 @@ class DehomoGenerator(nn.Module):
                 scores exchange nothing, so that twins stay twins.
         """
         super().__init__()
-        self.num_neighbors, self.iou_threshold, self.low_score = num_neighbors, iou_threshold, low_score
+        self.num_neighbors = check_range("DEHOMO.NUM_NEIGHBORS", num_neighbors, "[1, inf)")
+        self.iou_threshold = check_range("DEHOMO.IOU_THRESHOLD", iou_threshold, "(0, 1]")
+        self.low_score = check_range("DEHOMO.LOW_SCORE", low_score, "[0, 1)")
         self.zero_fill, self.break_ties = zero_fill, break_ties
         self.identity = MLP(embed_dim, embed_dim, embed_dim, 2)
         self.identity_norm = nn.LayerNorm(embed_dim)
@@ -107,7 +109,7 @@ class DehomoLayer(DecoderLayer):
 
     def __init__(self, layer: DecoderLayer, generator: DehomoGenerator, embed_dim: int, floor_score: float = 0.05):
         super().__init__(layer.interaction, layer.cross_attention, layer.ffn)
-        self.generator, self.floor_score = generator, floor_score
+        self.generator, self.floor_score = generator, check_range("DEHOMO.FLOOR_SCORE", floor_score, "[0, 1)")
         self.norm = nn.LayerNorm(embed_dim)
 
     def alive(self, queries: QuerySet, previous: LayerOutput | None) -> Tensor:
@@ -164,7 +166,7 @@ class SoftFocalLoss(ClassificationLoss):
         self,
         measure: str = "giou",
         target_gradient: bool = False,
-        least: float = 0.0,
+        min_target: float = 0.0,
         alpha: float = 0.25,
         gamma: float = 2.0,
     ):
@@ -172,10 +174,11 @@ class SoftFocalLoss(ClassificationLoss):
         Args:
             measure: "giou" or "iou".
             target_gradient: the boxes also learn from this loss, as released.
-            least: smallest target of a matched box; -1 for the release's unclamped GIoU.
+            min_target: smallest target of a matched box; -1 for the release's unclamped GIoU.
         """
         self.measure = check_choice("SOFT_TARGET.MEASURE", measure, ("giou", "iou"))
-        self.target_gradient, self.least = target_gradient, least
+        self.target_gradient = target_gradient
+        self.min_target = check_range("SOFT_TARGET.MIN", min_target, "[-1, 1]")
         self.alpha, self.gamma = alpha, gamma
 
     def quality(self, boxes: Tensor, wanted: Tensor) -> Tensor:
@@ -184,7 +187,7 @@ class SoftFocalLoss(ClassificationLoss):
             overlap = paired_iou(boxes, wanted)
         else:
             overlap = 1 - generalized_box_iou_loss(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(wanted))
-        return overlap.clamp(min=self.least)
+        return overlap.clamp(min=self.min_target)
 
     def __call__(self, logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
         p, t = logits.sigmoid(), quality

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..config import check_choice
+from ..config import check_choice, check_range
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.decoder import Decoder
@@ -111,6 +111,7 @@ class WeightGenerator(nn.Module):
             masked_pool: pool over valid pixels only, ours; False pools over the padding as well.
         """
         super().__init__()
+        check_range("PATTERNS.NUM", num_patterns, "[1, inf)")
         self.masked_pool = masked_pool
         fusions = {"full": MultiScaleFusion, "mean": MeanToken}
         heads = {"full": FullHead, "factored": FactoredHead}
@@ -260,11 +261,9 @@ class QualityCountAssigner:
         max_share: float = 0.5,
     ):
         check_choice("QUALITY_ASSIGNMENT.SELECT", select, ("hungarian", "score"))
-        if k < 1:
-            raise ValueError(f"QUALITY_ASSIGNMENT.K is {k}, must be at least 1")
-        if min_count < 1:
-            raise ValueError(f"QUALITY_ASSIGNMENT.MIN_COUNT is {min_count}, must be at least 1")
-        self.cost, self.gamma, self.k, self.min_count = cost, gamma, k, min_count
+        self.cost, self.gamma = cost, gamma
+        self.k = check_range("QUALITY_ASSIGNMENT.K", k, "[1, inf)")
+        self.min_count = check_range("QUALITY_ASSIGNMENT.MIN_COUNT", min_count, "[1, inf)")
         self.select, self.max_share = select, max_share
 
     def measure(self, output: LayerOutput, targets: Targets) -> tuple[Tensor, ...]:
@@ -356,6 +355,8 @@ def build_hybrid_route(
     """
     if not isinstance(source, EncoderTopN):
         raise ValueError("HYBRID.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
+    check_range("HYBRID.NUM_QUERIES", num_queries, "[1, inf)")
+    check_range("HYBRID.COPIES", copies, "[1, inf)")
     assigner = HungarianAssigner(cost, copies)
     return Route(
         name="hybrid",
