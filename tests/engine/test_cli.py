@@ -63,6 +63,18 @@ def test_a_wrong_config_file_gives_one_sentence(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_whole_number_is_taken_where_a_float_is_wanted(tmp_path, make_cfg):
+    path = tmp_path / "whole.yaml"
+    path.write_text("MODEL: {DETR: {LOSS: {CLASS_WEIGHT: 1}, SOFT_TARGET: {MIN: -1}}}\nDATASETS: {TRAIN: [], TEST: []}")
+    cfg = setup_config(Namespace(config_file=str(path), opts=["SOLVER.BASE_LR", "1", "MODEL.DETR.LOSS.L1_WEIGHT", "2"]))
+    D = cfg.MODEL.DETR
+    found = (D.LOSS.CLASS_WEIGHT, D.SOFT_TARGET.MIN, cfg.SOLVER.BASE_LR, D.LOSS.L1_WEIGHT)
+    assert found == (1, -1, 1, 2) and {type(value) for value in found} == {float}
+    assert make_cfg("SOLVER.MAX_ITER", "3").SOLVER.MAX_ITER == 3
+    with pytest.raises(UserError, match="SOLVER.MAX_ITER cannot be '1.5'"):
+        make_cfg("SOLVER.MAX_ITER", "1.5")
+
+
 def test_a_missing_config_file_is_named_with_the_nearest(config_file):
     wrong = config_file.replace("tiny.yaml", "tinny.yaml")
     with pytest.raises(UserError, match=f"{wrong} does not exist .did you mean {config_file}"):

@@ -124,12 +124,24 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
         raise UserError(f"The config file {path} does not exist{hint}.")
     try:
-        cfg.merge_from_file(path)
+        given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=True))
+        _whole_numbers_to_floats(given, cfg)
+        cfg.merge_from_other_cfg(given)
     except KeyError as error:
         key = re.search(r"[Nn]on-existent config key: ([\w.]+)", str(error))
         raise UserError(f"{path}: {_unknown(cfg, key[1]) if key else error}.") from error
     except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
+
+
+def _whole_numbers_to_floats(given: CfgNode, cfg: CfgNode) -> None:
+    """1 means 1.0 where ``cfg`` holds a float; without this yacs refuses it."""
+    for name, value in given.items():
+        now = cfg.get(name)
+        if isinstance(value, CfgNode) and isinstance(now, CfgNode):
+            _whole_numbers_to_floats(value, now)
+        elif type(value) is int and isinstance(now, float):
+            given[name] = float(value)
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
@@ -139,6 +151,8 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
             raise UserError(f"{_unknown(cfg, key)}.")
+        if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value):
+            value = float(value)
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, TypeError, AssertionError) as error:
