@@ -122,3 +122,10 @@ def test_a_drop_at_the_end_is_no_drop(cfg):
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     build_scheduler(cfg, optimizer)
     assert optimizer.param_groups[0]["lr"] == 1.0
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_warm_up_longer_than_the_training_is_said(cfg, caplog, warmup):
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 3, (), warmup
+    build_scheduler(cfg, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+    assert ("never reaches SOLVER.BASE_LR 0.0002: SOLVER.WARMUP_ITERS is 3" in caplog.text) == bool(warmup)

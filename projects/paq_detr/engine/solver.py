@@ -98,6 +98,11 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
             "of the learning rate's drops at SOLVER.STEPS %s, training ends at MAX_ITER %d before %s",
             *(list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER, [s for s in cfg.SOLVER.STEPS if s not in steps]),
         )
+    if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+        logger.warning(
+            "the learning rate never reaches SOLVER.BASE_LR %g: SOLVER.WARMUP_ITERS is %d, and training ends at MAX_ITER %d",
+            *(cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
+        )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.STEPS = tuple(steps)
