@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[2]
         (["DATALOADER.NUM_WORKERS", "-1"], "DATALOADER.NUM_WORKERS is -1, must be at least 0"),
         (["SOLVER.EPOCHS", "2", "SOLVER.MAX_ITER", "50"], "SOLVER.MAX_ITER would have no effect.* SOLVER.EPOCHS is 2"),
         (["TEST.CROWD.PROTOCOL", "crowdhuman"], 'PROTOCOL is "crowdhuman", must be one of crowddet, dh'),
+        (["TEST.BEST_METRIC", "crowd/MR"], "BEST_METRIC is crowd/MR, but a lower MR is better: write -crowd/MR"),
+        (["TEST.BEST_METRIC", "my_val/crowd/MR-crowded0.3"], "a lower MR is better"),
         (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )
@@ -126,6 +128,25 @@ def test_train_net_says_what_is_wrong_without_a_traceback(config_file):
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("train_net: There is no config key SOLVER.MAX_ITERS")
     assert "Traceback" not in result.stderr
+
+
+def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_log(config_file, tmp_path):
+    # A learning rate without measure makes the loss infinite within a few steps.
+    options = (
+        "SOLVER.BASE_LR",
+        "1e30",
+        "SOLVER.MAX_ITER",
+        20,
+        "SOLVER.STEPS",
+        "[]",
+        "SOLVER.CLIP_GRADIENTS.ENABLED",
+        False,
+    )
+    result = run_train_net("--config-file", config_file, *options, "DATASETS.TEST", "[]", "OUTPUT_DIR", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("train_net: Training stopped at iteration")
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "Training stopped at iteration" in (tmp_path / "log.txt").read_text()
 
 
 def test_train_net_trains_and_evaluates_what_it_wrote(config_file, tmp_path):

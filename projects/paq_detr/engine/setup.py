@@ -70,6 +70,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
+    _check_best_metric(cfg.TEST.BEST_METRIC)
     try:
         _check_counts(cfg)
         check_choice("TEST.CROWD.PROTOCOL", cfg.TEST.CROWD.PROTOCOL, PROTOCOLS)
@@ -91,9 +92,18 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     for name in ("fvcore", "detectron2", "paq_detr"):
         logging.getLogger(name).handlers.clear()  # of setup_config, which had no folder yet
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(_expected_error_to_sentence)
     logger.info("Command line: %s", args)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def _expected_error_to_sentence(record: logging.LogRecord) -> bool:
+    """A filter for Detectron2's loop, which logs the traceback of whatever ends a training."""
+    error = record.exc_info and record.exc_info[1]
+    if isinstance(error, (UserError, NonFiniteLossError)):
+        record.msg, record.exc_info = str(error), None
+    return True
 
 
 def save_config(cfg: CfgNode) -> None:
@@ -179,6 +189,12 @@ def _check_counts(cfg: CfgNode) -> None:
             f"MODEL.DETR.HIDDEN_DIM is {cfg.MODEL.DETR.HIDDEN_DIM}, must be divisible by 32 (group norm) and by "
             f"MODEL.DETR.NUM_HEADS {cfg.MODEL.DETR.NUM_HEADS}"
         )
+
+
+def _check_best_metric(metric: str) -> None:
+    """MR is the one metric here of which less is better; without its minus the worst weights would be kept."""
+    if re.match(r"MR(-|$)", metric.split("/")[-1]) and not metric.startswith("-"):
+        raise UserError(f"TEST.BEST_METRIC is {metric}, but a lower MR is better: write -{metric}.")
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:
