@@ -6,9 +6,11 @@ import os
 import pytest
 import torch
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
 from paq_detr.engine import NonFiniteLossError, Trainer, UserError
 from paq_detr.engine.checkpoint import DetrCheckpointer
+from paq_detr.engine.hooks import MetricsWriter
 from paq_detr.modeling.heads import ClassHead
 
 
@@ -212,6 +214,31 @@ def test_progress_is_one_short_line_whatever_the_number_of_losses(make_cfg, capl
     assert len(lines) == 1
     assert lines[0].startswith("iteration 2/2; loss ") and "last layer: class " in lines[0]
     assert "layer1" not in lines[0]
+
+
+def test_the_progress_line_tells_how_many_queries_dh_detr_keeps(make_cfg, caplog):
+    dehomo = ("MODEL.DETR.DEHOMO.LAYERS", "[2]", "MODEL.DETR.DEHOMO.FLOOR_SCORE", 0.9)
+    for options in (dehomo, ()):
+        with caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
+            train(make_cfg("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", *options))
+    dh, without = [record.getMessage() for record in caplog.records if "iteration 1/1" in record.getMessage()]
+    assert "; 0.0% of the queries alive in the last layer; " in dh and "alive" not in without
+
+
+def test_metrics_json_has_null_for_what_is_not_finite(tmp_path):
+    writer = MetricsWriter(str(tmp_path / "metrics.json"))
+    with EventStorage() as storage:
+        storage.put_scalars(loss=2.0)
+        writer.write()
+        storage.step()
+        storage.put_scalars(**{"crowd/AP": 50.0, "crowd/MR": float("nan"), "grad_norm": float("inf")})
+        writer.write()
+        writer.write()  # nothing new
+    writer.close()
+    assert [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()] == [
+        {"iteration": 0, "loss": 2.0},
+        {"iteration": 1, "crowd/AP": 50.0, "crowd/MR": None, "grad_norm": None},
+    ]
 
 
 @pytest.mark.gpu

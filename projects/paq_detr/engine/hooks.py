@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks that Detectron2 0.6 has not, or has in a form that an exact resume cannot use, and a short progress line."""
+"""Hooks that Detectron2 0.6 has not, or has in a form that an exact resume cannot use, and two writers: metrics.json
+and a short progress line."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import json
 import logging
 import math
 import os
+from collections import defaultdict
 
 import torch
 from detectron2.engine import HookBase
@@ -89,6 +91,26 @@ class BestCheckpoint(HookBase):
                 json.dump(record, file)
 
 
+class MetricsWriter(EventWriter):
+    """metrics.json: a line of JSON per logged iteration, null for a value that is not finite (JSON has no NaN)."""
+
+    def __init__(self, path: str):
+        self._file, self._written = open(path, "a"), -1
+
+    def write(self) -> None:
+        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
+        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(20).items():
+            if iteration > self._written:
+                lines[iteration][name] = value if math.isfinite(value) else None
+        for iteration, scalars in lines.items():
+            self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
+        self._file.flush()
+        self._written = max(lines, default=self._written)
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class ProgressWriter(EventWriter):
     """One line of progress: the total loss, the terms of the last decoder layer, speed and time left.
 
@@ -110,6 +132,10 @@ class ProgressWriter(EventWriter):
             terms = [name for name in scalars if name.startswith("loss_") and name.endswith("/final")]
             shown = [f"{name[len('loss_') : -len('/final')]} {scalars[name].median(20):.3f}" for name in terms]
             parts.append(f"loss {scalars['total_loss'].median(20):.3f} (last layer: {', '.join(shown)})")
+        if (
+            "alive_share/final" in scalars and scalars["alive_share/final"].latest() < 1
+        ):  # DEHOMO.FLOOR_SCORE drops some
+            parts.append(f"{scalars['alive_share/final'].latest():.1%} of the queries alive in the last layer")
         if "time" in scalars:
             seconds = scalars["time"].median(100)
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - done)))

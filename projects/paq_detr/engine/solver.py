@@ -100,7 +100,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
         )
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logger.warning(
-            "the learning rate never reaches SOLVER.BASE_LR %g: SOLVER.WARMUP_ITERS is %d, and training ends at MAX_ITER %d",
+            "the learning rate never reaches SOLVER.BASE_LR %g: SOLVER.WARMUP_ITERS is %d, SOLVER.MAX_ITER %d",
             *(cfg.SOLVER.BASE_LR, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER),
         )
     cfg = cfg.clone()

@@ -20,7 +20,7 @@ from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import JSONWriter, TensorboardXWriter
+from detectron2.utils.events import TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +29,7 @@ from ..data.mapper import DetrDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .errors import NonFiniteLossError, UserError
-from .hooks import BestCheckpoint, PeriodicCheckpoint, ProgressWriter
+from .hooks import BestCheckpoint, MetricsWriter, PeriodicCheckpoint, ProgressWriter
 from .loader import NamedFaults, TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
 from .setup import save_config
@@ -133,7 +133,7 @@ class Trainer(TrainerBase):
                 built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
             writers = [
                 ProgressWriter(self.max_iter),
-                JSONWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
+                MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
                 TensorboardXWriter(cfg.OUTPUT_DIR),
             ]
             built.append(hooks.PeriodicWriter(writers, period=20))
