@@ -12,7 +12,6 @@ json) names the machine, the command and every run's own figures.
 
 import argparse
 import json
-import math
 import os
 import platform
 import shlex
@@ -37,8 +36,8 @@ COLUMNS = (
 )
 
 
-def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float]:
-    """Final metrics of one run: the last line of its metrics.json that holds an evaluation, and its wall time."""
+def train(config: Path, seed: int, folder: Path, threads: int, options: list[str]) -> dict[str, float | None]:
+    """Final metrics of one run (None: not defined): the last evaluation in its metrics.json, and its wall time."""
     metrics_file, done, recipe = folder / "metrics.json", folder / "seconds.txt", folder / "recipe.txt"
     wanted = shlex.join([str(config), str(seed), *options])
     if done.exists() and recipe.read_text() != wanted:
@@ -52,13 +51,13 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
         command += ["OUTPUT_DIR", folder, "SEED", str(seed)]
         start = time.monotonic()
         with open(folder / "stdout.txt", "w") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
         if code:
             raise SystemExit(f"compare: the run in {folder} ended with {code}; its output is in {folder}/stdout.txt")
         recipe.write_text(wanted)
         done.write_text(f"{time.monotonic() - start:.0f}\n")
-    lines = [json.loads(line) for line in metrics_file.read_text().splitlines()]
+    lines = [json.loads(line, parse_constant=lambda _: None) for line in metrics_file.read_text().splitlines()]
     final = [line for line in lines if "bbox/AP" in line][-1]
     found = {name: final[name] for name in COLUMNS if name in final}
     return {**found, "parameters": count_parameters(folder / "config.yaml"), "seconds": float(done.read_text())}
@@ -75,7 +74,7 @@ def count_parameters(config: Path) -> float:
     return sum(parameter.numel() for parameter in model.parameters()) / 1e6
 
 
-def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) -> str:
+def table(results: dict[str, dict[int, dict[str, float | None]]], decimals: int = 2) -> str:
     """Markdown: a row per config, mean +- sample standard deviation over the seeds."""
     measured = {name for runs in results.values() for run in runs.values() for name in run}
     names = [name for name in COLUMNS if name in measured]
@@ -83,7 +82,7 @@ def table(results: dict[str, dict[int, dict[str, float]]], decimals: int = 2) ->
     for config, runs in results.items():
         cells = []
         for name in names:
-            values = [run[name] for run in runs.values() if math.isfinite(run.get(name, math.nan))]
+            values = [run[name] for run in runs.values() if run.get(name) is not None]
             cell = f"{statistics.mean(values):.{decimals}f}" if values else "-"
             cell += f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
             cells.append(cell + (f" ({len(values)} of {len(runs)} seeds)" if len(values) < len(runs) else ""))
@@ -96,30 +95,34 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", type=Path, required=True, help="yaml files of different names")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs and the table")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; the processors are shared among them")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the processors (or OMP_NUM_THREADS)"
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every run")
     args = parser.parse_args()
     missing = [str(path) for path in args.configs if not path.is_file()]
     if missing or len({path.stem for path in args.configs}) < len(args.configs):
         parser.error(f"no such config: {', '.join(missing)}" if missing else "two configs have the same file name")
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}, must be at least 1")
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     # Seed by seed, so that a comparison that is cut off still holds whole seeds.
     runs = [(config, seed) for seed in args.seeds for config in args.configs]
 
-    def run(job: tuple[Path, int]) -> dict[str, float]:
+    def run(job: tuple[Path, int]) -> dict[str, float | None]:
         config, seed = job
         return train(config, seed, args.output / f"{config.stem}_seed{seed}", threads, args.options)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         figures = list(pool.map(run, runs))
-    results: dict[str, dict[int, dict[str, float]]] = {config.stem: {} for config in args.configs}
+    results: dict[str, dict[int, dict[str, float | None]]] = {config.stem: {} for config in args.configs}
     for (config, seed), metrics in zip(runs, figures):
         results[config.stem][seed] = metrics
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, " + (
         torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     )
     report = {"command": shlex.join(sys.argv), "machine": machine, "results": results}
-    (args.output / "comparison.json").write_text(json.dumps(report, indent=1))
+    (args.output / "comparison.json").write_text(json.dumps(report, indent=1, allow_nan=False))
     about = f"Seeds {args.seeds}, mean ± sample standard deviation; parameters in millions; seconds of wall clock with "
     text = f"{table(results)}\n\n{about}{args.jobs} runs at a time; {machine}.\n"
     (args.output / "comparison.md").write_text(text)
