@@ -18,16 +18,8 @@ import argparse
 import json
 import os
 
-from paq_detr.data.odgt import (
-    boxes_xyxy_of,
-    open_file,
-    parse_json,
-    read_odgt,
-    size_of,
-    sizes_of_pictures,
-    tag_of,
-    value_of,
-)
+from paq_detr.data.json_file import open_file, parse_json, value_of
+from paq_detr.data.odgt import boxes_xyxy_of, read_odgt, size_of, sizes_of_pictures, tag_of
 
 BOX_KEYS = {"bbox": "fbox", "bbox_vis": "vbox", "bbox_head": "hbox"}
 KEPT_KEYS = ("tag", "extra", "head_attr")

@@ -24,6 +24,13 @@ def test_class_names_come_from_the_training_dataset(cfg, content, save):
     assert cfg.MODEL.DETR.CLASS_NAMES == ["dust", "fibre", "cell"]
 
 
+def test_an_unknown_dataset_is_told_where_datasets_are_registered(cfg):
+    cfg.DATASETS.TRAIN = ("nowhere",)
+    text = r"'nowhere', which is not registered \(DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more\)$"
+    with pytest.raises(ValueError, match=text):
+        register_datasets(cfg)
+
+
 def test_a_frozen_cfg_is_filled_and_stays_frozen(cfg):
     cfg.freeze()
     register_datasets(cfg)

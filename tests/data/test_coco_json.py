@@ -1,8 +1,10 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import codecs
 import json
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -123,7 +125,7 @@ def _no_section(key):
         (_drop("images", 0, "id"), "image entry without 'id'"),
         (_drop("annotations", 1, "bbox"), "annotation entry without 'bbox'"),
         (_drop("categories", 1, "name"), "category entry without 'name'"),
-        (_set("images", 1, "width", 0), "image 9 has the width 0 and the height 50"),
+        (_set("images", 1, "width", 0), "image 9 has the width 0 and the height 50, which must be positive integers"),
         (_set("images", 1, "height", "50"), "image 9 has the width 20 and the height '50'"),
         (_set("images", 1, "id", 5), "two entries have the image id 5"),
         (_set("annotations", 1, "id", 1), "two entries have the annotation id 1"),
@@ -156,12 +158,21 @@ def test_a_missing_json_or_folder_is_named(content, save):
         register_coco_json("cells", path, "nowhere")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{broken", "is not valid json"), ("[]", "top level must be an object")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{broken", "not valid json: .* at column 2$"), ("[]", "top level must be an object")]
+)
 def test_a_broken_json_is_named(tmp_path, text, message):
     path = tmp_path / "broken.json"
     path.write_text(text)
     with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{message}"):
         register_coco_json("cells", str(path), str(tmp_path))
+
+
+def test_a_byte_order_mark_is_read_over(content, save):
+    path, root = save(content)
+    Path(path).write_bytes(codecs.BOM_UTF8 + Path(path).read_bytes())
+    register_coco_json("cells", path, root)
+    assert MetadataCatalog.get("cells").thing_classes == ["dust", "fibre", "cell"]
 
 
 def test_a_missing_size_of_an_unreadable_file_is_named(content, save, tmp_path):

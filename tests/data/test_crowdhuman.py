@@ -230,6 +230,7 @@ def _break(key, value=None):
         (_break("fbox", "here"), "line 2, image '12,a1': a 'fbox' that is not four finite numbers"),
         (_break("tag"), "line 2, image '12,a1': no 'tag' in {'fbox'"),
         (_break("extra", [1]), "line 2, image '12,a1': 'extra' is no object: [1]"),
+        (_break("extra", {"ignore": "1"}), "line 2, image '12,a1': 'extra.ignore' is '1', must be a number"),
         (lambda records: records[1].update(height=0, width=3), "line 2, image '12,a1': height 0 and width 3 are no"),
         (lambda records: records[1].update(ID="7,b0"), "line 2 annotates the image '7,b0' more than once; line 1 does"),
     ],
@@ -295,8 +296,16 @@ def test_missing_files_and_unknown_boxes_are_named(write):
         register_crowdhuman("crowd", "no.odgt", root, "full")
     with pytest.raises(FileNotFoundError, match="dataset 'crowd': the image folder nowhere does not exist"):
         register_crowdhuman("crowd", path, "nowhere", "full")
-    with pytest.raises(ValueError, match="dataset 'crowd': the box must be 'full', 'visible' or 'head', got 'fbox'"):
-        register_crowdhuman("crowd", path, root, "fbox")
+    with pytest.raises(ValueError, match="dataset 'crowd': the box must be 'full', 'visible' or 'head' .*, got 'body'"):
+        register_crowdhuman("crowd", path, root, "body")
+
+
+def test_the_files_own_word_for_a_box_means_the_same(write):
+    path, root = write(scene())
+    register_crowdhuman("crowd", path, root, "vbox")
+    register_crowdhuman("crowd", path, root, "visible")
+    assert MetadataCatalog.get("crowd").box == "visible"
+    assert DatasetCatalog.get("crowd")[0]["annotations"][1]["bbox"] == [42, 0, 20, 60]
 
 
 def test_a_name_stands_for_one_dataset(write):

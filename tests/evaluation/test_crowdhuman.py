@@ -1,5 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import codecs
+import gzip
 import itertools
 import json
 import math
@@ -345,7 +347,12 @@ def test_sizes_come_from_the_pictures_where_no_file_has_them(evaluate, tmp_path,
         (lambda gt, dt: gt.append(gt[0]), r"annotates the image 'a' more than once"),
         (lambda gt, dt: dt.append(dt[0]), r"holds the image 'a' more than once"),
         (lambda gt, dt: dt.append({**dt[0], "ID": "b"}), r"dt.json, line 2, image 'b': the image 'b' is not annotated"),
-        (lambda gt, dt: dt[0]["dtboxes"][0].pop("box"), r"dt.json, line 1, image 'a': a box without 'fbox'"),
+        (
+            lambda gt, dt: gt[0]["gtboxes"][0].update(extra={"ignore": "no"}),
+            r"gt.odgt, line 1, image 'a': 'extra.ignore' is 'no', must be a number",
+        ),
+        (lambda gt, dt: dt[0].update(ID=["a"]), r"dt.json, line 1: the ID \['a'\] is no name"),
+        (lambda gt, dt: dt[0]["dtboxes"][0].pop("box"), r"dt.json, line 1, image 'a': a box without 'box'"),
         (lambda gt, dt: dt[0]["dtboxes"][0].pop("score"), r"line 1, image 'a': a detection without 'score'"),
         (lambda gt, dt: dt[0]["dtboxes"][0].update(score=math.nan), r"line 1, image 'a': a score that is not a finite"),
         (
@@ -353,6 +360,7 @@ def test_sizes_come_from_the_pictures_where_no_file_has_them(evaluate, tmp_path,
             r"image 'a': a 'box' that is not four finite",
         ),
         (lambda gt, dt: dt[0].update(height="tall"), r"height 'tall' and width 300 are no image size"),
+        (lambda gt, dt: dt[0].update(width=-5), r"height 200 and width -5 are no image size, both must be positive"),
     ],
 )
 def test_bad_input_is_said_with_file_line_and_image(evaluate, change, message):
@@ -367,10 +375,51 @@ def test_a_corrupt_line_is_named(tmp_path):
     records = one_image([person(*A)], [(A, 0.9)])
     gt.write_text(json.dumps(records[0][0]) + "\n")
     dt.write_text(json.dumps(records[1][0]) + '\n\n{"ID": "a", "dtbo')
-    with pytest.raises(ValueError, match=r"dt.json, line 3: not valid json"):
+    with pytest.raises(
+        ValueError, match=r"dt.json, line 3: not valid json: Unterminated string starting at column 13$"
+    ):
         evaluate_files(str(gt), str(dt), workers=2)
+    dt.write_text('[\n{"image_id": "a",')
+    with pytest.raises(ValueError, match=r"dt.json: not valid json: .* at line 2, column 18$"):
+        evaluate_files(str(gt), str(dt))
     with pytest.raises(ValueError, match="cannot read .*nowhere.json"):
         evaluate_files(str(gt), str(tmp_path / "nowhere.json"))
+
+
+@pytest.mark.parametrize("form", ["dump", "coco"])
+def test_a_byte_order_mark_is_read_over_in_both_files(evaluate, tmp_path, form):
+    annotations, dump = one_image([person(*A), person(*B)], [(A, 0.9), (B, 0.8)])
+    rows = [{"image_id": "a", "bbox": d["box"], "score": d["score"]} for d in dump[0]["dtboxes"]]
+    evaluate(annotations, dump if form == "dump" else rows)
+    for name in ("gt.odgt", "dt.json"):
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + (tmp_path / name).read_bytes())
+    assert evaluate_files(str(tmp_path / "gt.odgt"), str(tmp_path / "dt.json"), workers=1)["Recall"] == 1
+
+
+@pytest.mark.parametrize("name", ["gt.odgt", "dt.json"])
+def test_a_compressed_file_is_refused_as_such(evaluate, tmp_path, name):
+    evaluate(*one_image([person(*A)], [(A, 0.9)]))
+    (tmp_path / name).write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    with pytest.raises(ValueError, match=f"{name} is compressed by gzip; unpack it first"):
+        evaluate_files(str(tmp_path / "gt.odgt"), str(tmp_path / "dt.json"))
+
+
+def test_coco_results_of_several_categories_are_refused(evaluate):
+    annotations, _ = one_image([person(*A)], [])
+    rows = [{"image_id": "a", "category_id": c, "bbox": list(A), "score": 0.9} for c in (1, 3)]
+    with pytest.raises(ValueError, match=r"dt.json holds 2 category ids \(1, 3\); keep the detections of persons only"):
+        evaluate(annotations, rows)
+    assert evaluate(annotations, rows[1:])["Recall"] == 1
+    with pytest.raises(ValueError, match=r"dt.json: the image_id \['a'\] is no name"):
+        evaluate(annotations, [{**rows[0], "image_id": ["a"]}])
+
+
+def test_boxes_are_named_in_words_or_as_in_the_file(evaluate):
+    annotations, dump = crowd_reference.random_scene(71, num_images=5)
+    for word, kind in (("full", "fbox"), ("visible", "vbox"), ("head", "hbox")):
+        assert same(evaluate(annotations, dump, box=word), evaluate(annotations, dump, box=kind))
+    with pytest.raises(ValueError, match="gt.odgt: the box must be 'full', 'visible' or 'head' .*, got 'body'"):
+        evaluate(annotations, dump, box="body")
 
 
 def test_command_writes_json_at_full_precision(tmp_path):

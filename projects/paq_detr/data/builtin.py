@@ -146,10 +146,10 @@ def _check_known(name: str, key: str) -> None:
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.list())
-    hint = "DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more."
+    hint = "DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more"
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
-    raise ValueError(f"{key} names the dataset {name!r}, which is not registered; {hint}")
+    raise ValueError(f"{key} names the dataset {name!r}, which is not registered ({hint})")
 
 
 def _settle_class_names(cfg: CfgNode) -> None:

@@ -7,7 +7,6 @@ Format: https://cocodataset.org/#format-data. What a file gets wrong is said wit
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .image_file import image_size
+from .json_file import open_file, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,8 @@ class CocoJsonDataset:
         return self._build(self._read())[0] if dicts is None else dicts
 
     def _read(self) -> dict:
-        try:
-            with open(self.json_file, encoding="utf-8") as file:
-                content = json.load(file)
-        except ValueError as error:  # also a broken encoding
-            raise ValueError(f"{self.json_file} is not valid json: {error}") from error
+        with open_file(self.json_file) as file:
+            content = parse_json(file.read(), self.json_file)
         if not isinstance(content, dict):
             raise self._error(f"the top level must be an object, it is a {type(content).__name__}")
         for key in ("images", "annotations", "categories"):
@@ -146,7 +143,8 @@ class CocoJsonDataset:
                 text = f"no width and height of {file_name}, and the file cannot be read: {error}"
                 raise self._error(text) from error
         if not all(isinstance(side, int) and side > 0 for side in (width, height)):
-            raise self._error(f"image {entry['id']} has the width {width!r} and the height {height!r}")
+            text = f"image {entry['id']} has the width {width!r} and the height {height!r}"
+            raise self._error(f"{text}, which must be positive integers")
         return {"file_name": file_name, "image_id": entry["id"], "height": height, "width": width, "annotations": []}
 
     def _box(self, annotation: dict) -> list[float]:

@@ -18,11 +18,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .odgt import boxes_xyxy_of, read_odgt, size_of, sizes_of_pictures, tag_of
+from .odgt import BOX_KINDS, box_kind, boxes_xyxy_of, read_odgt, size_of, sizes_of_pictures, tag_of
 
 logger = logging.getLogger(__name__)
 
-BOXES = {"full": "fbox", "visible": "vbox", "head": "hbox"}
 _EXAMPLES = 3  # boxes that the warning names
 
 
@@ -38,7 +37,7 @@ def register_crowdhuman(name: str, odgt: str, image_root: str, box: str) -> None
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         odgt: the annotation file.
         image_root: folder of the pictures, ``ID.jpg``.
-        box: which boxes are the targets, "full", "visible" or "head".
+        box: which boxes are the targets, "full", "visible" or "head" (or the file's own "fbox", "vbox" or "hbox").
 
     Raises:
         FileNotFoundError: the file or the folder is missing.
@@ -55,7 +54,7 @@ def register_crowdhuman(name: str, odgt: str, image_root: str, box: str) -> None
         thing_dataset_id_to_contiguous_id={1: 0},
         odgt_file=odgt,
         image_root=image_root,
-        box=box,
+        box=dataset.box,
         evaluator_type="crowdhuman",
     )
 
@@ -84,13 +83,13 @@ class CrowdHumanDataset:
     """
 
     def __init__(self, name: str, odgt: str, image_root: str, box: str) -> None:
-        if box not in BOXES:
-            raise ValueError(f"dataset {name!r}: the box must be 'full', 'visible' or 'head', got {box!r}")
+        self.kind = box_kind(box, f"dataset {name!r}")
         if not os.path.isfile(odgt):
             raise FileNotFoundError(f"dataset {name!r}: the annotation file {odgt} does not exist")
         if not os.path.isdir(image_root):
             raise FileNotFoundError(f"dataset {name!r}: the image folder {image_root} does not exist")
-        self.name, self.odgt, self.image_root, self.box = name, odgt, image_root, box
+        self.name, self.odgt, self.image_root = name, odgt, image_root
+        self.box = next(word for word, kind in BOX_KINDS.items() if kind == self.kind)
 
     def __call__(self) -> list[dict]:
         return [self._record(image) for image in self._images]
@@ -118,7 +117,7 @@ class CrowdHumanDataset:
         return images
 
     def _image(self, where: str, record: dict) -> _Image:
-        boxes, kind = record["gtboxes"], BOXES[self.box]
+        boxes, kind = record["gtboxes"], self.kind
         has_full = kind != "fbox" and all("fbox" in box for box in boxes)
         return _Image(
             where=where,

@@ -10,7 +10,6 @@ line and the image.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from .image_file import image_size
+from .json_file import open_file, parse_json, value_of
 
-BOX_KINDS = ("fbox", "vbox", "hbox")  # full body, visible part, head
+BOX_KINDS = {"full": "fbox", "visible": "vbox", "head": "hbox"}  # by the names that one may use as well
 KNOWN_TAGS = ("background", "person")  # place in the list is the tag number; others, such as "mask", are ignored
 
 _THREADS = 16  # reading headers waits for the disk
@@ -38,9 +38,7 @@ def read_odgt(path: str) -> Iterator[tuple[str, dict]]:
                 continue
             where = f"{path}, line {number}"
             record = parse_json(line, where)
-            key, boxes = value_of(record, "ID", where), value_of(record, "gtboxes", where)
-            if not isinstance(key, (str, int)):
-                raise ValueError(f"{where}: the ID {key!r} is no name")
+            key, boxes = image_name(record, "ID", where), value_of(record, "gtboxes", where)
             where = f"{where}, image {key!r}"
             if not isinstance(boxes, list) or not all(isinstance(box, dict) for box in boxes):
                 raise ValueError(f"{where}: 'gtboxes' is no list of objects: {str(boxes)[:100]}")
@@ -51,6 +49,23 @@ def read_odgt(path: str) -> Iterator[tuple[str, dict]]:
             yield where, record
     if not lines:
         raise ValueError(f"{path} holds no annotations")
+
+
+def image_name(record: Any, key: str, where: str) -> str | int:
+    """The image that a record names under ``key``."""
+    name = value_of(record, key, where)
+    if not isinstance(name, (str, int)):
+        raise ValueError(f"{where}: the {key} {name!r} is no name, must be text or an integer")
+    return name
+
+
+def box_kind(name: str, where: str) -> str:
+    """The key, such as "fbox", of the kind of boxes that ``name`` means: the key itself or its word, such as "full"."""
+    if name not in (*BOX_KINDS, *BOX_KINDS.values()):
+        raise ValueError(
+            f"{where}: the box must be 'full', 'visible' or 'head' (or 'fbox', 'vbox', 'hbox'), got {name!r}"
+        )
+    return BOX_KINDS.get(name, name)
 
 
 def boxes_xyxy_of(entries: Sequence[dict], kind: str, where: str) -> np.ndarray:
@@ -92,7 +107,10 @@ def _ignored(box: dict, key: str, where: str) -> bool:
     flags = box.get(key) or {}
     if not isinstance(flags, dict):
         raise ValueError(f"{where}: {key!r} is no object: {str(flags)[:100]}")
-    return flags.get("ignore", 0) != 0
+    ignore = flags.get("ignore", 0)
+    if not isinstance(ignore, (int, float)):
+        raise ValueError(f"{where}: '{key}.ignore' is {ignore!r}, must be a number, 0 for a box that counts")
+    return ignore != 0
 
 
 def size_of(record: dict, where: str) -> tuple[float, float] | None:
@@ -101,7 +119,7 @@ def size_of(record: dict, where: str) -> tuple[float, float] | None:
         return None
     size = record["height"], record["width"]
     if not all(isinstance(side, (int, float)) and side > 0 for side in size):
-        raise ValueError(f"{where}: height {size[0]!r} and width {size[1]!r} are no image size")
+        raise ValueError(f"{where}: height {size[0]!r} and width {size[1]!r} are no image size, both must be positive")
     return size
 
 
@@ -122,24 +140,3 @@ def _size_of_picture(picture: tuple[str, str]) -> tuple[int, int]:
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{where}: no image size there, and {file_name} cannot be read: {error}") from None
     return height, width
-
-
-def open_file(path: str):
-    """The file's bytes to read; a ``ValueError`` that names it where that is impossible."""
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from None
-
-
-def parse_json(text: bytes, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where}: not valid json: {error}") from None
-
-
-def value_of(record: Any, key: str, where: str) -> Any:
-    if not isinstance(record, dict) or key not in record:
-        raise ValueError(f"{where}: no {key!r} in {str(record)[:100]}")
-    return record[key]

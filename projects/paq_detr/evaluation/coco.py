@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
+from ..data.json_file import open_file, parse_json
 from .records import Detections, finite_detections, gather_records
 
 logger = logging.getLogger(__name__)
@@ -198,8 +199,8 @@ class GroundTruth:
         return rows
 
     def _rows_of_file(self, json_file: str) -> list[dict]:
-        with open(json_file, encoding="utf-8") as file:
-            annotations = json.load(file)["annotations"]
+        with open_file(json_file) as file:
+            annotations = parse_json(file.read(), json_file)["annotations"]
         known = set(self.category_ids)
         return [
             _row(

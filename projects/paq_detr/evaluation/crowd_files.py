@@ -9,25 +9,15 @@ which only ``ID`` and ``dtboxes`` are needed. What a file gets wrong is said wit
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Hashable, Iterator
 
 import numpy as np
 
-from ..data.odgt import (
-    BOX_KINDS,
-    boxes_xyxy_of,
-    open_file,
-    parse_json,
-    read_odgt,
-    size_of,
-    sizes_of_pictures,
-    tag_of,
-    value_of,
-)
+from ..data.json_file import open_file, parse_json, value_of
+from ..data.odgt import box_kind, boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
 from .crowd_metrics import CrowdImage, Truth
-
-__all__ = ["BOX_KINDS", "Annotations", "CocoResults", "JsonLines", "open_detections"]
 
 
 class Annotations:
@@ -35,21 +25,21 @@ class Annotations:
 
     Args:
         path: the odgt file.
-        box: "fbox", "vbox" or "hbox".
+        box: "fbox", "vbox" or "hbox", or in words "full", "visible" or "head".
         image_folder: where to look up the size (``ID.jpg``) of images that have none in the file; None: nowhere.
     """
 
     def __init__(self, path: str, box: str = "fbox", image_folder: str | None = None):
-        self.path, self.box = path, box
+        self.path, self.box = path, box_kind(box, path)
         self.ids: list[Hashable] = []
         self.truths: list[Truth] = []
         self.sizes: list[tuple[float, float] | None] = []
         wheres = []
         for where, record in read_odgt(path):
             boxes = record["gtboxes"]
-            tags = np.array([tag_of(entry, box, where) for entry in boxes], dtype=np.int8)
+            tags = np.array([tag_of(entry, self.box, where) for entry in boxes], dtype=np.int8)
             self.ids.append(record["ID"])
-            self.truths.append(Truth(boxes_xyxy_of(boxes, box, where), tags))
+            self.truths.append(Truth(boxes_xyxy_of(boxes, self.box, where), tags))
             self.sizes.append(size_of(record, where))
             wheres.append(where)
         if image_folder is not None:
@@ -62,8 +52,6 @@ class Annotations:
 
     def place_of(self, key: Hashable, where: str) -> int:
         """Place of an image in the file. An integer may be the image's number, counted from 1, as in COCO forms."""
-        if not isinstance(key, (str, int)):
-            raise ValueError(f"{where}: an image's name must be text or a number, got {key!r}")
         place = self._places.get(key)
         if place is None and self._numbered and isinstance(key, int) and 1 <= key <= len(self.ids):
             return key - 1
@@ -108,7 +96,7 @@ class JsonLines:
 
     def _read(self, line: bytes, where: str) -> CrowdImage:
         record = parse_json(line, where)
-        key = value_of(record, "ID", where)
+        key = image_name(record, "ID", where)
         where = f"{where}, image {key!r}"
         place, found = self.annotations.place_of(key, where), value_of(record, "dtboxes", where)
         own_size = size_of(record, where)
@@ -132,15 +120,24 @@ class JsonLines:
 
 
 class CocoResults:
-    """Detections as a COCO results list: ``[{"image_id", "bbox": [x, y, w, h], "score"}, ...]``."""
+    """Detections of persons as a COCO results list: ``[{"image_id", "bbox": [x, y, w, h], "score"}, ...]``.
+
+    A list that holds several ``category_id`` is refused, since nothing says which of them are persons.
+    """
 
     def __init__(self, path: str, annotations: Annotations):
         self.path, self.annotations = path, annotations
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             rows = parse_json(file.read(), path)
         self._found: dict[Hashable, list[dict]] = {}
         for row in rows:
-            self._found.setdefault(value_of(row, "image_id", path), []).append(row)
+            self._found.setdefault(image_name(row, "image_id", path), []).append(row)
+        categories = sorted({str(row.get("category_id")) for row in rows})
+        if len(categories) > 1:
+            ids = ", ".join(categories)[:60]
+            raise ValueError(
+                f"{path} holds {len(categories)} category ids ({ids}); keep the detections of persons only"
+            )
         self._keys = list(self._found)
 
     def pieces(self, count: int) -> list[list[Hashable]]:
@@ -153,24 +150,23 @@ class CocoResults:
             place, where = self.annotations.place_of(key, self.path), f"{self.path}, image {key!r}"
             found = self._found[key]
             truth, size = self.annotations.truths[place], self.annotations.sizes[place]
-            yield CrowdImage(place, truth, _boxes(found, "bbox", where), _scores(found, where), size)
+            yield CrowdImage(place, truth, boxes_xyxy_of(found, "bbox", where), _scores(found, where), size)
 
 
 def open_detections(path: str, annotations: Annotations) -> JsonLines | CocoResults:
     """The detection file at ``path``, whose form is told by its first character."""
     with open_file(path) as file:
-        first = file.read(256).lstrip()[:1]
+        first = file.read(256).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     if first not in (b"", b"[", b"{"):
         raise ValueError(f"{path} holds neither json lines nor a COCO results list; it starts with {first!r}")
     return CocoResults(path, annotations) if first == b"[" else JsonLines(path, annotations)
 
 
 def _boxes(entries: list[dict], kind: str, where: str) -> np.ndarray:
-    """(G, 4) xyxy of entries that hold xywh under ``kind`` or, in dumps, under "box"."""
+    """(G, 4) xyxy of a dump's entries, which hold xywh under "box" or, all of them, under ``kind``."""
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{where}: boxes that are no list of objects: {str(entries)[:60]}")
-    in_dump = entries and kind not in entries[0] and "box" in entries[0]
-    return boxes_xyxy_of(entries, "box" if in_dump else kind, where)
+    return boxes_xyxy_of(entries, kind if entries and kind in entries[0] else "box", where)
 
 
 def _scores(entries: list[dict], where: str) -> np.ndarray:

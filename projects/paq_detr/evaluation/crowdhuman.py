@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .crowd_files import BOX_KINDS, Annotations, CocoResults, JsonLines, open_detections
+from ..data.odgt import BOX_KINDS
+from .crowd_files import Annotations, CocoResults, JsonLines, open_detections
 from .crowd_metrics import PROTOCOLS, ImageResults, Protocol, describe, evaluate_images, join, summarize
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ def evaluate_files(
     Args:
         gt: annotation file (odgt).
         dt: json-lines dump or COCO results list.
-        box: which ground truth boxes count, "fbox", "vbox" or "hbox".
+        box: which ground truth boxes count, "full", "visible" or "head", or as in the file "fbox", "vbox" or "hbox".
         protocol: "crowddet" or "dh".
         image_folder: pictures to look up sizes in, where neither file has them.
         workers: processes; None: as many as there are CPUs.
@@ -62,7 +63,7 @@ def evaluate_files(
         parts.append(evaluate_images(map(annotations.without_detections, missing), rules))
     results = join(parts)
     _warn(results, dt, rules)
-    return {"protocol": protocol, "box": box, **summarize(results, rules)}
+    return {"protocol": protocol, "box": annotations.box, **summarize(results, rules)}
 
 
 def _evaluate_pieces(file: JsonLines | CocoResults, rules: Protocol, workers: int) -> Iterator[ImageResults]:
@@ -113,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--gt", required=True, help="annotation file (odgt)")
     parser.add_argument("--dt", required=True, help="detections: CrowdHuman's json lines or a COCO results list")
-    parser.add_argument("--box", choices=BOX_KINDS, default="fbox", help="which ground truth boxes count")
+    boxes = (*BOX_KINDS, *BOX_KINDS.values())
+    parser.add_argument("--box", choices=boxes, default="fbox", help="which ground truth boxes count (default: fbox)")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="crowddet", help="CrowdDet's program, or DH-DETR's")
     parser.add_argument("--images", help="folder of ID.jpg, for image sizes that neither file holds")
     parser.add_argument("--workers", type=int, help="processes (default: as many as CPUs)")
