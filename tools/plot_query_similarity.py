@@ -7,13 +7,12 @@
 
 For every decoder layer, the content that enters it and the content behind its query-to-query step: DH-DETR's generator,
 or self-attention. Pairs are those of queries of one image that overlap and that both score above --score in the first
-layer. Writes query_similarity.png and query_similarity.json into OUT.
+layer. Writes query_similarity.png and query_similarity.json into OUT; IoU bins with few pairs are in the numbers only.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import sys
@@ -36,6 +35,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
 
 BINS = np.linspace(0, 1, 11)  # of IoU
+MIN_PAIRS = 10  # of a bin that is drawn
 
 
 def pair_similarity(content: Tensor, boxes: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -114,20 +114,25 @@ def measure(model: nn.Module, batches: Iterable[list[dict]], score: float) -> li
     return pairs
 
 
-def draw(path: str, layers: list[dict[str, list[dict[str, float]]]]) -> None:
+def draw(path: str, layers: list[dict[str, list[dict[str, float]]]], title: str) -> None:
     """A panel per layer: mean cosine (band: one standard deviation) against IoU, before and after."""
-    figure, axes = plt.subplots(1, len(layers), figsize=(5 * len(layers), 4.5), squeeze=False, layout="constrained")
+    size = (4.5 * len(layers), 5)
+    figure, axes = plt.subplots(1, len(layers), figsize=size, squeeze=False, sharey=True, layout="constrained")
     for number, (axis, layer) in enumerate(zip(axes[0], layers), start=1):
         # Wide under narrow: where the step changes nothing, both lines are still seen.
         for place, color, width in (("before", "tab:orange", 5), ("after", "tab:blue", 1.5)):
-            iou, mean, std = (np.array([row[key] for row in layer[place]]) for key in ("iou", "mean", "std"))
+            rows = [row for row in layer[place] if row["pairs"] >= MIN_PAIRS]
+            iou, mean, std = (np.array([row[key] for row in rows]) for key in ("iou", "mean", "std"))
             axis.plot(iou, mean, color=color, marker="o", linewidth=width, label=f"{place} the query-to-query step")
             axis.fill_between(iou, mean - std, (mean + std).clip(max=1), color=color, alpha=0.2, linewidth=0)
-        axis.set(xlim=(0, 1), ylim=(min(axis.get_ylim()[0], -0.2), 1.05))
-        axis.set(xlabel="IoU of the pair", title=f"Decoder layer {number}")
+            if place == "before" and not rows:  # as many pairs are seen after it
+                reason = f"fewer than {MIN_PAIRS} pairs\nin every IoU bin" if layer[place] else "no pairs"
+                axis.text(0.5, 0.5, reason, transform=axis.transAxes, ha="center", va="center")
+        axis.set(xlim=(0, 1), xlabel="IoU of the pair", title=f"Decoder layer {number}")
         axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("cosine similarity of the contents")
-    axes[0, 0].legend(loc="lower right")
+    axes[0, 0].set(ylabel="cosine of the contents, mean ± std", ylim=(min(axes[0, 0].get_ylim()[0], -0.2), 1.05))
+    figure.suptitle(title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -140,19 +145,27 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.1, help="both queries score higher in the first layer")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
+    if args.images < 1:
+        parser.error(f"--images is {args.images}, must be at least 1")
     cfg = setup_config(args)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")
     model = build_detector(cfg)
     DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     mapper = DetrDatasetMapper(cfg, False)
-    records = itertools.islice(DatasetCatalog.get(cfg.DATASETS.TEST[0]), args.images)
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[: args.images]
     pairs = measure(model, ([mapper(record)] for record in records), args.score)
     layers = [{place: found.by_iou() for place, found in of_layer.items()} for of_layer in pairs]
     os.makedirs(args.output, exist_ok=True)
-    draw(os.path.join(args.output, "query_similarity.png"), layers)
+    run = os.path.basename(os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS)))
+    title = f"{run}: pairs of queries that overlap and both score above {args.score:g}, on {len(records)} images"
+    draw(os.path.join(args.output, "query_similarity.png"), layers, title)
     with open(os.path.join(args.output, "query_similarity.json"), "w") as file:
-        json.dump({"weights": cfg.MODEL.WEIGHTS, "score": args.score, "layers": layers}, file, indent=1)
+        json.dump(
+            {"weights": cfg.MODEL.WEIGHTS, "images": len(records), "score": args.score, "layers": layers},
+            file,
+            indent=1,
+        )
     for number, layer in enumerate(layers, start=1):
         for place, rows in layer.items():
             cells = "  ".join(f"{row['iou']:.2f}: {row['mean']:.3f}" for row in rows)
