@@ -65,6 +65,19 @@ def test_classes_are_evaluated_apart_and_averaged_where_they_have_objects(regist
     assert (result["AP"], result["Recall"], result["MR"]) == (25, 100, 0)
 
 
+def test_a_class_that_is_never_detected_is_not_left_out_of_a_mean(register_dataset, tmp_path, caplog):
+    a = (10, 10, 60, 60)
+    name = register_dataset([(1, [(0, a, 0), (1, a, 0)])], ("person", "dog", "absent"))
+    found = instances([a, a], [0.9, 0.8], [0, 2])
+    result = feed(CrowdHumanEvaluator(name, str(tmp_path)), {1: found})["crowd"]
+    assert result["Recall"] == 50 and result["MR-person"] == 0
+    assert math.isnan(result["MR-dog"]) and math.isnan(result["MR"])
+    assert result["JI"] == pytest.approx(50, abs=1e-3)  # of the two classes that have objects
+    assert f"no detections of dog on {name}: its MR-2 is NaN, and so is the mean over classes" in caplog.text
+    written = (tmp_path / "crowd_metrics.json").read_text()
+    assert "NaN" not in written and json.loads(written)["classes"]["dog"]["MR"] is None
+
+
 def test_float32_scores_do_not_pass_the_threshold_they_stand_for(register_dataset):
     a = (10, 10, 60, 60)
     assert float(np.float32(0.3)) > 0.3

@@ -4,6 +4,7 @@ import codecs
 import gzip
 import itertools
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from paq_detr.evaluation.crowd_matching import box_iou, clip_boxes, match_by_weight
+from paq_detr.evaluation.crowd_metrics import _bin as bin_of
+from paq_detr.evaluation.crowd_report import describe
 from paq_detr.evaluation.crowdhuman import evaluate_files, main
 
 from . import crowd_reference
@@ -59,6 +62,10 @@ def same(first, second):
     return json.dumps(first) == json.dumps(second)
 
 
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
 # ---- against loops ----
 
 
@@ -86,12 +93,40 @@ def test_equal_to_naive_loops_where_the_annotations_hold_another_size(evaluate):
     assert_equal(evaluate(annotations, dump), crowd_reference.evaluate(annotations, dump))
 
 
-def test_equal_to_naive_loops_where_the_dump_has_a_ground_truth_of_its_own(evaluate, caplog):
+OTHER_TRUTHS = {
+    "one box less": lambda record: record["gtboxes"].pop(),
+    "a moved box": lambda record: record["gtboxes"][0].update(box=[1, 2, 70, 80]),
+    "another tag": lambda record: record["gtboxes"][0].update(tag=-record["gtboxes"][0]["tag"]),
+    "another size": lambda record: record.update(height=60, width=60),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_TRUTHS)
+def test_equal_to_naive_loops_where_the_dump_has_a_ground_truth_of_its_own(evaluate, caplog, case):
     annotations, dump = crowd_reference.random_scene(52)
-    for record in dump:
-        record["gtboxes"] = record["gtboxes"][1:]
+    annotations = [{**record, "height": 120, "width": 200} for record in annotations]
+    crowded = [record for record in dump if len(record["gtboxes"]) > 5]
+    for record in crowded:
+        OTHER_TRUTHS[case](record)
     assert_equal(evaluate(annotations, dump), crowd_reference.evaluate(annotations, dump))
-    assert "another number of persons" in caplog.text
+    (text,) = warnings(caplog)
+    first = min((record["ID"] for record in crowded), key=lambda name: int(name.split(",")[0]))
+    assert f"in {len(crowded)} images, the first of which is {first!r}; as published, JI goes by it" in text
+    caplog.clear()
+    evaluate(annotations, dump, protocol="dh")
+    assert warnings(caplog) == []
+
+
+def test_a_rounded_clipped_and_shuffled_copy_of_the_ground_truth_is_no_other_one(evaluate, caplog):
+    truth = [person(20.04, 10.16, 40.04, 100.04), person(-30, 50, 60, 500), mask(*B)]
+    annotations, dump = one_image(truth, [(A, 0.9)])
+    boxes = [[0, 50, 30, 150], [20.0, 10.2, 40.0, 100.0], list(B)]
+    dump[0]["gtboxes"] = [{"box": box, "tag": tag} for box, tag in zip(boxes, (1, 1, -1), strict=True)]
+    evaluate(annotations, dump)
+    assert warnings(caplog) == []
+    boxes[1][2] += 0.3
+    evaluate(annotations, dump)
+    assert len(warnings(caplog)) == 1
 
 
 def test_equal_to_naive_loops_with_images_that_have_no_record(evaluate, caplog):
@@ -305,6 +340,7 @@ def test_crowdedness_is_the_largest_overlap_with_another_person(evaluate):
         "0.5": {"persons": 2, "Recall": 1.0, "duplicates": 0.0},  # 0.6 less the epsilon of the overlap
     }
     assert list(ours["by_image_crowdedness"]) == ["0.3"]
+    assert bin_of(np.array([0, 0.1, 0.3, 0.6, 0.7, 1, math.nan])).tolist() == [0, 1, 3, 6, 6, 6, -1]
     doubles = evaluate(*one_image([person(*A), person(*B)], [(A, 0.9), (A, 0.8), (A, 0.7), (B, 0.95)]))
     assert doubles["JI_threshold"] == 0.8 and doubles["by_person_crowdedness"]["0.0"]["duplicates"] == 0
     iou = box_iou(np.array([[0.0, 0, 2, 2]]), np.array([[0.0, 0, 2, 2], [2, 2, 3, 3]]))
@@ -432,9 +468,20 @@ def test_command_writes_json_at_full_precision(tmp_path):
     assert result.returncode == 0, result.stderr
     written = json.loads(out.read_text())
     expected = evaluate_files(str(gt), str(dt), workers=1)
-    assert same(written, expected)
+    assert "NaN" not in out.read_text() and json.dumps(written) == json.dumps(expected).replace("NaN", "null")
     assert {"AP", "MR", "JI", "JI_threshold", "Recall"} <= written.keys()
     assert "person crowdedness" in result.stdout and "12/12" in result.stderr
+    assert "protocol crowddet, boxes fbox" in result.stdout and "fractions of 1" in result.stdout
+
+
+def test_the_text_says_units_direction_and_the_bounds_of_the_bins(evaluate):
+    close = (15, 10, 40, 100)  # IoU 0.78 with A
+    summary = evaluate(*one_image([person(*A), person(*close), person(*B)], [(A, 0.9)]))
+    assert list(summary["by_person_crowdedness"]) == ["0.0", "0.6+"]
+    text = describe(summary)
+    assert "fractions of 1; of MR-2, lower is better" in text
+    for label in ("0.0 to 0.1", "0.5 to 0.6", "0.6 or more"):
+        assert label in text
 
 
 def test_command_starts_without_torch():
@@ -442,13 +489,14 @@ def test_command_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def test_command_runs_without_any_person(tmp_path):
+def test_command_runs_without_any_person_and_says_so(tmp_path, caplog):
     gt, dt = tmp_path / "gt.odgt", tmp_path / "dt.json"
     records = one_image([mask(*A)], [(B, 0.9)])
     gt.write_text(json.dumps(records[0][0]))
     dt.write_text(json.dumps(records[1][0]))
     main(["--gt", str(gt), "--dt", str(dt), "--workers", "1", "--json", str(tmp_path / "out.json")])
-    assert math.isnan(json.loads((tmp_path / "out.json").read_text())["AP"])
+    assert json.loads((tmp_path / "out.json").read_text())["AP"] is None
+    assert f"{gt} holds no person whose fbox counts: AP, MR-2 and recall are undefined" in warnings(caplog)
 
 
 def test_command_ends_with_one_sentence_on_bad_input(tmp_path, capsys):

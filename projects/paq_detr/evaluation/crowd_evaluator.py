@@ -17,7 +17,9 @@ from detectron2.structures import BoxMode
 from tqdm import tqdm
 
 from ..config import check_choice
-from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, describe, evaluate_images, join, summarize
+from ..data.json_file import write_json
+from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, evaluate_images, join, summarize
+from .crowd_report import describe
 from .records import Detections, finite_detections, gather_records
 
 logger = logging.getLogger(__name__)
@@ -30,15 +32,17 @@ class CrowdHumanEvaluator(DatasetEvaluator):
     """AP, MR-2, JI and recall by CrowdHuman's definitions (``crowd_metrics``), also split by crowdedness.
 
     Annotations with ``iscrowd`` are ignore regions. With several classes every metric is computed per class, on the
-    detections and annotations of that class, and averaged over the classes that have objects. No cap on detections.
+    detections and annotations of that class, and averaged over the classes that have objects; where one of them has no
+    detections, the mean MR is NaN as its own is, with a warning. No cap on detections.
 
     Scores are rounded to 5 digits and boxes to 1/1000 pixel before everything, as in the dump that is written for
     datasets of one class: the command ``paq_detr.evaluation.crowdhuman`` gives the same numbers from it.
 
     Args:
         dataset_name: registered dataset whose dicts have ``height`` and ``width``.
-        output_dir: folder for ``crowd_metrics.json`` and, for one class, ``crowd_detections.json`` (CrowdHuman's json
-            lines, ground truth included, which the public programs read); None writes nothing.
+        output_dir: folder for ``crowd_metrics.json`` (fractions, null for NaN) and, for one class,
+            ``crowd_detections.json`` (CrowdHuman's json lines, ground truth included, which the public programs read);
+            None writes nothing.
         protocol: "crowddet" or "dh".
     """
 
@@ -70,11 +74,14 @@ class CrowdHumanEvaluator(DatasetEvaluator):
         self._check(records)
         summaries = {name: self._summarize(index, records) for index, name in enumerate(self._class_names)}
         for name, summary in summaries.items():
+            if summary["persons"] and math.isnan(summary["MR"]):
+                logger.warning("no detections of %s on %s: its MR-2 is NaN, and so is the mean over classes",
+                               name, self.dataset_name)  # fmt: skip
             logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
         if self.output_dir:
             os.makedirs(self.output_dir, exist_ok=True)
-            with open(os.path.join(self.output_dir, "crowd_metrics.json"), "w") as file:
-                json.dump({"protocol": self.protocol.name, "classes": summaries}, file, indent=1)
+            path = os.path.join(self.output_dir, "crowd_metrics.json")
+            write_json({"protocol": self.protocol.name, "classes": summaries}, path)
             if len(self._class_names) == 1:
                 self._write_dump(records)
         return {"crowd": _average(summaries)}
@@ -142,12 +149,15 @@ def _to_xyxy(boxes_xywh: np.ndarray) -> np.ndarray:
 
 
 def _average(summaries: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The metrics averaged over classes where they are defined, in percent; then those of each class of several."""
+    """The metrics averaged over the classes that have objects, in percent; then those of each class of several.
+
+    A mean is NaN where one of these classes has no value, as MR has none without detections: a mean over the others
+    would reward a model for never naming a class.
+    """
     rows = {name: _flatten(summary) for name, summary in summaries.items()}
-    average = {}
-    for key in dict.fromkeys(key for row in rows.values() for key in row):
-        values = [row[key] for row in rows.values() if not math.isnan(row.get(key, math.nan))]
-        average[key] = sum(values) / len(values) if values else math.nan
+    counted = [rows[name] for name, summary in summaries.items() if summary["persons"]] or list(rows.values())
+    keys = dict.fromkeys(key for row in counted for key in row)
+    average = {key: float(np.mean([row[key] for row in counted if key in row])) for key in keys}
     if len(rows) > 1:
         average.update({f"{metric}-{name}": row[metric] for name, row in rows.items() for metric in METRICS})
     return average

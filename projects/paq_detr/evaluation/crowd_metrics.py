@@ -30,7 +30,8 @@ from .crowd_matching import EPS, Pairs, box_iou, clip_boxes, find_pairs, join_pa
 
 # FPPI of MR-2: these decimals, not the powers 10^(-2 + k/4) that they abbreviate.
 FPPI_POINTS = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.000)
-CROWDED_BIN, NUM_CROWDED_BINS = 0.1, 7  # crowdedness is floored to 0.1; the last bin is 0.6 and more
+DUMP_ROUNDING = 0.1 + 1e-6  # pixels: CrowdDet's dumps hold x, y, w and h to one decimal, so x + w is at most 0.1 off
+CROWDED_BINS = np.arange(7) / 10  # where the bins of crowdedness start; the last one is open
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Protocol:
     count_first: bool  # JI matches as many pairs as possible, or (False) the heaviest set of pairs
     pairs_at_half: bool  # JI takes an IoU of just 0.5 as a pair
     mean_over_all: bool  # JI is the mean over all images, or (False) those with anything to count
-    own_truth: bool  # JI takes the ground truth that the detection file carries, where it does
+    own_truth: bool  # JI takes the ground truth and size that the detection file carries, where it does
 
 
 CROWDDET = Protocol(
@@ -74,13 +75,16 @@ PROTOCOLS = {protocol.name: protocol for protocol in (CROWDDET, DH)}
 class Truth:
     """The ground truth of one image."""
 
-    boxes_xyxy: np.ndarray  # (G, 4) float64 pixels, not clipped
+    boxes_xyxy: np.ndarray  # (G, 4) float64 pixels; as the files have it, not clipped
     tags: np.ndarray  # (G,) 1 person, -1 ignore region; 0 a region to AP and MR that yet counts as a person elsewhere
 
     @property
     def num_counted(self) -> int:
         """What recall is relative to."""
         return int((self.tags != -1).sum())
+
+    def clipped(self, size: tuple[float, float] | None) -> Truth:
+        return Truth(clip_boxes(self.boxes_xyxy, size), self.tags)
 
 
 @dataclass
@@ -102,7 +106,7 @@ class ImageResults:
 
     places: np.ndarray  # (I,)
     clipped: np.ndarray  # (I,) bool: the image size is known
-    own_truth_differs: np.ndarray  # (I,) bool: the detection file's ground truth has another number of persons
+    ji_truth_differs: np.ndarray  # (I,) bool: JI sees other ground truth than AP, as the detection file has its own
     num_counted: np.ndarray  # (I,) persons that recall is relative to
     crowdedness: np.ndarray  # (I,) mean over the image's persons; NaN without any
     num_entries: np.ndarray  # (I,)
@@ -126,7 +130,7 @@ class ImageResults:
 
 PER_ENTRY = ("scores", "is_true")
 PER_IMAGE = (
-    "places", "clipped", "own_truth_differs", "num_counted", "crowdedness", "num_entries",
+    "places", "clipped", "ji_truth_differs", "num_counted", "crowdedness", "num_entries",
     "matched", "detections", "persons",
 )  # fmt: skip
 
@@ -151,6 +155,7 @@ class _Reduced:
     scores: np.ndarray  # (D,) descending
     ap_pairs: Pairs
     ji_pairs: Pairs
+    ji_truth_differs: bool
     crowdedness: np.ndarray  # (Q,) of each person
 
 
@@ -169,7 +174,15 @@ def _reduce(image: CrowdImage, protocol: Protocol) -> _Reduced:
     same = ji_size == size and np.array_equal(ji_person, is_person)
     same = same and np.array_equal(ji_truth.boxes_xyxy, truth.boxes_xyxy)
     ji_pairs = ap_pairs if same else _pairs(ji_truth, ji_person, boxes, ji_size)
-    return _Reduced(image, image.scores[order], ap_pairs, ji_pairs, crowdedness)
+    differs = not same and not _agree(truth.clipped(size), ji_truth.clipped(ji_size))
+    return _Reduced(image, image.scores[order], ap_pairs, ji_pairs, differs, crowdedness)
+
+
+def _agree(one: Truth, other: Truth) -> bool:
+    """Whether two ground truths hold the same persons and regions, to the rounding of dumps and in any order."""
+    near = (np.abs(one.boxes_xyxy[:, None] - other.boxes_xyxy) < DUMP_ROUNDING).all(2)
+    near &= (one.tags == -1)[:, None] == (other.tags == -1)
+    return len(one.tags) == len(other.tags) and near.any(0).all() and near.any(1).all()
 
 
 def _pairs(truth: Truth, is_person: np.ndarray, boxes: np.ndarray, size: tuple[float, float] | None) -> Pairs:
@@ -190,12 +203,11 @@ def evaluate_images(images: Iterable[CrowdImage], protocol: Protocol) -> ImageRe
     Some hundred images at a time are fast; ``join`` puts the parts together.
     """
     reduced = [_reduce(image, protocol) for image in images]
-    own = [r.image.ji_truth for r in reduced]
     counted = [r.image.truth.num_counted for r in reduced]
     return ImageResults(
         places=np.array([r.image.place for r in reduced], dtype=np.int64),
         clipped=np.array([(r.image.size or r.image.ji_size) is not None for r in reduced], dtype=bool),
-        own_truth_differs=np.array([t is not None and t.num_counted != c for t, c in zip(own, counted)], dtype=bool),
+        ji_truth_differs=np.array([r.ji_truth_differs for r in reduced], dtype=bool),
         num_counted=np.array(counted, dtype=np.int64),
         crowdedness=np.array([r.crowdedness.mean() if len(r.crowdedness) else np.nan for r in reduced]),
         **_score_list(reduced, protocol),
@@ -281,13 +293,14 @@ def summarize(results: ImageResults, protocol: Protocol) -> dict[str, Any]:
         The crowdedness of a person is its largest IoU with another person. NaN where nothing is defined: MR without
         detections, everything relative to persons without persons.
     """
-    summary = _headline(results, protocol)
-    summary["thresholds"] = _jaccard_lines(results, protocol)
+    lines = _jaccard_lines(results, protocol)
+    summary = {**_headline(results, lines), "thresholds": lines}
     summary["images_without_size"] = int((~results.clipped).sum())
     bins = _bin(results.crowdedness)
-    summary["by_image_crowdedness"] = {
-        name: _headline(results.of_images(bins == index), protocol) for index, name in _bins_in(bins)
-    }
+    summary["by_image_crowdedness"] = {}
+    for index, name in _bins_in(bins):
+        group = results.of_images(bins == index)
+        summary["by_image_crowdedness"][name] = _headline(group, _jaccard_lines(group, protocol))
     bins, repeats = _bin(results.person_crowdedness), _bin(results.duplicate_crowdedness)
     repeats = repeats[results.duplicate_scores > summary["JI_threshold"]]
     summary["by_person_crowdedness"] = {
@@ -302,18 +315,17 @@ def summarize(results: ImageResults, protocol: Protocol) -> dict[str, Any]:
 
 
 def _bin(crowdedness: np.ndarray) -> np.ndarray:
-    """Crowdedness in steps of 0.1, the last bin open; -1 for NaN."""
-    floored = np.floor(np.nan_to_num(crowdedness, nan=-1.0) / CROWDED_BIN)
-    return np.clip(floored, -1, NUM_CROWDED_BINS - 1).astype(np.int64)
+    """Index into ``CROWDED_BINS``; -1 for NaN."""
+    return np.digitize(np.nan_to_num(crowdedness, nan=-1.0), CROWDED_BINS) - 1
 
 
 def _bins_in(bins: np.ndarray) -> list[tuple[int, str]]:
-    last = NUM_CROWDED_BINS - 1
-    return [(i, f"{i * CROWDED_BIN:.1f}" + ("+" if i == last else "")) for i in range(last + 1) if (bins == i).any()]
+    """The bins that are in use, with their names: "0.0", "0.1", ..., "0.6+"."""
+    last = len(CROWDED_BINS) - 1
+    return [(i, f"{CROWDED_BINS[i]:.1f}" + ("+" if i == last else "")) for i in np.unique(bins).tolist() if i >= 0]
 
 
-def _headline(results: ImageResults, protocol: Protocol) -> dict[str, Any]:
-    lines = _jaccard_lines(results, protocol)
+def _headline(results: ImageResults, lines: list[dict[str, float]]) -> dict[str, Any]:
     values = np.array([line["JI"] for line in lines])
     best = lines[0 if np.isnan(values).all() else int(np.nanargmax(values))]
     return {
@@ -354,20 +366,3 @@ def _jaccard_lines(results: ImageResults, protocol: Protocol) -> list[dict[str, 
         {"threshold": round(t, 1), "JI": float(ji), "k": int(a.sum()), "n": int(b.sum()), "m": int(c.sum())}
         for t, ji, a, b, c in zip(protocol.score_thresholds, means, k, n, m)
     ]
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """A summary as text: the headline, the JI lines and the split by crowdedness."""
-    from tabulate import tabulate
-
-    names = ("AP", "MR", "JI", "Recall", "JI_threshold", "images", "persons")
-    lines = [[f"> {line['threshold']}", *(line[n] for n in ("JI", "k", "n", "m"))] for line in summary["thresholds"]]
-    groups = [[f"from {key}", *(g[n] for n in names)] for key, g in summary["by_image_crowdedness"].items()]
-    persons = [[f"from {key}", *g.values()] for key, g in summary["by_person_crowdedness"].items()]
-    tables = (
-        (names, [[summary[name] for name in names]]),
-        (("score", "JI", "k", "n", "m"), lines),
-        (("image crowdedness", *names), groups),
-        (("person crowdedness", "persons", "Recall", "duplicates"), persons),
-    )
-    return "\n\n".join(tabulate(rows, headers, tablefmt="simple", floatfmt=".4f") for headers, rows in tables if rows)

@@ -3,12 +3,18 @@
 """AP, MR-2, JI and recall of saved detections against a CrowdHuman annotation file.
 
 python -m paq_detr.evaluation.crowdhuman --gt annotation_val.odgt --dt detections.json --json out.json
+
+All numbers are fractions of 1, as the public programs print them; papers give percent.
+
+Protocol "crowddet" is CrowdDet's program. "dh", behind DH-DETR's numbers, drops detections below a score of 0.05 first
+and has another JI, with thresholds from 0.1 instead of 0.0, as many pairs as possible instead of the largest sum of
+IoU, and the mean over all images. As published, only crowddet's JI goes by the ground truth that the detection file
+may carry itself (``gtboxes``); a warning counts the images where it is another. The rest: ``crowd_metrics.Protocol``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
 import os
@@ -19,9 +25,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..data.json_file import write_json
 from ..data.odgt import BOX_KINDS
 from .crowd_files import Annotations, CocoResults, JsonLines, open_detections
-from .crowd_metrics import PROTOCOLS, ImageResults, Protocol, describe, evaluate_images, join, summarize
+from .crowd_metrics import PROTOCOLS, ImageResults, Protocol, evaluate_images, join, summarize
+from .crowd_report import describe
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +70,7 @@ def evaluate_files(
         logger.warning("%s has no detections for %d of %d annotated images", dt, len(missing), len(found))
         parts.append(evaluate_images(map(annotations.without_detections, missing), rules))
     results = join(parts)
-    _warn(results, dt, rules)
+    _warn(results, dt, annotations)
     return {"protocol": protocol, "box": annotations.box, **summarize(results, rules)}
 
 
@@ -97,14 +105,19 @@ def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _warn(results: ImageResults, dt: str, rules: Protocol) -> None:
-    unclipped, differing = int((~results.clipped).sum()), int(results.own_truth_differs.sum())
+def _warn(results: ImageResults, dt: str, annotations: Annotations) -> None:
+    unclipped = int((~results.clipped).sum())
     if unclipped:
         logger.warning("the boxes of %d images are not clipped as the protocol demands, because neither file holds "
                        "their size; --images FOLDER looks it up", unclipped)  # fmt: skip
-    if differing and rules.own_truth:
-        logger.warning("%s carries another number of persons than the annotation file in %d images; "
-                       "as published, JI goes by it", dt, differing)  # fmt: skip
+    differing = results.places[results.ji_truth_differs]
+    if len(differing):
+        logger.warning("the ground truth that %s carries itself (gtboxes, height, width) is not that of %s in %d "
+                       "images, the first of which is %r; as published, JI goes by it, and AP, MR-2 and recall do not",
+                       dt, annotations.path, len(differing), annotations.ids[differing[0]])  # fmt: skip
+    if not results.num_counted.any():
+        logger.warning("%s holds no person whose %s counts: AP, MR-2 and recall are undefined",
+                       annotations.path, annotations.box)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,7 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dt", required=True, help="detections: CrowdHuman's json lines or a COCO results list")
     boxes = (*BOX_KINDS, *BOX_KINDS.values())
     parser.add_argument("--box", choices=boxes, default="fbox", help="which ground truth boxes count (default: fbox)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="crowddet", help="CrowdDet's program, or DH-DETR's")
+    protocols = "CrowdDet's program (default), or DH-DETR's: no scores below 0.05, another JI"
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="crowddet", help=protocols)
     parser.add_argument("--images", help="folder of ID.jpg, for image sizes that neither file holds")
     parser.add_argument("--workers", type=int, help="processes (default: as many as CPUs)")
     parser.add_argument("--json", help="write all numbers, at full precision, to this file")
@@ -124,10 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
         summary = evaluate_files(options.gt, options.dt, options.box, options.protocol, options.images, options.workers)
-        logger.info("%s", describe(summary))
+        logger.info("protocol %s, boxes %s\n%s", summary["protocol"], summary["box"], describe(summary))
         if options.json:
-            with open(options.json, "w") as file:
-                json.dump(summary, file, indent=1)
+            write_json(summary, options.json)
     except (OSError, ValueError) as error:
         parser.exit(1, f"error: {error}\n")
 
