@@ -11,6 +11,8 @@ from PIL import Image
 
 from paq_detr.config import add_paq_detr_config
 
+from .crowdhuman_scene import HEIGHT, WIDTH
+
 CONTENT = {
     "images": [
         {"id": 5, "file_name": "a.png", "width": 40, "height": 30},
@@ -67,3 +69,19 @@ def cfg():
     cfg.DATASETS.TRAIN = ("synthetic_crowd_train",)
     cfg.DATASETS.TEST = ()
     return cfg
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes odgt records and their pictures; gives the path of the odgt and of the picture folder."""
+
+    def write(records, name="annotation.odgt"):
+        folder = tmp_path / "Images"
+        folder.mkdir(exist_ok=True)
+        for record in records:
+            Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{record['ID']}.jpg")
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return str(path), str(folder)
+
+    return write

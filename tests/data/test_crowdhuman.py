@@ -1,9 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
-import logging
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,60 +10,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from paq_detr.data import DetrDatasetMapper, coco_json, odgt, register_coco_json, register_crowdhuman, register_datasets
+from paq_detr.data import DetrDatasetMapper, coco_json, odgt, register_crowdhuman, register_datasets
 from paq_detr.evaluation import build_evaluator
 from paq_detr.evaluation.crowdhuman import evaluate_files
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from convert_crowdhuman import main, to_odgt  # noqa: E402
-
-HEIGHT, WIDTH = 60, 80
-KINDS = {"full": "fbox", "visible": "vbox", "head": "hbox"}
-FULL, VISIBLE, HEAD = [10, 5, 20, 40], [12, 6, 16, 30], [15, 5, 8, 9]
-
-
-def person(full=FULL, visible=VISIBLE, head=HEAD, tag="person", **flags):
-    return {"tag": tag, "fbox": list(full), "vbox": list(visible), "hbox": list(head), **flags}
-
-
-def scene():
-    """Three images, not in the order of their names: everything the format knows, and boxes at and beyond the edges."""
-    return [
-        {
-            "ID": "7,b0",
-            "gtboxes": [
-                person(extra={"box_id": 0, "occ": 1}, head_attr={"ignore": 0, "unsure": 0, "occ": 0}),
-                person((40, -6, 30, 80), (42, 0, 20, 60), (48, -6, 10, 10), extra={"box_id": 1}),
-                person((70, 10, 25, 30), (70, 12, 10, 20), (78, 10, 9, 9), head_attr={"ignore": 1}),
-                person((5, 40, 12, 18), (5, 40, 12, 18), (7, 40, 5, 5), extra={"ignore": 1}),
-                person((0, 0, 9, 9), (0, 0, 9, 9), (0, 0, 9, 9), tag="mask"),
-                person((30, 30, 9, 20), (30, 30, 9, 20), (90, 30, 5, 5)),  # the head lies beyond the right edge
-            ],
-        },
-        {"ID": "12,a1", "gtboxes": []},
-        {"ID": "3,c2", "gtboxes": [person((85, 10, 9, 9)), person((-30, 10, 20, 9)), person((20, 20, 30, 30))]},
-    ]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """Writes odgt records and their pictures; gives the path of the odgt and of the picture folder."""
-
-    def write(records, name="annotation.odgt"):
-        folder = tmp_path / "Images"
-        folder.mkdir(exist_ok=True)
-        for record in records:
-            Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{record['ID']}.jpg")
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        return str(path), str(folder)
-
-    return write
-
-
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-
+from .crowdhuman_scene import FULL, HEIGHT, KINDS, WIDTH, person, scene, warnings
 
 # ---- dataset dicts ----
 
@@ -372,95 +321,3 @@ def test_perfect_detections_score_as_by_the_command(write, cfg, tmp_path, box, p
     assert set(ours) == {"bbox", "crowd"}
     written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
     assert {(row["image_id"], row["category_id"]) for row in written} == {("7,b0", 1), ("3,c2", 1)}
-
-
-# ---- conversion ----
-
-
-def test_coco_form_has_the_layout_of_other_crowdhuman_code(write, tmp_path):
-    path, root = write(scene())
-    main([path, str(tmp_path / "coco.json"), "--images", root])
-    coco = json.loads((tmp_path / "coco.json").read_text())
-    assert coco["categories"] == [{"id": 1, "name": "person"}]
-    assert coco["images"][2] == {"id": 3, "file_name": "3,c2.jpg", "height": HEIGHT, "width": WIDTH}
-    assert [a["id"] for a in coco["annotations"]] == list(range(1, 10))
-    assert [a["image_id"] for a in coco["annotations"]] == [1] * 6 + [3] * 3
-    second = coco["annotations"][1]
-    assert (second["bbox"], second["area"], second["bbox_vis"]) == ([40, -6, 30, 80], 2400, [42, 0, 20, 60])
-    assert [a["iscrowd"] for a in coco["annotations"]] == [0, 0, 0, 1, 1, 0, 0, 0, 0]
-    assert all(a["category_id"] == 1 and "ignore" not in a for a in coco["annotations"])
-
-
-def test_the_coco_form_registers_as_coco_with_the_same_regions(write, tmp_path):
-    path, root = write(scene()[:2])
-    main([path, str(tmp_path / "coco.json"), "--images", root])
-    register_coco_json("coco", str(tmp_path / "coco.json"), root)
-    register_crowdhuman("crowd", path, root, "full")
-    for left, right in zip(DatasetCatalog.get("coco"), DatasetCatalog.get("crowd"), strict=True):
-        assert left["file_name"] == right["file_name"]
-        assert [a["bbox"] for a in left["annotations"]] == [a["full_bbox"] for a in right["annotations"]]
-        assert [a["iscrowd"] for a in left["annotations"]] == [a["iscrowd"] for a in right["annotations"]]
-
-
-def test_the_round_trip_gives_the_same_records_with_sizes(write, tmp_path):
-    path, root = write(scene())
-    coco, back, again = (str(tmp_path / name) for name in ("coco.json", "back.odgt", "again.json"))
-    main([path, coco, "--images", root])
-    main([coco, back])
-    records = [json.loads(line) for line in Path(back).read_text().splitlines()]
-    assert records == [{**record, "height": HEIGHT, "width": WIDTH} for record in scene()]
-    main([back, again])  # sizes are there now
-    assert Path(again).read_text() == Path(coco).read_text()
-
-
-def test_a_json_of_other_code_becomes_persons_and_masks():
-    boxes = [{"bbox": FULL, "bbox_vis": VISIBLE, "iscrowd": 0}, {"bbox": FULL, "iscrowd": 1}]
-    coco = {
-        "images": [{"id": 5, "file_name": "val/a.jpg", "height": 60, "width": 80}, {"id": 6, "file_name": "b.jpg"}],
-        "annotations": [{"id": i, "image_id": 5, "category_id": 1, **b} for i, b in enumerate(boxes)],
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    first, second = to_odgt(coco, "coco.json")
-    assert first["gtboxes"] == [
-        {"fbox": FULL, "vbox": VISIBLE, "tag": "person", "extra": {"ignore": 0}},
-        {"fbox": FULL, "tag": "mask", "extra": {"ignore": 1}},
-    ]
-    assert (first["ID"], first["height"]) == ("a", 60) and second == {"ID": "b", "gtboxes": []}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda coco: coco.pop("images"), "coco.json: no 'images'"),
-        (
-            lambda coco: coco["categories"].append({}),
-            "CrowdHuman has one category, person; there are 2 here",
-        ),
-        (lambda coco: coco["images"].append(coco["images"][0]), "two images have the id 1 or the name 'a'"),
-        (lambda coco: coco["annotations"][0].update(image_id=9), "an annotation is of image 9, which is not in"),
-        (lambda coco: coco["annotations"][0].pop("bbox"), "coco.json: no 'bbox' in {'image_id': 1}"),
-    ],
-)
-def test_a_broken_json_is_named(change, message):
-    coco = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [{"image_id": 1, "bbox": FULL}],
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    change(coco)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        to_odgt(coco, "coco.json")
-
-
-def test_the_command_ends_with_one_sentence(write, tmp_path, capsys):
-    path, root = write(scene())
-    for arguments, message in (
-        ([path, str(tmp_path / "a.json")], f"error: {path}, line 1, image '7,b0': no image size there; --images names"),
-        ([path, str(tmp_path / "a.txt")], "error: one file must end in .odgt and the other in .json, got"),
-        ([str(tmp_path / "no.json"), path], "error: cannot read"),
-    ):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 1
-        assert capsys.readouterr().err.startswith(message)
-    assert not (tmp_path / "a.json").exists()
