@@ -8,21 +8,31 @@
 COCO form: images numbered from 1 in the order of the file, named ID.jpg, with the size of the picture (--images; not
 needed where the odgt holds sizes); one category, person, id 1; ``bbox`` and ``area`` of the whole full-body box,
 ``bbox_vis`` the visible part, ``iscrowd`` 1 for masks and ignored persons. So far it is the form that other CrowdHuman
-code uses. What COCO has no word for stays under further keys, ``bbox_head``, ``tag``, ``extra`` and ``head_attr``, so
-that the way back gives the same records, with sizes.
+code uses. What COCO has no word for stays under further keys, ``bbox_head``, ``tag``, ``extra`` and ``head_attr``, and
+``ID`` where it is not the file's bare name, so that the way back gives the same records, with sizes.
 
-Back from a json without these keys: iscrowd boxes become masks, and there are no head boxes.
+Back from a json without these keys: iscrowd boxes become masks, there are no head boxes, and the ID is the file's name
+without folder and ending. Keys that neither form knows are left out, and pictures that are not named ID.jpg will not be
+found; warnings count both.
 """
 
 import argparse
 import json
+import logging
 import os
+from collections import Counter
 
 from paq_detr.data.json_file import open_file, parse_json, value_of
-from paq_detr.data.odgt import boxes_xyxy_of, read_odgt, size_of, sizes_of_pictures, tag_of
+from paq_detr.data.odgt import boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
 
 BOX_KEYS = {"bbox": "fbox", "bbox_vis": "vbox", "bbox_head": "hbox"}
 KEPT_KEYS = ("tag", "extra", "head_attr")
+ODGT_KEYS = {"ID", "height", "width", "gtboxes"}
+ODGT_BOX_KEYS = {*BOX_KEYS.values(), *KEPT_KEYS}
+COCO_IMAGE_KEYS = {"id", "file_name", "height", "width", "ID"}
+COCO_BOX_KEYS = {"id", "image_id", "category_id", "area", "iscrowd", *BOX_KEYS, *KEPT_KEYS}
+
+logger = logging.getLogger(__name__)
 
 
 def to_coco(odgt: str, image_folder: str | None = None) -> dict:
@@ -31,9 +41,12 @@ def to_coco(odgt: str, image_folder: str | None = None) -> dict:
     Raises:
         ValueError: naming line and image, where the odgt is broken or a size is to be had nowhere.
     """
-    images, annotations, unknown = [], [], []
+    images, annotations, unknown, left_out = [], [], [], Counter()
     for number, (where, record) in enumerate(read_odgt(odgt), start=1):
         image = {"id": number, "file_name": f"{record['ID']}.jpg"}
+        if _bare_name(image["file_name"]) != record["ID"]:
+            image["ID"] = record["ID"]
+        left_out.update(record.keys() - ODGT_KEYS)
         size = size_of(record, where)
         if size is None and image_folder is None:
             raise ValueError(f"{where}: no image size there; --images names the folder of the pictures")
@@ -45,8 +58,10 @@ def to_coco(odgt: str, image_folder: str | None = None) -> dict:
         boxes_xyxy_of(record["gtboxes"], "fbox", where)  # for its checks
         for box in record["gtboxes"]:
             annotations.append({"id": len(annotations) + 1, "image_id": number, **_annotation(box, where)})
+            left_out.update(box.keys() - ODGT_BOX_KEYS)
     for (image, _), size in zip(unknown, sizes_of_pictures([picture for _, picture in unknown])):
         image.update(height=size[0], width=size[1])
+    _warn_of_left_out(left_out, odgt)
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
 
 
@@ -70,19 +85,28 @@ def to_odgt(coco: dict, where: str) -> list[dict]:
     categories = value_of(coco, "categories", where)
     if len(categories) != 1:
         raise ValueError(f"{where}: CrowdHuman has one category, person; there are {len(categories)} here")
-    records, names = {}, set()
+    records, names, misnamed, left_out = {}, set(), [], Counter()
     for image in value_of(coco, "images", where):
-        name = os.path.splitext(os.path.basename(value_of(image, "file_name", where)))[0]
+        file_name = value_of(image, "file_name", where)
+        name = image_name(image, "ID", where) if "ID" in image else _bare_name(file_name)
         key, size = value_of(image, "id", where), {k: image[k] for k in ("height", "width") if k in image}
         if key in records or name in names:
             raise ValueError(f"{where}: two images have the id {key} or the name {name!r}")
         records[key] = {"ID": name, **size, "gtboxes": []}
         names.add(name)
+        left_out.update(image.keys() - COCO_IMAGE_KEYS)
+        if file_name != f"{name}.jpg":
+            misnamed.append((file_name, name))
     for annotation in value_of(coco, "annotations", where):
         image = value_of(annotation, "image_id", where)
         if image not in records:
             raise ValueError(f"{where}: an annotation is of image {image!r}, which is not in 'images'")
         records[image]["gtboxes"].append(_box(annotation, where))
+        left_out.update(annotation.keys() - COCO_BOX_KEYS)
+    if misnamed:
+        logger.warning("%s: %d of %d pictures are not named ID.jpg, where an odgt's pictures are looked for; the first "
+                       "is %r with the ID %r", where, len(misnamed), len(records), *misnamed[0])  # fmt: skip
+    _warn_of_left_out(left_out, where)
     return list(records.values())
 
 
@@ -94,6 +118,16 @@ def _box(annotation: dict, where: str) -> dict:
         ignored = int(annotation.get("iscrowd", 0))
         kept = {"tag": "mask" if ignored else "person", "extra": {"ignore": ignored}}
     return {**boxes, **kept}
+
+
+def _bare_name(file_name: str) -> str:
+    return os.path.splitext(os.path.basename(file_name))[0]
+
+
+def _warn_of_left_out(keys: Counter, where: str) -> None:
+    if keys:
+        found = ", ".join(f"{key!r} ({count} times)" for key, count in keys.most_common())
+        logger.warning("%s: these keys are not converted: %s", where, found)
 
 
 def convert(source: str, target: str, image_folder: str | None = None) -> None:
@@ -117,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("target", help="the file to write, .json or .odgt")
     parser.add_argument("--images", help="folder of ID.jpg, for the sizes that an odgt does not hold")
     options = parser.parse_args(arguments)
+    logging.basicConfig(format="warning: %(message)s")
     try:
         convert(options.source, options.target, options.images)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog
 
 from paq_detr.data import register_coco_json, register_crowdhuman
 
-from .crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene
+from .crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from convert_crowdhuman import main, to_odgt  # noqa: E402
@@ -50,6 +50,45 @@ def test_the_round_trip_gives_the_same_records_with_sizes(write, tmp_path):
     assert records == [{**record, "height": HEIGHT, "width": WIDTH} for record in scene()]
     main([back, again])  # sizes are there now
     assert Path(again).read_text() == Path(coco).read_text()
+
+
+def test_names_that_a_file_cannot_carry_come_back(tmp_path, caplog):
+    sized = {"height": HEIGHT, "width": WIDTH, "gtboxes": []}
+    records = [{"ID": name, **sized} for name in (7, "part/a", "b.c", "plain")]
+    source = tmp_path / "names.odgt"
+    source.write_text("".join(json.dumps(record) + "\n" for record in records))
+    coco, back = str(tmp_path / "coco.json"), tmp_path / "back.odgt"
+    main([str(source), coco])
+    main([coco, str(back)])
+    assert [json.loads(line) for line in back.read_text().splitlines()] == records
+    images = json.loads(Path(coco).read_text())["images"]
+    assert [image.get("ID") for image in images] == [7, "part/a", None, None]
+    assert warnings(caplog) == []
+
+
+def test_keys_that_are_not_converted_are_counted(write, tmp_path, caplog):
+    records = scene()
+    records[0]["weather"] = "rain"
+    for box in records[2]["gtboxes"]:
+        box["pose"] = 1
+    path, root = write(records)
+    main([path, str(tmp_path / "coco.json"), "--images", root])
+    (text,) = warnings(caplog)
+    assert text == f"{path}: these keys are not converted: 'pose' (3 times), 'weather' (1 times)"
+
+
+def test_pictures_that_an_odgt_cannot_name_are_counted(caplog):
+    coco = {
+        "images": [{"id": i, "file_name": name} for i, name in enumerate(("a.jpg", "b.png", "val/c.jpg"))],
+        "annotations": [{"image_id": 0, "bbox": FULL, "segmentation": []}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    assert [record["ID"] for record in to_odgt(coco, "coco.json")] == ["a", "b", "c"]
+    assert warnings(caplog) == [
+        "coco.json: 2 of 3 pictures are not named ID.jpg, where an odgt's pictures are looked for; the first is "
+        "'b.png' with the ID 'b'",
+        "coco.json: these keys are not converted: 'segmentation' (1 times)",
+    ]
 
 
 def test_a_json_of_other_code_becomes_persons_and_masks():
