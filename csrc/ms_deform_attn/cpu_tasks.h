@@ -57,12 +57,22 @@ PAQ_HD void for_each_head(const Task& task, int64_t ahead, const Prepare& prepar
   }
 }
 
+template <int write, int lines, class T, class Real>
+PAQ_HD void prefetch_lines(const T* rows, int64_t token_stride, Taps<Real>& taps) {
+  const auto* token = taps.tokens();
+#pragma GCC unroll 4
+  for (int i = 0; i < taps.size; ++i) {
+    const T* row = rows + token[i] * token_stride;
+    for (int k = 0; k < lines; ++k) __builtin_prefetch(row + k * 64 / sizeof(T), write);
+  }
+}
+
 template <int write, class T, class Real>
 PAQ_HD void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels, Taps<Real>& taps) {
-  for (int i = 0; i < taps.size; ++i) {
-    const T* row = rows + taps.tokens()[i] * token_stride;
-    for (int64_t c = 0; c < channels; c += 64 / sizeof(T)) __builtin_prefetch(row + c, write);
-  }
+  constexpr int64_t line = 64 / sizeof(T);
+  int64_t c = 0;
+  for (; c + line < channels; c += 2 * line) prefetch_lines<write, 2>(rows + c, token_stride, taps);
+  if (c < channels) prefetch_lines<write, 1>(rows + c, token_stride, taps);
 }
 
 template <class T>
