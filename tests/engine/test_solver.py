@@ -124,6 +124,12 @@ def test_a_drop_at_the_end_is_no_drop(cfg):
     assert optimizer.param_groups[0]["lr"] == 1.0
 
 
+def test_an_unknown_schedule_is_named(cfg):
+    cfg.SOLVER.LR_SCHEDULER_NAME = "WarmupCosineLr"
+    with pytest.raises(UserError, match="SOLVER.LR_SCHEDULER_NAME is 'WarmupCosineLr': Unknown"):
+        build_scheduler(cfg, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
+
+
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_a_warm_up_longer_than_the_training_is_said(cfg, caplog, warmup):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 3, (), warmup

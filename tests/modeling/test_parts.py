@@ -194,6 +194,7 @@ def test_a_layer_count_beyond_the_layers_is_named(key, count):
         (DEHOMO, "DEHOMO.LAYERS", [2.5], "different whole numbers in 2..3"),
         (DEHOMO, "DEHOMO.LAYERS", ["a"], "different whole numbers in 2..3"),
         ({**PLUSPLUS, **PATTERNS}, "PATTERNS.NUM", 0, "at least 1"),
+        ({**PLUSPLUS, **PATTERNS, "MODEL.DETR.PATTERNS.HEAD": "factored"}, "PATTERNS.RANK", 0, "at least 1"),
         ({**PLUSPLUS, **ASSIGNMENT}, "QUALITY_ASSIGNMENT.K", 0, "at least 1"),
         ({**PLUSPLUS, **ASSIGNMENT}, "QUALITY_ASSIGNMENT.MIN_COUNT", 0, "at least 1"),
         ({**PLUSPLUS, **HYBRID}, "HYBRID.COPIES", 0, "at least 1"),

@@ -41,15 +41,28 @@ IDLE_KEYS = (
     "VIS_PERIOD",
 )
 
-POSITIVE_KEYS = (
-    "MODEL.DETR.DECODER.NUM_LAYERS",
-    "MODEL.DETR.NUM_HEADS",
-    "MODEL.DETR.QUERIES.NUM",
-    "SOLVER.CHECKPOINT_PERIOD",
-    "SOLVER.IMS_PER_BATCH",
-    "SOLVER.MAX_ITER",
-    "TEST.DETECTIONS_PER_IMAGE",
-)
+# Numbers that would only fail after minutes, or in a part that does not know their key. Those of a mechanism are
+# checked where it is built.
+RANGES = {
+    "DATALOADER.NUM_WORKERS": "[0, inf)",
+    "MODEL.DETR.DECODER.FFN_DIM": "[1, inf)",
+    "MODEL.DETR.DECODER.NUM_LAYERS": "[1, inf)",
+    "MODEL.DETR.DECODER.NUM_POINTS": "[1, inf)",
+    "MODEL.DETR.DROPOUT": "[0, 1)",
+    "MODEL.DETR.ENCODER.FFN_DIM": "[1, inf)",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": "[0, inf)",
+    "MODEL.DETR.ENCODER.NUM_POINTS": "[1, inf)",
+    "MODEL.DETR.HIDDEN_DIM": "[1, inf)",
+    "MODEL.DETR.NUM_HEADS": "[1, inf)",
+    "MODEL.DETR.QUERIES.NUM": "[1, inf)",
+    "SOLVER.BASE_LR": "[0, inf)",
+    "SOLVER.CHECKPOINT_PERIOD": "[1, inf)",
+    "SOLVER.EPOCHS": "[0, inf)",
+    "SOLVER.IMS_PER_BATCH": "[1, inf)",
+    "SOLVER.MAX_ITER": "[1, inf)",
+    "SOLVER.WEIGHT_DECAY": "[0, inf)",
+    "TEST.DETECTIONS_PER_IMAGE": "[1, inf)",
+}
 
 
 def setup_config(args: argparse.Namespace) -> CfgNode:
@@ -72,7 +85,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _check_weights(cfg)
     _check_best_metric(cfg.TEST.BEST_METRIC)
     try:
-        _check_counts(cfg)
+        _check_numbers(cfg)
         check_choice("TEST.CROWD.PROTOCOL", cfg.TEST.CROWD.PROTOCOL, PROTOCOLS)
         register_datasets(cfg)
     except (OSError, ValueError) as error:
@@ -179,11 +192,9 @@ def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
         )
 
 
-def _check_counts(cfg: CfgNode) -> None:
-    """Numbers that would only fail after minutes, or in a part that does not know their key."""
-    for key in POSITIVE_KEYS:
-        check_range(key, _value(cfg, key), "[1, inf)")
-    check_range("DATALOADER.NUM_WORKERS", cfg.DATALOADER.NUM_WORKERS, "[0, inf)")
+def _check_numbers(cfg: CfgNode) -> None:
+    for key, interval in RANGES.items():
+        check_range(key, _value(cfg, key), interval)
     if cfg.MODEL.DETR.HIDDEN_DIM % 32 or cfg.MODEL.DETR.HIDDEN_DIM % cfg.MODEL.DETR.NUM_HEADS:
         raise ValueError(
             f"MODEL.DETR.HIDDEN_DIM is {cfg.MODEL.DETR.HIDDEN_DIM}, must be divisible by 32 (group norm) and by "

@@ -106,7 +106,10 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.STEPS = tuple(steps)
-    return build_lr_scheduler(cfg, optimizer)
+    try:
+        return build_lr_scheduler(cfg, optimizer)
+    except ValueError as error:
+        raise UserError(f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}.") from error
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:

@@ -223,6 +223,7 @@ class FactoredHead(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, rank: int):
         super().__init__()
+        check_range("PATTERNS.RANK", rank, "[1, inf)")
         self.mlp = _head_mlp(embed_dim, rank)
         self.query_factor = nn.Parameter(torch.randn(num_queries, rank))
         self.pattern_factor = nn.Parameter(torch.randn(num_patterns, rank) / rank**0.5)
