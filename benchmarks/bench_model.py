@@ -58,7 +58,7 @@ def main() -> None:
             "ours": lambda ours=ours: ours([{"image": image}]),
             "transformers": lambda theirs=theirs, pixels=pixels: theirs(pixel_values=pixels),
         }
-        timings = time_ms(rivals, args.rounds, args.device)
+        timings = time_ms(rivals, args)
         rows.append({"model": name, "image": f"{HEIGHT}x{WIDTH}", "max |logit difference|": apart, **compared(timings)})
     report(rows, args)
 

@@ -160,7 +160,7 @@ def measure(name, case, offsets, dtype, args):
     bytes_of = {"forward": moved, "backward": 2 * moved}  # the backward writes a gradient for whatever it reads
     for direction, rivals in (("forward", forward), ("backward", backward)):
         with torch.set_grad_enabled(direction == "backward"):
-            timings = time_ms(rivals, args.rounds, args.device, args.clock)
+            timings = time_ms(rivals, args)
         row = {"case": name, "type": dtype, "offsets": offsets, "direction": direction}
         row |= {f"{rival} ms": timings[rival].best if rival in timings else math.nan for rival in args.rivals}
         yield row | compared(timings) | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}

@@ -95,7 +95,7 @@ def main():
                 name: lambda r=run, f=functions[name], g=graphs[name], w=weights: r(f, g, w) for name in functions
             }
         for phase, rivals in phases.items():
-            timings = time_ms(rivals, args.rounds, args.device, args.clock)
+            timings = time_ms(rivals, args)
             row = {"case": case, "B,N,C": ",".join(map(str, sizes[:3])), "pairs": int(graph[1].sum()), "phase": phase}
             indexed = timings["indexed"].best / timings["ours"].best
             dense = {name: timing for name, timing in timings.items() if name != "indexed"}

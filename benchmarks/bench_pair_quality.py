@@ -128,7 +128,7 @@ def main():
         inputs = scene(*sizes, args.device)
         agree(inputs)
         for name, functions in rivals(inputs):
-            timings = time_ms(functions, args.rounds, args.device, args.clock)
+            timings = time_ms(functions, args)
             row = {"case": case, "L,B,N,C,M": ",".join(map(str, sizes)), "operator": name}
             rows.append(row | compared(timings))
     report(rows, args)

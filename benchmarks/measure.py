@@ -26,13 +26,18 @@ def arguments(description: str) -> argparse.Namespace:
         default="wall",
         help="cpu: processor time, for a CPU that others use too (with --threads 1, as waiting threads count)",
     )
+    parser.add_argument(
+        "--cold",
+        action="store_true",
+        help="single calls, each after the caches were emptied, instead of one call after the other",
+    )
     parser.add_argument("--json", type=Path, help="write machine and rows there as well")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     return args
 
 
-def machine(device: str, clock: str = "wall") -> dict[str, object]:
+def machine(device: str) -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -41,7 +46,6 @@ def machine(device: str, clock: str = "wall") -> dict[str, object]:
         "name": torch.cuda.get_device_name(device) if device.startswith("cuda") else cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "clock": clock,
         "torch": torch.__version__,
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
@@ -55,22 +59,45 @@ class Timing:
     median: float
 
 
-def time_ms(
-    rivals: Mapping[str, Callable[[], object]], rounds: int, device: str, clock: str = "wall"
-) -> dict[str, Timing]:
-    """Times the rivals in turn, so that a busy machine disturbs all of them alike."""
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    now = time.process_time if clock == "cpu" else time.perf_counter
+BLOCK_MS, MOST_CALLS = 10.0, 100
+
+
+def time_ms(rivals: Mapping[str, Callable[[], object]], args: argparse.Namespace) -> dict[str, Timing]:
+    """Times the rivals in turn, so that a busy machine disturbs all of them alike.
+
+    A turn is a block of calls one after the other, and its mean counts: as in a model, where what an operator reads was
+    just written, a call finds its inputs in the cache if they fit there. ``args.cold`` times single calls instead, each
+    after the caches were emptied.
+    """
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for round_index in range(rounds + 2):
+    empty_caches = _cache_emptier(args.device) if args.cold else None
+    for round_index in range(args.rounds + 2):
         for name, function in rivals.items():
-            wait()
-            start = now()
-            function()
-            wait()
+            if empty_caches:
+                empty_caches()
+            value = _calls_ms(function, 1, args)
+            calls = min(MOST_CALLS, int(BLOCK_MS / value))
+            if calls > 1 and not empty_caches:
+                value = _calls_ms(function, calls, args)
             if round_index >= 2:  # the first two rounds warm up
-                times[name].append((now() - start) * 1e3)
+                times[name].append(value)
     return {name: Timing(min(values), statistics.median(values)) for name, values in times.items()}
+
+
+def _calls_ms(function: Callable[[], object], calls: int, args: argparse.Namespace) -> float:
+    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    now = time.process_time if args.clock == "cpu" else time.perf_counter
+    wait()
+    start = now()
+    for _ in range(calls):
+        function()
+    wait()
+    return (now() - start) * 1e3 / calls
+
+
+def _cache_emptier(device: str) -> Callable[[], object]:
+    other = torch.zeros(1 << 28, dtype=torch.uint8, device=device)  # 256 MiB, more than any cache
+    return lambda: other.add_(1)
 
 
 def compared(timings: Mapping[str, Timing], ours: str = "ours") -> dict[str, object]:
@@ -85,7 +112,7 @@ def compared(timings: Mapping[str, Timing], ours: str = "ours") -> dict[str, obj
 
 def report(rows: Sequence[Mapping[str, object]], args: argparse.Namespace) -> None:
     """Prints the rows as a table under the machine's name; every row has the same keys."""
-    about = machine(args.device, args.clock)
+    about = machine(args.device) | {"clock": args.clock, "caches": "cold" if args.cold else "warm"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
