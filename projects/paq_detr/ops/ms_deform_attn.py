@@ -44,8 +44,8 @@ def ms_deform_attn(
         TypeError, ValueError: naming the argument, what it has and what it should have.
     """
     _check_value(value, spatial_shapes)
-    _check_tensor("sampling_locations", sampling_locations, value, "(B, Q, H, L, P, 2)")
-    _check_tensor("attention_weights", attention_weights, value, "(B, Q, H, L, P)")
+    _check_tensor("sampling_locations", sampling_locations, value, 6, "(B, Q, H, L, P, 2)")
+    _check_tensor("attention_weights", attention_weights, value, 5, "(B, Q, H, L, P)")
     batch, queries, heads, levels, points, _ = sampling_locations.shape
     _check_shape(
         "sampling_locations", sampling_locations, (len(value), queries, value.shape[2], len(spatial_shapes), points, 2)
@@ -89,8 +89,8 @@ def fused_ms_deform_attn(
     _check_value(value, spatial_shapes)
     batch, tokens, heads, _ = value.shape
     levels = len(spatial_shapes)
-    _check_tensor("reference", reference, value, "(B, Q, 2) or (B, Q, 4)")
-    _check_tensor("offsets", offsets, value, "(B, Q, H, L, P, 2)")
+    _check_tensor("reference", reference, value, 3, "(B, Q, 2) or (B, Q, 4)")
+    _check_tensor("offsets", offsets, value, 6, "(B, Q, H, L, P, 2)")
     queries, points = offsets.shape[1], offsets.shape[4]
     _check_shape("offsets", offsets, (batch, queries, heads, levels, points, 2))
     if reference.shape[-1] not in (2, 4):
@@ -99,10 +99,10 @@ def fused_ms_deform_attn(
     if logits.dim() == 5:
         _check_shape("logits", logits, (batch, queries, heads, levels, points))
         logits = logits.flatten(3)
-    _check_tensor("logits", logits, value, "(B, Q, H, L * P)")
+    _check_tensor("logits", logits, value, 4, "(B, Q, H, L * P)")
     _check_shape("logits", logits, (batch, queries, heads, levels * points))
     if valid_ratios is not None:
-        _check_tensor("valid_ratios", valid_ratios, value, "(B, L, 2)")
+        _check_tensor("valid_ratios", valid_ratios, value, 3, "(B, L, 2)")
         _check_shape("valid_ratios", valid_ratios, (batch, levels, 2))
     if padding_mask is not None:
         _check_device("padding_mask", padding_mask, value)
@@ -205,18 +205,18 @@ def _check_value(value: Tensor, spatial_shapes: SpatialShapes) -> None:
         raise TypeError("spatial_shapes is a Tensor, expected a sequence of (H, W) Python ints (no device sync)")
     if not spatial_shapes:
         raise ValueError("spatial_shapes is empty, expected (H, W) of at least one level")
-    _check_tensor("value", value, value, "(B, S, H, D)")
-    tokens = sum(height * width for height, width in spatial_shapes)
+    _check_tensor("value", value, value, 4, "(B, S, H, D)")
+    tokens = sum([height * width for height, width in spatial_shapes])
     if tokens != value.shape[1]:
         raise ValueError(f"level sizes sum to {tokens}, value has {value.shape[1]} (spatial_shapes {spatial_shapes})")
-    if min(min(shape) for shape in spatial_shapes) < 1:
+    if min([min(shape) for shape in spatial_shapes]) < 1:
         raise ValueError(f"spatial_shapes {spatial_shapes} holds a level without tokens")
 
 
-def _check_tensor(name: str, tensor: Tensor, value: Tensor, legend: str) -> None:
+def _check_tensor(name: str, tensor: Tensor, value: Tensor, dims: int, legend: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor {legend}")
-    if tensor.dim() not in {part.count(",") + 1 for part in legend.split(" or ")}:
+    if tensor.dim() != dims:
         raise ValueError(f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected {legend}")
     if not tensor.is_floating_point():
         raise TypeError(f"{name} is {tensor.dtype}, expected a floating point type")
