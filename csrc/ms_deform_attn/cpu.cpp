@@ -8,10 +8,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
+#include <new>
 #include <string_view>
 #include <type_traits>
 #include <utility>
-#include <memory>
 #include <vector>
 
 #if defined(__x86_64__)

@@ -155,7 +155,7 @@ class GradRows {
  public:
   using Real = RealOf<T>;
   GradRows(const Problem& p, Tensor& grad_value) : p(p), grad_value_(grad_value), dense_(dense_rows_pay(p)) {
-    if (dense_) sums_.reset(new Real[static_cast<size_t>(p.tokens * p.channels)]);
+    if (dense_) sums_ = new_lines<Real>(p.tokens * p.channels);
   }
 
   // The rows [begin, end) of tokens are this task's own.
@@ -188,7 +188,7 @@ class GradRows {
   const Problem& p;
   Tensor& grad_value_;
   bool dense_;
-  std::unique_ptr<Real[]> sums_;
+  Lines<Real> sums_;
   Real* data_ = nullptr;
   int64_t h_ = 0, first_ = 0, begin_ = 0, end_ = 0;
 };
@@ -234,9 +234,9 @@ class Backward {
 
  private:
   struct Slot {  // what is prepared for one head of one query
-    explicit Slot(const Problem& p) : taps(p), grad(static_cast<size_t>(p.channels)) {}
+    explicit Slot(const Problem& p) : taps(p), grad(new_lines<Real>(p.channels)) {}
     Taps<Real> taps;
-    std::vector<Real> grad;
+    Lines<Real> grad;
   };
 
   struct Worker {  // scratch of one thread
@@ -244,11 +244,11 @@ class Backward {
         : slots{Slot(all.p), Slot(all.p)},
           values(all.p),
           grads(all.p, all.grad_value_),
-          dots(static_cast<size_t>(4 * all.p.points_per_head() + 5 * Simd<Real>::lanes)) {}
+          dots(new_lines<Real>(4 * all.p.points_per_head() + 5 * Simd<Real>::lanes)) {}
     Slot slots[2];
     HeadRows<T> values;
     GradRows<T> grads;
-    std::vector<Real> dots;
+    Lines<Real> dots;
   };
 
   void both_gradients(Worker& w, const Task& task) const {
@@ -289,7 +289,7 @@ class Backward {
 
   void set_head(Slot& s, int64_t b, int64_t q, int64_t h, int level) const {
     const T* grad = grad_out_ + row_of(b, q, h) * p.channels;
-    for (size_t c = 0; c < s.grad.size(); ++c) s.grad[c] = static_cast<Real>(grad[c]);
+    for (int64_t c = 0; c < p.channels; ++c) s.grad[c] = static_cast<Real>(grad[c]);
     const int64_t per_head = p.points_per_head();
     s.taps.set_image(b);
     s.taps.set_query(in.reference_of(b, q));
@@ -300,11 +300,11 @@ class Backward {
     Real* rows = w.grads.of(h);
     const int64_t stride = w.grads.stride;
     int64_t c = for_channel_vectors<Real>(p.channels, [&](auto vectors, int64_t first) {
-      scatter_taps<vectors.value>(rows + first, stride, s.taps, s.grad.data() + first);
+      scatter_taps<vectors.value>(rows + first, stride, s.taps, s.grad.get() + first);
     });
     for (; c < p.channels; ++c) {
       for (int i = 0; i < s.taps.size; ++i) {
-        rows[s.taps.tokens()[i] * stride + c] += s.taps.weights()[i] * s.grad[static_cast<size_t>(c)];
+        rows[s.taps.tokens()[i] * stride + c] += s.taps.weights()[i] * s.grad[c];
       }
     }
   }
@@ -312,14 +312,14 @@ class Backward {
   void points_of(Worker& w, Slot& s, int64_t b, int64_t q, int64_t h) const {
     const T* rows = w.values.of(h);
     const int64_t stride = w.values.stride;
-    Real* dots = w.dots.data();
+    Real* dots = w.dots.get();
     std::fill(dots, dots + s.taps.size + Simd<Real>::lanes, Real(0));
     int64_t c = for_channel_vectors<Real>(p.channels, [&](auto vectors, int64_t first) {
-      dot_taps<vectors.value>(rows + first, stride, s.taps, s.grad.data() + first, dots);
+      dot_taps<vectors.value>(rows + first, stride, s.taps, s.grad.get() + first, dots);
     });
     for (; c < p.channels; ++c) {
       for (int i = 0; i < s.taps.size; ++i) {
-        dots[i] += static_cast<Real>(rows[s.taps.tokens()[i] * stride + c]) * s.grad[static_cast<size_t>(c)];
+        dots[i] += static_cast<Real>(rows[s.taps.tokens()[i] * stride + c]) * s.grad[c];
       }
     }
     const int64_t per_head = p.points_per_head(), row = row_of(b, q, h);

@@ -19,8 +19,8 @@ class Taps {
       : p(problem),
         count_(static_cast<int>(p.points_per_head())),
         blocks((count_ + lanes - 1) / lanes),
-        reals_(static_cast<size_t>(blocks * lanes * kRealRows + lanes)),
-        ints_(static_cast<size_t>(blocks * lanes * kIntRows + lanes)) {
+        reals_(new_lines<Real>(blocks * lanes * kRealRows + lanes)),
+        ints_(new_lines<Int>(blocks * lanes * kIntRows + lanes)) {
     for (int i = 0; i < blocks * lanes; ++i) {
       // The lanes after the last point have width -1, which no coordinate is inside of.
       const bool real = i < count_;
@@ -99,6 +99,10 @@ class Taps {
 
   // From the dot product of each tap's values with grad_out to the gradients of scores, xy and reference.
   void gradients(const Real* dots, const Real* xy, Real* grad_xy, Real* grad_scores, Real* grad_reference) {
+    // Whole vectors would be written behind the last head's points.
+    const bool padded = count_ % lanes != 0;
+    Real* const pairs = padded ? real_row(kPaddedGrad) : grad_xy;
+    Real* const singles = padded ? real_row(kPaddedGrad) + 2 * blocks * lanes : grad_scores;
     F dot_sum = F{}, ref_x = F{}, ref_y = F{}, ref_w = F{}, ref_h = F{};
     for (int j = 0; j < blocks * lanes; j += lanes) {
       F d[4];
@@ -114,29 +118,30 @@ class Taps {
       const I counts = load<I>(int_row(kCorners) + j) != 0;
       const F gx = counts ? attention * s.dx : F{}, gy = counts ? attention * s.dy : F{};
       const F grad_x = counts ? gx * real(kStepX, j) : F{}, grad_y = counts ? gy * real(kStepY, j) : F{};
-      store(real_row(kPaddedGrad) + 2 * j, interleave<0>(grad_x, grad_y, Lanes{}));
-      store(real_row(kPaddedGrad) + 2 * j + lanes, interleave<lanes / 2>(grad_x, grad_y, Lanes{}));
-      store(real_row(kTapWeight) + j, s.value);  // the taps are done with
+      store(pairs + 2 * j, interleave<0>(grad_x, grad_y, Lanes{}));
+      store(pairs + 2 * j + lanes, interleave<lanes / 2>(grad_x, grad_y, Lanes{}));
+      store(singles + j, s.value);
       dot_sum += attention * s.value;
       if (p.form == Form::locations) continue;
       const F scaled_x = counts ? gx * real(kScaleX, j) : F{}, scaled_y = counts ? gy * real(kScaleY, j) : F{};
       ref_x += scaled_x, ref_y += scaled_y;
       if (p.form != Form::boxes) continue;
-      if (count_ % lanes) xy = real_row(kPaddedXY);
+      if (padded) xy = real_row(kPaddedXY);
       const F first = load<F>(xy + 2 * j), second = load<F>(xy + 2 * j + lanes);
       ref_w += counts ? scaled_x * even_lanes(first, second, Lanes{}) : F{};
       ref_h += counts ? scaled_y * odd_lanes(first, second, Lanes{}) : F{};
     }
-    std::copy(real_row(kPaddedGrad), real_row(kPaddedGrad) + 2 * count_, grad_xy);
-    if (p.form == Form::locations) {
-      std::copy(real_row(kTapWeight), real_row(kTapWeight) + count_, grad_scores);
-      return;
+    if (p.form != Form::locations) {  // the softmax
+      const F mean = sum_lanes<Real>(dot_sum);
+      for (int j = 0; j < blocks * lanes; j += lanes) {
+        store(singles + j, real(kWeight, j) * (load<F>(singles + j) - mean));
+      }
     }
-    const F mean = sum_lanes<Real>(dot_sum);
-    for (int j = 0; j < blocks * lanes; j += lanes) {
-      store(real_row(kTapWeight) + j, real(kWeight, j) * (real(kTapWeight, j) - mean));
+    if (padded) {
+      std::copy(pairs, pairs + 2 * count_, grad_xy);
+      std::copy(singles, singles + count_, grad_scores);
     }
-    std::copy(real_row(kTapWeight), real_row(kTapWeight) + count_, grad_scores);
+    if (p.form == Form::locations) return;
     grad_reference[0] = sum_lanes<Real>(ref_x)[0];
     grad_reference[1] = sum_lanes<Real>(ref_y)[0];
     if (p.form != Form::boxes) return;
@@ -153,12 +158,12 @@ class Taps {
   // Rows of scratch, each as long as the padded number of points (pairs and taps take two and four).
   enum RealRow {
     kWidth, kHeight, kScaleX, kScaleY, kAnchorX, kAnchorY, kStepX, kStepY, kFx, kFy, kWeight,
-    kPaddedXY, kPaddedGrad = kPaddedXY + 2, kTapWeight = kPaddedGrad + 2, kRealRows = kTapWeight + 4
+    kPaddedXY, kPaddedGrad = kPaddedXY + 2, kTapWeight = kPaddedGrad + 3, kRealRows = kTapWeight + 4
   };
   enum IntRow { kColumns, kStart, kLevel, kTableStart, kCorners, kTapToken, kIntRows = kTapToken + 4 };
 
-  Real* real_row(int row) { return reals_.data() + row * blocks * lanes; }
-  Int* int_row(int row) { return ints_.data() + row * blocks * lanes; }
+  Real* real_row(int row) { return reals_.get() + row * blocks * lanes; }
+  Int* int_row(int row) { return ints_.get() + row * blocks * lanes; }
   F real(int row, int j) { return load<F>(real_row(row) + j); }
   Real box_unit() const { return Real(0.5) / static_cast<Real>(p.points); }
 
@@ -215,8 +220,8 @@ class Taps {
   const Problem& p;
   const int count_, blocks;
   int64_t image_ = -1;
-  std::vector<Real> reals_;
-  std::vector<Int> ints_;
+  Lines<Real> reals_;
+  Lines<Int> ints_;
   std::vector<uint32_t> chosen_ = std::vector<uint32_t>(static_cast<size_t>(4 * blocks));
   std::vector<uint8_t> unpadded_;
 };

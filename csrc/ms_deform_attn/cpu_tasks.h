@@ -79,7 +79,7 @@ template <class T>
 class HeadRows {
  public:
   explicit HeadRows(const Problem& p) : dense(dense_rows_pay(p)), p(p) {
-    if (dense) copy_.reset(new T[static_cast<size_t>(p.tokens * p.channels)]);
+    if (dense) copy_ = new_lines<T>(p.tokens * p.channels);
   }
 
   void set(const Task& task) {
@@ -104,6 +104,6 @@ class HeadRows {
  private:
   const Problem& p;
   const T* data_ = nullptr;
-  std::unique_ptr<T[]> copy_;
+  Lines<T> copy_;
   int64_t b_ = -1, h_ = -1;
 };
