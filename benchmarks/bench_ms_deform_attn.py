@@ -5,18 +5,20 @@
     python benchmarks/bench_ms_deform_attn.py [--device cuda] [--json result.json]
 
 Every rival starts from value, reference points, raw offsets and raw logits. "grid_sample" is the form that runs where
-no kernel is built: transformers' own function where transformers is installed, else the same written here. "wheel" is
-the kernel of the ms-deform-attn wheel, on a GPU where that is installed. "GB/s" counts the bytes that ours must at
-least read and write.
+no kernel is built: transformers' own function where transformers is installed, else the same written here. On a GPU the
+kernels of peers.py run beside it, as far as they are installed, and ours once more: the backward deterministically, the
+forward as a CUDA graph (what a call costs the device alone). "error" is the largest against the twin in float64,
+relative to the largest value. "GB/s" counts the bytes that ours must at least read and write.
 """
 
-import importlib
 import math
+import sys
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from measure import arguments, compared, report, time_ms
+from peers import eager_locations, msda_peers
 
 from paq_detr.ops import fused_ms_deform_attn, fused_ms_deform_attn_torch
 
@@ -34,6 +36,7 @@ CPU_TYPES, GPU_TYPES = ("float32",), ("float32", "bfloat16", "float16")
 GPU_CASES = {"encoder, batch 2": (2, LEVELS, None), "decoder, 900, batch 2": (2, LEVELS, 900)}
 HEADS, CHANNELS, POINTS = 8, 32, 4
 OFFSETS = ("init", "sigma 2", "sigma 8")
+EXTRA = GRAPH, DETERMINISTIC = "ours in a graph", "ours deterministic"
 
 
 def make_offsets(kind, shape):
@@ -66,12 +69,6 @@ def make_inputs(case, offsets, dtype, device):
     return value, levels, reference.to(device), make_offsets(offsets, shape).to(device), logits.to(device)
 
 
-def eager_locations(levels, reference, offsets, logits):
-    sizes = torch.tensor([(width, height) for height, width in levels], device=offsets.device)
-    locations = reference[:, :, None, None, None] + offsets / sizes[:, None]
-    return locations, logits.softmax(-1).view(offsets.shape[:-1])
-
-
 def sample_by_grid(value, levels, locations, weights):
     batch, _, heads, channels = value.shape
     samples = []
@@ -101,26 +98,6 @@ def grid_sample_form():
     return run
 
 
-def wheel_forms(device):
-    """The wheel's forward and backward, or None. It takes float32 only and shapes as tensors on the device."""
-    if not device.startswith("cuda") or importlib.util.find_spec("MultiScaleDeformableAttention") is None:
-        return None
-    kernel = importlib.import_module("MultiScaleDeformableAttention")
-
-    def prepare(value, levels, reference, offsets, logits):
-        shapes = torch.tensor(levels, device=value.device)
-        starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
-        return value, shapes, starts, *eager_locations(levels, reference, offsets, logits)
-
-    def forward(*inputs):
-        return kernel.ms_deform_attn_forward(*prepare(*inputs), 64)
-
-    def backward(grad_out, *inputs):
-        return kernel.ms_deform_attn_backward(*prepare(*inputs), grad_out, 64)
-
-    return forward, backward
-
-
 def backward_of(function, inputs, grad_out):
     leaves = [tensor.detach().requires_grad_() for tensor in inputs if isinstance(tensor, torch.Tensor)]
     value, *rest = leaves
@@ -128,48 +105,85 @@ def backward_of(function, inputs, grad_out):
     return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
 
-def agree(grid_sample, inputs):
-    """No time counts unless the rivals agree with the twin in float64, on the first queries."""
+def errors_of(rivals, inputs):
+    """No time counts unless ours agrees with the twin in float64, on the first queries. A peer that fails is told and
+    left out."""
     value, levels, *rest = inputs
-    rest = [tensor[:, :500] for tensor in rest]
-    inputs = (value, levels, *rest)
+    rest = [tensor[:, :500].contiguous() for tensor in rest]
     expected = fused_ms_deform_attn_torch(value.double(), levels, *(tensor.double() for tensor in rest))
-    error = (fused_ms_deform_attn(*inputs).double() - expected).abs().max() / expected.abs().max()
+    errors = {}
+    for name, function in rivals.items():
+        try:
+            out = function(value, levels, *rest)
+        except Exception as error:  # a peer's own, of any kind
+            if name == "ours":
+                raise
+            print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        else:
+            errors[name] = ((out.double() - expected).abs().max() / expected.abs().max()).item()
     bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[value.dtype]
-    assert error <= bound, f"ours differs from the twin by {error:.1e}"
+    assert errors["ours"] <= bound, f"ours differs from the twin by {errors['ours']:.1e}"
     if value.dtype == torch.float32:
-        torch.testing.assert_close(grid_sample(*inputs).double(), expected, atol=1e-3, rtol=1e-3)
+        assert max(errors.values()) <= 1e-3, f"the rivals do not compute the same: {errors}"
+    return errors
+
+
+def deterministic(function):
+    def run():
+        torch.use_deterministic_algorithms(True)
+        try:
+            return function()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return run
+
+
+def graphed(function):
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
 
 
 def measure(name, case, offsets, dtype, args):
     inputs = make_inputs(case, offsets, getattr(torch, dtype), args.device)
-    grid_sample, wheel = grid_sample_form(), wheel_forms(args.device) if dtype == "float32" else None
-    agree(grid_sample, inputs)
+    functions = {"grid_sample": grid_sample_form()}
+    functions |= {peer: its.run for peer, its in args.peers.items() if dtype in its.types}
+    functions["ours"] = fused_ms_deform_attn
     with torch.no_grad():
-        forward = {"grid_sample": partial(grid_sample, *inputs), "ours": partial(fused_ms_deform_attn, *inputs)}
-        out = forward["ours"]()
+        errors = errors_of(functions, inputs)
+        out = fused_ms_deform_attn(*inputs)
     grad_out = torch.randn_like(out)
-    backward = {
-        "grid_sample": backward_of(grid_sample, inputs, grad_out),
-        "ours": backward_of(fused_ms_deform_attn, inputs, grad_out),
-    }
-    if wheel:
-        forward["wheel"] = partial(wheel[0], *inputs)
-        backward["wheel"] = partial(wheel[1], grad_out, *inputs)
+    forward = {rival: partial(functions[rival], *inputs) for rival in errors}
+    backward = {rival: backward_of(functions[rival], inputs, grad_out) for rival in errors}
+    again = {"forward": {}, "backward": {}}
+    if args.device.startswith("cuda"):
+        with torch.no_grad():
+            again["forward"][GRAPH] = graphed(forward["ours"])
+        again["backward"][DETERMINISTIC] = deterministic(backward["ours"])
     moved = sum(tensor.nbytes for tensor in (*inputs, out) if isinstance(tensor, torch.Tensor))
     bytes_of = {"forward": moved, "backward": 2 * moved}  # the backward writes a gradient for whatever it reads
     for direction, rivals in (("forward", forward), ("backward", backward)):
         with torch.set_grad_enabled(direction == "backward"):
-            timings = time_ms(rivals, args)
+            timings = time_ms(rivals | again[direction], args)
         row = {"case": name, "type": dtype, "offsets": offsets, "direction": direction}
-        row |= {f"{rival} ms": timings[rival].best if rival in timings else math.nan for rival in args.rivals}
-        yield row | compared(timings) | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}
+        row |= {f"{rival} ms": timings[rival].best if rival in timings else math.nan for rival in args.columns}
+        row |= compared({rival: timings[rival] for rival in rivals})
+        row |= {f"{rival} error": errors.get(rival, math.nan) for rival in args.columns if rival not in EXTRA}
+        yield row | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}
 
 
 def main():
     args = arguments(__doc__.splitlines()[0])
     on_gpu = args.device.startswith("cuda")
-    args.rivals = ["grid_sample", *(["wheel"] if wheel_forms(args.device) else []), "ours"]
+    args.peers = msda_peers(args.device)
+    args.columns = ["grid_sample", *args.peers, "ours", *(EXTRA if on_gpu else ())]
     rows = []
     for name, case in (CASES | (GPU_CASES if on_gpu else {})).items():
         for dtype in GPU_TYPES if on_gpu else CPU_TYPES:

@@ -6,13 +6,24 @@
 
 Two eager forms: "stacked" is this package's own pure-torch form, one call for all layers and images; "per image" is
 the usual way, a loop over layers and images, each with torchvision's pairwise IoU and torch.cdist.
+
+On a GPU also the whole assignment, from logits to pairs: image by image with a copy to the host each, ours with one
+copy and scipy, and torch-linear-assignment on the device where it is installed (one call per image, as the number of
+objects differs).
 """
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import torch
 from measure import arguments, compared, report, time_ms
+from peers import linear_assignment
+from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from paq_detr import ops
+from paq_detr.modeling.matcher import solve_images
 
 # name: layers, images, queries, classes, objects of all images
 CASES = {
@@ -114,6 +125,28 @@ def rivals(inputs):
     )
 
 
+def assignments(inputs, solve_on_device):
+    """The rivals that give the pairs of every layer."""
+    image = inputs[-1]
+    sizes = image.bincount(minlength=inputs[1].shape[1]).tolist()
+    targets = SimpleNamespace(offsets=np.cumsum([0, *sizes]).tolist())
+    once = np.ones(sum(sizes), dtype=np.int64)
+
+    def ours():
+        return [solve_images(cost, once, targets) for cost in ops.match_cost(*inputs).cpu().numpy()]
+
+    def on_device():
+        costs = ops.match_cost(*inputs)
+        return [solve_on_device(cost) for cost in costs.split(sizes, dim=1)]
+
+    rivals = {
+        "per image": lambda: per_image(lambda *a: linear_sum_assignment(eager_cost(*a).cpu().numpy()), *inputs),
+        "torch-linear-assignment": on_device,
+        "ours": ours,
+    }
+    return {name: rival for name, rival in rivals.items() if rival is not on_device or solve_on_device}
+
+
 def agree(inputs) -> None:
     """No time counts unless the rivals agree."""
     eager = torch.cat(per_image(lambda *a: eager_cost(*a).t(), *inputs))
@@ -123,13 +156,18 @@ def agree(inputs) -> None:
 
 def main():
     args = arguments(__doc__.splitlines()[0])
+    on_gpu = args.device.startswith("cuda")
+    solver = linear_assignment() if on_gpu else None
+    columns = ("per image", "stacked", *(["torch-linear-assignment"] if solver else []), "ours")
     rows = []
     for case, sizes in CASES.items():
         inputs = scene(*sizes, args.device)
         agree(inputs)
-        for name, functions in rivals(inputs):
+        operators = [*rivals(inputs), *([("assignment", assignments(inputs, solver))] if on_gpu else [])]
+        for name, functions in operators:
             timings = time_ms(functions, args)
             row = {"case": case, "L,B,N,C,M": ",".join(map(str, sizes)), "operator": name}
+            row |= {f"{rival} ms": timings[rival].best if rival in timings else math.nan for rival in columns}
             rows.append(row | compared(timings))
     report(rows, args)
 

@@ -4,8 +4,9 @@
 
     python benchmarks/run_gpu.py --json benchmarks/results/h100.json [--minutes 9]
 
-Runs the tests marked `gpu`, the operators under compute-sanitizer (memcheck and racecheck) where it is installed, and
-every benchmark on the device, beside whatever peers are installed. A step that fails or runs out of time is recorded
+Runs the tests marked `gpu`, the operators under compute-sanitizer (memcheck and racecheck) where it is installed,
+every benchmark on the device, beside whatever peers of peers.py are installed, and the kernels under Nsight Compute
+where that is installed. A step that fails or runs out of time is recorded
 with the end of its output, and the next one starts; times are taken only if the correctness tests passed. The JSON
 holds the machine's name and is meant to be committed.
 """
@@ -41,9 +42,12 @@ def steps() -> list[Step]:
         for tool in ("memcheck", "racecheck"):
             checked = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all", *tests]
             plan.append(Step(tool, [*checked, "-x"], 90))
-    for bench in ("ms_deform_attn", "pair_quality", "neighbor_difference", "model"):
-        command = [python, f"benchmarks/bench_{bench}.py", "--device", "cuda"]
-        plan.append(Step(f"bench_{bench}", command, 120, writes_json=True))
+    benches = {"ms_deform_attn": 240, "pair_quality": 90, "neighbor_difference": 60, "model": 60}
+    for bench, seconds in benches.items():
+        command = [python, f"benchmarks/bench_{bench}.py", "--device", "cuda", "--rounds", "5"]
+        plan.append(Step(f"bench_{bench}", command, seconds, writes_json=True))
+    if shutil.which("ncu"):
+        plan.append(Step("profile", [python, "benchmarks/profile_gpu.py"], 60, writes_json=True))
     return plan
 
 

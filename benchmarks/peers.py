@@ -1,0 +1,139 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU kernels of other projects, to be measured against where they are installed. Nothing of them is kept here.
+
+ms-deform-attn      the wheel of that name: the original CUDA kernel; float32. It links CUDA 12's runtime
+                    (`pip install nvidia-cuda-runtime-cu12` beside a torch for CUDA 13).
+transformers 4.46   the same kernel opened for 16 bits. Its sources lie in the wheel that PAQ_DETR_TRANSFORMERS_WHEEL
+                    names (4.46.3) and are compiled at the first call, in the torch_extensions cache. A CUDA toolkit
+                    without cuSPARSE finds its headers by CPATH=.../site-packages/nvidia/cu13/include.
+FlashDeformAttn     DCNv4's fused kernel; float16, and its locations are float16 as well.
+
+Every function takes value, levels, reference, raw offsets and raw logits, as ours does, and does in eager torch what
+its kernel leaves out.
+"""
+
+import functools
+import importlib
+import os
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+IM2COL_STEP = 64
+
+
+@dataclass(frozen=True)
+class Peer:
+    types: tuple[str, ...]
+    run: Callable[..., torch.Tensor]
+
+
+def eager_locations(levels, reference, offsets, logits):
+    sizes = torch.tensor([(width, height) for height, width in levels], device=offsets.device)
+    locations = reference[:, :, None, None, None] + offsets / sizes[:, None]
+    return locations, logits.softmax(-1).view(offsets.shape[:-1])
+
+
+def msda_peers(device: str) -> dict[str, Peer]:
+    """Those that can be had here; of the others one line says why not."""
+    if not device.startswith("cuda"):
+        return {}
+    found = {}
+    for name, (types, load) in {
+        "ms-deform-attn": (("float32",), _wheel),
+        "transformers 4.46": (("float32", "bfloat16", "float16"), _transformers),
+        "FlashDeformAttn": (("float16",), _flash_deform_attn),
+    }.items():
+        try:
+            found[name] = Peer(types, load())
+        except Exception as error:  # whatever a foreign package does when it is imported or compiled
+            print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+    return found
+
+
+def _wheel():
+    return functools.partial(_run_kernel, importlib.import_module("MultiScaleDeformableAttention"))
+
+
+def _transformers():
+    wheel = os.environ.get("PAQ_DETR_TRANSFORMERS_WHEEL")
+    if not wheel:
+        raise ImportError("PAQ_DETR_TRANSFORMERS_WHEEL names no wheel of transformers 4.46.3")
+    return functools.partial(_run_kernel, build_transformers_kernel(Path(wheel)))
+
+
+def build_transformers_kernel(wheel: Path):
+    """The extension module compiled from the wheel's sources."""
+    from torch.utils.cpp_extension import load
+
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
+        root = Path(folder) / "transformers/kernels/deformable_detr"
+        archive.extractall(folder, [name for name in archive.namelist() if "kernels/deformable_detr/" in name])
+        for path in (path for path in root.rglob("*") if path.is_file()):
+            text = path.read_text()  # torch no longer takes what Tensor.type() gives
+            text = text.replace(".type().is_cuda()", ".is_cuda()").replace(".type(),", ".scalar_type(),")
+            path.write_text(text)
+        return load(
+            "transformers_deformable_detr",
+            [str(root / name) for name in ("vision.cpp", "cpu/ms_deform_attn_cpu.cpp", "cuda/ms_deform_attn_cuda.cu")],
+            extra_include_paths=[str(root)],
+            extra_cflags=["-DWITH_CUDA"],
+            extra_cuda_cflags=["-DWITH_CUDA"],
+            with_cuda=True,
+        )
+
+
+@functools.cache
+def _shapes_on_device(levels, device):
+    """The peers take sizes as tensors, which a model makes once."""
+    shapes = torch.tensor(levels, device=device)
+    return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+
+
+class _Kernel(torch.autograd.Function):
+    """The calls that the wheel and transformers share."""
+
+    @staticmethod
+    def forward(ctx, kernel, *inputs):
+        ctx.kernel = kernel
+        ctx.save_for_backward(*inputs)
+        return kernel.ms_deform_attn_forward(*inputs, IM2COL_STEP)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        gradients = ctx.kernel.ms_deform_attn_backward(*ctx.saved_tensors, grad_out.contiguous(), IM2COL_STEP)
+        grad_value, grad_locations, grad_weights = gradients
+        return None, grad_value, None, None, grad_locations, grad_weights
+
+
+def _run_kernel(kernel, value, levels, reference, offsets, logits):
+    locations, weights = eager_locations(levels, reference, offsets, logits)
+    shapes = _shapes_on_device(tuple(levels), value.device)
+    return _Kernel.apply(kernel, value, *shapes, locations.to(value.dtype), weights.to(value.dtype))
+
+
+def _flash_deform_attn():
+    function = importlib.import_module("DCNv4.functions.flash_deform_attn_func").FlashDeformAttnFunction
+
+    def run(value, levels, reference, offsets, logits):
+        locations, _ = eager_locations(levels, reference, offsets, logits)  # the softmax is its own
+        joined = torch.cat([locations.flatten(3), logits], -1).to(value.dtype)
+        shapes = _shapes_on_device(tuple(levels), value.device)
+        return function.apply(value, *shapes, joined, IM2COL_STEP, offsets.shape[4])
+
+    return run
+
+
+def linear_assignment() -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """torch-linear-assignment's solver of (P, rows, columns) costs on a GPU, or None."""
+    try:
+        return importlib.import_module("torch_linear_assignment").batch_linear_assignment
+    except ImportError as error:
+        print(f"torch-linear-assignment is left out: {error}", file=sys.stderr)
+        return None

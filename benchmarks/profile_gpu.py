@@ -1,0 +1,102 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What the deformable attention kernels do on a GPU, counted by Nsight Compute, beside the floor of the memory.
+
+    python benchmarks/profile_gpu.py [--bandwidth 3.0] [--json result.json]
+
+Runs itself under `ncu`: one forward and one backward per type at the encoder's shape (22,223 queries, sigma 2). For
+every kernel of ours: microseconds, warp instructions per query and head, bytes of DRAM and of L2, and the achieved
+bandwidth of DRAM. "floor us" is the time that the bytes which a direction must read and write take at --bandwidth TB/s
+(an H100 SXM reaches about 3.0), the same for every kernel of a direction.
+"""
+
+import argparse
+import csv
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from bench_ms_deform_attn import CASES, GPU_TYPES, HEADS, LEVELS, make_inputs
+from measure import report
+
+from paq_detr.ops import fused_ms_deform_attn
+
+CASE, OFFSETS = "encoder, 22223 queries", "sigma 2"
+METRICS = {
+    "gpu__time_duration.sum": "us",
+    "smsp__inst_executed.sum": "instructions",
+    "dram__bytes.sum": "DRAM MB",
+    "lts__t_bytes.sum": "L2 MB",
+}
+NAME = re.compile(r"\w+_kernel(<[^()]*>)?")  # without namespaces and arguments
+
+
+def run_once():
+    for dtype in GPU_TYPES:
+        value, levels, *rest = make_inputs(CASES[CASE], OFFSETS, getattr(torch, dtype), "cuda")
+        leaves = [tensor.requires_grad_() for tensor in (value, *rest)]
+        out = fused_ms_deform_attn(leaves[0], levels, *leaves[1:])
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+def ncu_output() -> str:
+    """ncu's table: one line per kernel and metric."""
+    ncu = shutil.which("ncu")
+    if not ncu:
+        sys.exit("profile_gpu: Nsight Compute (ncu) is not on the path")
+    options = ["--csv", "--print-units", "base", "--clock-control", "none", "--kernel-name-base", "demangled"]
+    options += ["--kernel-name", "regex:paq_detr", "--metrics", ",".join(METRICS)]
+    done = subprocess.run([ncu, *options, sys.executable, __file__, "--once"], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"profile_gpu: ncu exits with {done.returncode}: {(done.stdout + done.stderr)[-800:]}")
+    return done.stdout
+
+
+def kernels_of(output: str) -> list[dict[str, object]]:
+    """One row per launch, in the order of the launches; counters in base units (bytes, nanoseconds)."""
+    lines = output.splitlines()
+    header = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
+    if header is None:
+        sys.exit(f"profile_gpu: ncu counted no kernel of ours: {output[-800:]}")
+    rows: dict[str, dict[str, object]] = {}
+    for line in csv.DictReader(lines[header:]):
+        row = rows.setdefault(line["ID"], {"kernel": NAME.search(line["Kernel Name"]).group()})
+        row[METRICS[line["Metric Name"]]] = float(line["Metric Value"].replace(",", ""))
+    return list(rows.values())
+
+
+def described(row: dict[str, object], floors: dict[str, float]) -> dict[str, object]:
+    query_heads = HEADS * sum(height * width for height, width in LEVELS)
+    direction = "backward" if "backward" in row["kernel"] else "forward"
+    microseconds, dram = row["us"] / 1e3, row["DRAM MB"] / 1e6
+    return {
+        "kernel": row["kernel"],
+        "us": microseconds,
+        "float32 floor us": floors[direction],
+        "instructions per query and head": row["instructions"] / query_heads,
+        "DRAM MB": dram,
+        "L2 MB": row["L2 MB"] / 1e6,
+        "DRAM GB/s": dram / microseconds * 1e3,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the DRAM reaches")
+    parser.add_argument("--json", type=Path, help="write machine and rows there as well")
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.once:
+        return run_once()
+    inputs = make_inputs(CASES[CASE], OFFSETS, torch.float32, "cpu")
+    moved = sum(tensor.nbytes for tensor in inputs if isinstance(tensor, torch.Tensor)) + inputs[0].nbytes  # + out
+    floors = {"forward": moved / args.bandwidth / 1e6, "backward": 2 * moved / args.bandwidth / 1e6}
+    args.device, args.clock, args.cold = "cuda", "ncu", False
+    report([described(row, floors) for row in kernels_of(ncu_output())], args)
+
+
+if __name__ == "__main__":
+    main()
