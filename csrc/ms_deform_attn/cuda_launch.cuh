@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "../cuda_launch.h"
+#include "../common/cuda_launch.h"
 #include "cuda_tiles.cuh"
 #include "problem.h"
 

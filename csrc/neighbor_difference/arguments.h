@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../pair_quality/arguments.h"
+#include "../common/tensors.h"
 
 namespace paq_detr {
 

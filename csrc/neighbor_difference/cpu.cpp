@@ -22,9 +22,9 @@
 #include <tuple>
 #include <vector>
 
-#include "../pair_quality/boxes.h"
-#include "../pair_quality/clones.h"
-#include "../pair_quality/dispatch.h"
+#include "../common/boxes.h"
+#include "../common/clones.h"
+#include "../common/tensors.h"
 #include "arguments.h"
 
 namespace paq_detr {

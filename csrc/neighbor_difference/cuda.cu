@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../pair_quality/dispatch.h"
+#include "../common/tensors.h"
 #include "arguments.h"
 #include "kernels.cuh"
 

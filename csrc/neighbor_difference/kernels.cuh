@@ -10,9 +10,9 @@
 
 #include <cstdint>
 
-#include "../pair_quality/boxes.h"
-#include "../pair_quality/launch.h"
-#include "../pair_quality/ranked.h"
+#include "../common/boxes.h"
+#include "../common/cuda_index.h"
+#include "../common/ranked.h"
 
 namespace paq_detr {
 namespace {

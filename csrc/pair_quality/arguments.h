@@ -5,18 +5,9 @@
 // from reading outside its tensors.
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <initializer_list>
+#include "../common/tensors.h"
 
 namespace paq_detr {
-
-inline void check_devices(const torch::stable::Tensor& first, std::initializer_list<torch::stable::Tensor> others) {
-  for (const auto& other : others) {
-    STD_TORCH_CHECK(other.device() == first.device(), "the tensors are on different devices");
-  }
-}
 
 inline void check_pairs(
     const torch::stable::Tensor& boxes, const torch::stable::Tensor& gt_boxes, const torch::stable::Tensor& gt_image) {

@@ -20,10 +20,10 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/tensors.h"
 #include "arguments.h"
-#include "boxes.h"
 #include "cpu_rows.h"
-#include "dispatch.h"
+#include "scores.h"
 
 namespace paq_detr {
 namespace {

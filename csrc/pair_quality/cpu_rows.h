@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "boxes.h"
-#include "clones.h"
+#include "../common/clones.h"
+#include "scores.h"
 
 namespace paq_detr {
 namespace {

@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <tuple>
 
+#include "../common/cuda_index.h"
+#include "../common/ranked.h"
+#include "../common/tensors.h"
 #include "arguments.h"
-#include "boxes.h"
-#include "dispatch.h"
-#include "launch.h"
-#include "ranked.h"
+#include "scores.h"
 
 namespace paq_detr {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "../cuda_launch.h"
+#include "cuda_launch.h"
 
 namespace paq_detr {
 

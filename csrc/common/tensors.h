@@ -6,7 +6,15 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
+
 namespace paq_detr {
+
+inline void check_devices(const torch::stable::Tensor& first, std::initializer_list<torch::stable::Tensor> others) {
+  for (const auto& other : others) {
+    STD_TORCH_CHECK(other.device() == first.device(), "the tensors are on different devices");
+  }
+}
 
 // Calls f with a zero of the tensor's type, float or double.
 template <typename F>
