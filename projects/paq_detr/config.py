@@ -23,7 +23,7 @@ def add_paq_detr_config(cfg: CN) -> None:
     _add_training_keys(cfg)
 
 
-def check_choice(key: str, value: str, choices: Iterable[str]) -> str:
+def check_choice(key: str, value: str | int, choices: Iterable[str | int]) -> str | int:
     """``value`` of the config key ``key``, if it is among ``choices``.
 
     Raises:
@@ -31,7 +31,10 @@ def check_choice(key: str, value: str, choices: Iterable[str]) -> str:
     """
     choices = list(choices)
     if value not in choices:
-        raise ValueError(f'{key} is "{value}", must be one of {", ".join(choices)}')
+        shown = f'"{value}"' if isinstance(value, str) else value
+        raise ValueError(
+            f"{key} is {shown}, must be one of {', '.join(str(choice) or '(empty)' for choice in choices)}"
+        )
     return value
 
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import functools
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import yaml
@@ -22,9 +20,9 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_paq_detr_config, check_choice, check_range
+from ..config import add_paq_detr_config
 from ..data import register_datasets
-from ..evaluation.crowd_metrics import PROTOCOLS
+from .checks import check_values, value_of
 from .errors import NonFiniteLossError, UserError
 from .weights import missing_file
 
@@ -40,29 +38,6 @@ IDLE_KEYS = (
     "TEST.PRECISE_BN.ENABLED",
     "VIS_PERIOD",
 )
-
-# Numbers that would only fail after minutes, or in a part that does not know their key. Those of a mechanism are
-# checked where it is built.
-RANGES = {
-    "DATALOADER.NUM_WORKERS": "[0, inf)",
-    "MODEL.DETR.DECODER.FFN_DIM": "[1, inf)",
-    "MODEL.DETR.DECODER.NUM_LAYERS": "[1, inf)",
-    "MODEL.DETR.DECODER.NUM_POINTS": "[1, inf)",
-    "MODEL.DETR.DROPOUT": "[0, 1)",
-    "MODEL.DETR.ENCODER.FFN_DIM": "[1, inf)",
-    "MODEL.DETR.ENCODER.NUM_LAYERS": "[0, inf)",
-    "MODEL.DETR.ENCODER.NUM_POINTS": "[1, inf)",
-    "MODEL.DETR.HIDDEN_DIM": "[1, inf)",
-    "MODEL.DETR.NUM_HEADS": "[1, inf)",
-    "MODEL.DETR.QUERIES.NUM": "[1, inf)",
-    "SOLVER.BASE_LR": "[0, inf)",
-    "SOLVER.CHECKPOINT_PERIOD": "[1, inf)",
-    "SOLVER.EPOCHS": "[0, inf)",
-    "SOLVER.IMS_PER_BATCH": "[1, inf)",
-    "SOLVER.MAX_ITER": "[1, inf)",
-    "SOLVER.WEIGHT_DECAY": "[0, inf)",
-    "TEST.DETECTIONS_PER_IMAGE": "[1, inf)",
-}
 
 
 def setup_config(args: argparse.Namespace) -> CfgNode:
@@ -83,10 +58,8 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _warn_of_idle_keys(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
     _check_weights(cfg)
-    _check_best_metric(cfg.TEST.BEST_METRIC)
     try:
-        _check_numbers(cfg)
-        check_choice("TEST.CROWD.PROTOCOL", cfg.TEST.CROWD.PROTOCOL, PROTOCOLS)
+        check_values(cfg)
         register_datasets(cfg)
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error
@@ -174,7 +147,7 @@ def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
             raise UserError(f"{_unknown(cfg, key)}.")
-        if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value):
+        if isinstance(value_of(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value):
             value = float(value)
         try:
             cfg.merge_from_list([key, value])
@@ -190,22 +163,6 @@ def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
             f"{' and '.join(idle)} would have no effect, because SOLVER.EPOCHS is {cfg.SOLVER.EPOCHS:g}; set "
             "SOLVER.EPOCHS 0 as well to count in iterations."
         )
-
-
-def _check_numbers(cfg: CfgNode) -> None:
-    for key, interval in RANGES.items():
-        check_range(key, _value(cfg, key), interval)
-    if cfg.MODEL.DETR.HIDDEN_DIM % 32 or cfg.MODEL.DETR.HIDDEN_DIM % cfg.MODEL.DETR.NUM_HEADS:
-        raise ValueError(
-            f"MODEL.DETR.HIDDEN_DIM is {cfg.MODEL.DETR.HIDDEN_DIM}, must be divisible by 32 (group norm) and by "
-            f"MODEL.DETR.NUM_HEADS {cfg.MODEL.DETR.NUM_HEADS}"
-        )
-
-
-def _check_best_metric(metric: str) -> None:
-    """MR is the one metric here of which less is better; without its minus the worst weights would be kept."""
-    if re.match(r"MR(-|$)", metric.split("/")[-1]) and not metric.startswith("-"):
-        raise UserError(f"TEST.BEST_METRIC is {metric}, but a lower MR is better: write -{metric}.")
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:
@@ -227,14 +184,10 @@ def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
 
 
-def _value(cfg: CfgNode, key: str) -> Any:
-    return functools.reduce(getattr, key.split("."), cfg)
-
-
 def _warn_of_idle_keys(cfg: CfgNode) -> None:
     default = get_cfg()
     for key in IDLE_KEYS:
-        if _value(cfg, key) != _value(default, key):
+        if value_of(cfg, key) != value_of(default, key):
             logger.warning("%s is a key of Detectron2's that has no effect on this trainer", key)
 
 

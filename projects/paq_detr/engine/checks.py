@@ -1,0 +1,97 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Values of the config that no training can have, found before anything is built.
+
+Here stand those that would only fail after minutes, or in a part that does not know their key. Those of a mechanism are
+checked where it is built.
+"""
+
+import functools
+import re
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
+
+from ..config import check_choice, check_range
+from ..evaluation.crowd_metrics import PROTOCOLS
+
+RANGES = {
+    "DATALOADER.NUM_WORKERS": "[0, inf)",
+    "MODEL.DETR.DECODER.FFN_DIM": "[1, inf)",
+    "MODEL.DETR.DECODER.NUM_LAYERS": "[1, inf)",
+    "MODEL.DETR.DECODER.NUM_POINTS": "[1, inf)",
+    "MODEL.DETR.DROPOUT": "[0, 1)",
+    "MODEL.DETR.ENCODER.FFN_DIM": "[1, inf)",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": "[0, inf)",
+    "MODEL.DETR.ENCODER.NUM_POINTS": "[1, inf)",
+    "MODEL.DETR.HIDDEN_DIM": "[1, inf)",
+    "MODEL.DETR.NUM_HEADS": "[1, inf)",
+    "MODEL.DETR.QUERIES.NUM": "[1, inf)",
+    "SOLVER.BASE_LR": "[0, inf)",
+    "SOLVER.CHECKPOINT_PERIOD": "[1, inf)",
+    "SOLVER.EPOCHS": "[0, inf)",
+    "SOLVER.IMS_PER_BATCH": "[1, inf)",
+    "SOLVER.MAX_ITER": "[1, inf)",
+    "SOLVER.WEIGHT_DECAY": "[0, inf)",
+    "TEST.DETECTIONS_PER_IMAGE": "[1, inf)",
+}
+
+CHOICES = {
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
+    "TEST.CROWD.PROTOCOL": PROTOCOLS,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Refuses a config with such a value.
+
+    Raises:
+        ValueError: naming the key, the value and what it must be.
+    """
+    for key, interval in RANGES.items():
+        check_range(key, value_of(cfg, key), interval)
+    for key, choices in CHOICES.items():
+        check_choice(key, value_of(cfg, key), choices)
+    for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
+        check_choice(key, value_of(cfg, key), [name for name, _ in registry])
+    for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
+        _check_number_list(key, value_of(cfg, key))
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        _check_number_list(key, value_of(cfg, key), length=1 if cfg.INPUT.FORMAT == "L" else 3)
+    _check_device_name(cfg.MODEL.DEVICE)
+    _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
+    _check_best_metric(cfg.TEST.BEST_METRIC)
+
+
+def value_of(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _check_number_list(key: str, values: Any, length: int | None = None) -> None:
+    numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
+    if not numbers or length not in (None, len(values)):
+        raise ValueError(f"{key} is {values}, must be a list of {f'{length} ' if length else ''}numbers")
+
+
+def _check_device_name(name: str) -> None:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'MODEL.DEVICE is "{name}", must be a device of torch, such as cuda, cuda:1 or cpu') from None
+
+
+def _check_heads(hidden: int, heads: int) -> None:
+    if hidden % 32 or hidden % heads:
+        raise ValueError(
+            f"MODEL.DETR.HIDDEN_DIM is {hidden}, must be divisible by 32 (group norm) and by "
+            f"MODEL.DETR.NUM_HEADS {heads}"
+        )
+
+
+def _check_best_metric(metric: str) -> None:
+    """MR is the one metric here of which less is better; without its minus the worst weights would be kept."""
+    if re.match(r"MR(-|$)", metric.split("/")[-1]) and not metric.startswith("-"):
+        raise ValueError(f"TEST.BEST_METRIC is {metric}, but a lower MR is better: write -{metric}")
