@@ -32,8 +32,13 @@ $(STAMPS)/detectron2: tools/install_detectron2.py $(STAMPS)/requirements
 	$(PY) tools/install_detectron2.py
 	@touch $@
 
+# A library that was built and is gone is built again.
+LOST := $(shell test ! -f projects/paq_detr/_build_record.json || ls projects/paq_detr/_C*.so >/dev/null 2>&1 || echo yes)
+.PHONY: lost
+lost:
+
 # Without a compiler this installs the pure-torch operators; `make doctor` says what was built.
-$(STAMPS)/package: $(SOURCES) $(STAMPS)/detectron2
+$(STAMPS)/package: $(SOURCES) $(STAMPS)/detectron2 $(if $(LOST),lost)
 	$(PY) -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 

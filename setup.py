@@ -152,7 +152,8 @@ def extension_arguments():
         def run(self):
             super().run()
             folder = Path(self.get_ext_fullpath("paq_detr._C")).parent
-            (folder / "_build_record.json").write_text(json.dumps(build_record(with_cuda), indent=2) + "\n")
+            record = build_record(with_cuda) | {"bytes": Path(self.get_ext_fullpath("paq_detr._C")).stat().st_size}
+            (folder / "_build_record.json").write_text(json.dumps(record, indent=2) + "\n")
 
     return {
         "ext_modules": [extension(with_cuda)],

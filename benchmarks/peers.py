@@ -17,7 +17,6 @@ import functools
 import importlib
 import os
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,8 +34,8 @@ class Peer:
 
 
 def eager_locations(levels, reference, offsets, logits):
-    sizes = torch.tensor([(width, height) for height, width in levels], device=offsets.device)
-    locations = reference[:, :, None, None, None] + offsets / sizes[:, None]
+    sizes, _ = _shapes_on_device(tuple(levels), offsets.device)
+    locations = reference[:, :, None, None, None] + offsets / sizes.flip(1)[:, None]
     return locations, logits.softmax(-1).view(offsets.shape[:-1])
 
 
@@ -70,28 +69,38 @@ def _transformers():
 
 def build_transformers_kernel(wheel: Path):
     """The extension module compiled from the wheel's sources."""
-    from torch.utils.cpp_extension import load
+    from torch.utils.cpp_extension import get_default_build_root, load
 
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
-        root = Path(folder) / "transformers/kernels/deformable_detr"
-        archive.extractall(folder, [name for name in archive.namelist() if "kernels/deformable_detr/" in name])
-        for path in (path for path in root.rglob("*") if path.is_file()):
-            text = path.read_text()  # torch no longer takes what Tensor.type() gives
-            text = text.replace(".type().is_cuda()", ".is_cuda()").replace(".type(),", ".scalar_type(),")
-            path.write_text(text)
-        return load(
-            "transformers_deformable_detr",
-            [str(root / name) for name in ("vision.cpp", "cpu/ms_deform_attn_cpu.cpp", "cuda/ms_deform_attn_cuda.cu")],
-            extra_include_paths=[str(root)],
-            extra_cflags=["-DWITH_CUDA"],
-            extra_cuda_cflags=["-DWITH_CUDA"],
-            with_cuda=True,
-        )
+    root = Path(get_default_build_root()) / "transformers_deformable_detr_sources"  # one place: compiled only once
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            _, found, inside = name.partition("transformers/kernels/deformable_detr/")
+            if found and inside:
+                _write_if_changed(root / inside, _for_this_torch(archive.read(name).decode()))
+    return load(
+        "transformers_deformable_detr",
+        [str(root / name) for name in ("vision.cpp", "cpu/ms_deform_attn_cpu.cpp", "cuda/ms_deform_attn_cuda.cu")],
+        extra_include_paths=[str(root)],
+        extra_cflags=["-DWITH_CUDA"],
+        extra_cuda_cflags=["-DWITH_CUDA"],
+        with_cuda=True,
+    )
+
+
+def _for_this_torch(source: str) -> str:
+    """torch no longer takes what Tensor.type() gives."""
+    return source.replace(".type().is_cuda()", ".is_cuda()").replace(".type(),", ".scalar_type(),")
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text() != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 @functools.cache
 def _shapes_on_device(levels, device):
-    """The peers take sizes as tensors, which a model makes once."""
+    """(height, width) and first token of each level as tensors, which a model makes once."""
     shapes = torch.tensor(levels, device=device)
     return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
 

@@ -6,8 +6,8 @@
 
 Runs itself under `ncu`: one forward and one backward per type at the encoder's shape (22,223 queries, sigma 2). For
 every kernel of ours: microseconds, warp instructions per query and head, bytes of DRAM and of L2, and the achieved
-bandwidth of DRAM. "floor us" is the time that the bytes which a direction must read and write take at --bandwidth TB/s
-(an H100 SXM reaches about 3.0), the same for every kernel of a direction.
+bandwidth of DRAM. The floor is the time that the bytes which a direction must read and write take at --bandwidth TB/s
+(an H100 SXM reaches about 3.0) with float32 values; 16-bit values need less.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from paq_detr.ops import fused_ms_deform_attn
 
 CASE, OFFSETS = "encoder, 22223 queries", "sigma 2"
 METRICS = {
-    "gpu__time_duration.sum": "us",
+    "gpu__time_duration.sum": "nanoseconds",
     "smsp__inst_executed.sum": "instructions",
-    "dram__bytes.sum": "DRAM MB",
-    "lts__t_bytes.sum": "L2 MB",
+    "dram__bytes.sum": "DRAM bytes",
+    "lts__t_bytes.sum": "L2 bytes",
 }
-NAME = re.compile(r"\w+_kernel(<[^()]*>)?")  # without namespaces and arguments
+NAME = re.compile(r"\w+(<.*>)?(?=\([^()]*\)$)")  # without namespaces and arguments
 
 
 def run_once():
@@ -63,22 +63,27 @@ def kernels_of(output: str) -> list[dict[str, object]]:
         sys.exit(f"profile_gpu: ncu counted no kernel of ours: {output[-800:]}")
     rows: dict[str, dict[str, object]] = {}
     for line in csv.DictReader(lines[header:]):
-        row = rows.setdefault(line["ID"], {"kernel": NAME.search(line["Kernel Name"]).group()})
+        row = rows.setdefault(line["ID"], {"kernel": short_name(line["Kernel Name"])})
         row[METRICS[line["Metric Name"]]] = float(line["Metric Value"].replace(",", ""))
     return list(rows.values())
+
+
+def short_name(kernel: str) -> str:
+    found = NAME.search(kernel)
+    return found.group() if found else kernel
 
 
 def described(row: dict[str, object], floors: dict[str, float]) -> dict[str, object]:
     query_heads = HEADS * sum(height * width for height, width in LEVELS)
     direction = "backward" if "backward" in row["kernel"] else "forward"
-    microseconds, dram = row["us"] / 1e3, row["DRAM MB"] / 1e6
+    microseconds, dram = row["nanoseconds"] / 1e3, row["DRAM bytes"] / 1e6
     return {
         "kernel": row["kernel"],
         "us": microseconds,
-        "float32 floor us": floors[direction],
+        "floor of float32, us": floors[direction],
         "instructions per query and head": row["instructions"] / query_heads,
         "DRAM MB": dram,
-        "L2 MB": row["L2 MB"] / 1e6,
+        "L2 MB": row["L2 bytes"] / 1e6,
         "DRAM GB/s": dram / microseconds * 1e3,
     }
 

@@ -91,7 +91,7 @@ def test_assignment_rivals_find_the_same_pairs(benchmarks):
 
 
 def test_ncu_table_is_read(benchmarks):
-    kernel = "void paq_detr::msda::<unnamed>::backward_kernel<c10::BFloat16, 4>(paq_detr::msda::Arguments<T1>, T1 *)"
+    kernel = "void paq_detr::msda::(anonymous namespace)::backward_kernel<c10::BFloat16, (int)4>(Arguments<T1>, T1 *)"
     values = {"gpu__time_duration.sum": "200,000", "smsp__inst_executed.sum": "17778400"}
     values |= {"dram__bytes.sum": "400000000", "lts__t_bytes.sum": "900000000"}
     lines = ["==PROF== Connected", '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"']
@@ -99,9 +99,9 @@ def test_ncu_table_is_read(benchmarks):
     (row,) = benchmarks.profile.kernels_of("\n".join(lines))
     described = benchmarks.profile.described(row, {"forward": 20.0, "backward": 40.0})
     assert described == {
-        "kernel": "backward_kernel<c10::BFloat16, 4>",
+        "kernel": "backward_kernel<c10::BFloat16, (int)4>",
         "us": 200.0,
-        "float32 floor us": 40.0,
+        "floor of float32, us": 40.0,
         "instructions per query and head": pytest.approx(100),
         "DRAM MB": 400.0,
         "L2 MB": 900.0,

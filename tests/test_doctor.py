@@ -44,6 +44,12 @@ def test_an_operator_that_computes_something_else_is_a_problem(monkeypatch, caps
     assert "1 problem found" in capsys.readouterr().out
 
 
+def test_a_library_that_was_built_and_is_gone_is_a_problem(monkeypatch):
+    library = ops._extension.Library(False, "the native library is not built; build it: pip", {"torch": "2.11.0"})
+    monkeypatch.setattr(ops._extension, "library", lambda: library)
+    assert "not built" in problems()["native library"].text
+
+
 def test_a_torchvision_of_another_build_is_a_problem(monkeypatch):
     import torchvision
 

@@ -82,6 +82,8 @@ struct Problem {
     STD_TORCH_CHECK(value.dim() == 4 && xy_.dim() == 6 && scores_.dim() >= 4, "wrong number of dimensions");
     batch = value.size(0), tokens = value.size(1), heads = value.size(2), channels = value.size(3);
     queries = xy_.size(1), levels = static_cast<int64_t>(shapes.size() / 2), points = xy_.size(4);
+    STD_TORCH_CHECK(shapes.size() % 2 == 0, "the level sizes are no pairs of height and width");
+    for (const int64_t size : shapes) STD_TORCH_CHECK(size >= 1, "a level has the size ", size);
     const int64_t total = level_start(levels);
     STD_TORCH_CHECK(total == tokens, "level sizes sum to ", total, ", value has ", tokens);
     STD_TORCH_CHECK(

@@ -132,7 +132,8 @@ def _package() -> Iterator[Finding]:
         archs = library.record.get("archs")
         yield Finding("native library", OK, f"{library.reason}, compute capability {archs or 'none (CPU only)'}")
     else:
-        yield Finding("native library", NOTE if built is None else PROBLEM, library.reason)
+        never_built = built is None and not library.record
+        yield Finding("native library", NOTE if never_built else PROBLEM, library.reason)
     for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
         for name, (function, twin) in _cases(device).items():
             yield _operator(name, device, function, twin)

@@ -73,6 +73,20 @@ def test_a_wrong_record_beside_the_library_keeps_it_from_loading(monkeypatch, tm
     assert not library.loaded and "built for linux-sparc64" in library.reason
 
 
+def test_a_library_that_was_cut_off_is_not_loaded(monkeypatch, tmp_path):
+    (tmp_path / "_C.abi3.so").write_bytes(b"half")
+    monkeypatch.setattr(_extension, "PACKAGE_DIR", tmp_path)
+    monkeypatch.setattr(_extension, "read_build_record", lambda: {**GOOD_RECORD, "bytes": 8})
+    library = _extension.library.__wrapped__()
+    assert not library.loaded and "_C.abi3.so has 4 bytes, was built with 8; rebuild it: pip" in library.reason
+
+
+@pytest.mark.parametrize("text", ['{"torch": ', "[]"])
+def test_a_damaged_record_counts_as_none(tmp_path, text):
+    (tmp_path / "_build_record.json").write_text(text)
+    assert _extension.read_build_record(tmp_path) == {}
+
+
 def test_a_folder_without_library_says_how_to_build_it(monkeypatch, tmp_path):
     monkeypatch.setattr(_extension, "PACKAGE_DIR", tmp_path)
     library = _extension.library.__wrapped__()
@@ -88,6 +102,8 @@ def test_a_folder_without_library_says_how_to_build_it(monkeypatch, tmp_path):
         ("8.0;9.0+PTX", (7, 5), False),
         ("9.0", (10, 0), False),
         ("8.6", (8, 0), False),
+        ("9.0a", (9, 0), True),
+        ("Hopper", (9, 0), True),
         ("", (8, 0), True),
     ],
 )
@@ -116,9 +132,12 @@ def test_a_cuda_tensor_without_cuda_kernel_is_an_error_if_the_extension_is_requi
 
 def test_a_cpu_tensor_without_library_runs_the_twin_silently(monkeypatch, caplog):
     without_library(monkeypatch)
-    monkeypatch.setenv("PAQ_DETR_REQUIRE_EXT", "1")
     assert not _extension.use_native("fused_ms_deform_attn", torch.zeros(1))
     assert not caplog.records
+    monkeypatch.setenv("PAQ_DETR_REQUIRE_EXT", "1")
+    _extension._complain.cache_clear()
+    with pytest.raises(RuntimeError, match="no CPU kernel here: the native library is not built.*REQUIRE_EXT"):
+        _extension.use_native("fused_ms_deform_attn", torch.zeros(1))
 
 
 def test_explain_names_one_backend_that_runs_and_why_not_the_others():

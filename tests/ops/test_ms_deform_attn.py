@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from ms_deform_attn_cases import FORMS, LEVELS, SHAPES, TOLERANCE, Inputs, assert_close, gradients, make, naive
@@ -291,6 +292,9 @@ MISTAKES = [
     (changed(GOOD, valid_ratios=GOOD.valid_ratios[:, :2]), ValueError, "valid_ratios has shape .2, 2, 2., .* .2, 3"),
     (changed(GOOD, padding_mask=GOOD.padding_mask.int()), TypeError, "padding_mask is torch.int32, expected"),
     (changed(GOOD, padding_mask=GOOD.padding_mask[:, 1:]), ValueError, "padding_mask has shape .2, 204., .* .2, 205"),
+    (changed(GOOD, value=GOOD.value.to(torch.float8_e5m2)), TypeError, "value is torch.float8_e5m2, expected float32"),
+    (changed(GOOD, scores=None), TypeError, "logits is NoneType, expected a Tensor"),
+    (changed(GOOD, padding_mask=[0]), TypeError, "padding_mask is list, expected a Tensor"),
     (changed(CLASSICAL, xy=CLASSICAL.xy[..., :1]), ValueError, "sampling_locations has shape .*, 1.*expected .*, 2"),
     (changed(CLASSICAL, scores=CLASSICAL.scores[:, 1:]), ValueError, "attention_weights has shape .2, 6.* .2, 7"),
     (changed(CLASSICAL, scores=CLASSICAL.scores.bool()), TypeError, "attention_weights is torch.bool"),
@@ -301,6 +305,42 @@ MISTAKES = [
 def test_a_mistake_is_named_with_both_sizes(inputs, error, sentence):
     with pytest.raises(error, match=sentence):
         inputs.run()
+
+
+@pytest.mark.parametrize("levels", [[9, 17, 5, 8], [(9, 17, 1)], [(9.0, 17), (5, 8), (3, 4)], None, torch.ones(3, 2)])
+def test_level_sizes_that_are_no_pairs_of_ints_are_named(levels):
+    with pytest.raises(TypeError, match=r"spatial_shapes is .*, expected a sequence of \(H, W\) Python ints"):
+        replace(GOOD, levels=levels).run()
+
+
+def test_level_sizes_may_be_an_array():
+    assert torch.equal(replace(GOOD, levels=np.array(LEVELS)).run(), GOOD.run())
+
+
+@pytest.mark.parametrize("sizes", [[-1, 4, 2, 4], [2, 2, 7]])
+def test_the_kernel_refuses_sizes_that_python_would_refuse(native, sizes):
+    locations, weights = torch.zeros(1, 1, 1, len(sizes) // 2, 1, 2), torch.zeros(1, 1, 1, len(sizes) // 2, 1)
+    with pytest.raises(RuntimeError, match="a level has the size -1|no pairs of height and width"):
+        torch.ops.paq_detr.ms_deform_attn(torch.ones(1, 4, 1, 8), sizes, locations, weights)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_weight_of_a_point_outside_is_not_looked_at(run):
+    xy, scores = CLASSICAL.xy.clone(), CLASSICAL.scores.clone()
+    xy[0, 0, 0, 0, 0], scores[0, 0, 0, 0, 0] = 5.0, math.nan
+    assert run(replace(CLASSICAL, xy=xy, scores=scores)).isfinite().all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_second_derivative_is_refused(native, form):
+    inputs, leaves = make(form).differentiable()
+    (grad,) = torch.autograd.grad(inputs.run().square().sum(), leaves["value"], create_graph=True)
+    with pytest.raises(RuntimeError, match="ms_deform_attn is differentiable once, not twice"):
+        grad.sum().backward()
+
+
+def test_meta_tensors_have_a_shape():
+    assert GOOD.map(lambda tensor: tensor.to("meta")).run().shape == GOOD.run().shape
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -407,6 +407,15 @@ def test_explain_names_the_backend():
     assert "cpu: runs" in " ".join(map(str, ops.explain("match_cost", torch.zeros(1))))
 
 
+@pytest.mark.skipif(not _extension.library().loaded, reason="the native library is not loaded")
+def test_a_second_derivative_is_refused():
+    _, boxes, _, gt_boxes, image = scene()
+    boxes.requires_grad_()
+    (grad,) = torch.autograd.grad(ops.pair_iou(boxes, gt_boxes, image)[1].sum(), boxes, create_graph=True)
+    with pytest.raises(RuntimeError, match="paq_detr::pair_iou is differentiable once, not twice"):
+        grad.sum().backward()
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Bad input.
 
@@ -420,6 +429,9 @@ def replaced(position, tensor):
 @pytest.mark.parametrize(
     "position, change, error, message",
     [
+        (0, lambda t: None, TypeError, "logits is NoneType, expected a Tensor"),
+        (1, lambda t: t.tolist(), TypeError, "boxes is list, expected a Tensor"),
+        (4, lambda t: t.numpy(), TypeError, "gt_image is ndarray, expected a Tensor"),
         (0, lambda t: t[:, :, :5], ValueError, r"logits .*\(2, 3, 7\), got \(2, 3, 5, 3\)"),
         (0, lambda t: t.long(), TypeError, "logits must be floating point, got torch.int64"),
         (1, lambda t: t[0], ValueError, r"boxes must have shape \(L, B, N, 4\), got \(3, 7, 4\)"),

@@ -95,8 +95,8 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
     steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
     if len(steps) < len(cfg.SOLVER.STEPS):
         logger.warning(
-            "of the learning rate's drops at SOLVER.STEPS %s, training ends at MAX_ITER %d before %s",
-            *(list(cfg.SOLVER.STEPS), cfg.SOLVER.MAX_ITER, [s for s in cfg.SOLVER.STEPS if s not in steps]),
+            "training ends at iteration %d, so that the learning rate does not drop at %s (SOLVER.STEPS)",
+            *(cfg.SOLVER.MAX_ITER, ", ".join(str(step) for step in cfg.SOLVER.STEPS if step not in steps)),
         )
     if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
         logger.warning(

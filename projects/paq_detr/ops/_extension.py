@@ -4,13 +4,14 @@
 
 The library is one abi3 file ``paq_detr/_C*.so`` on the libtorch stable ABI; setup.py writes ``_build_record.json``
 beside it. Without it every operator runs its pure-torch twin. On CPU that is merely slow; for CUDA tensors it is
-said once, or is an error if ``PAQ_DETR_REQUIRE_EXT=1``.
+said once; on both it is an error if ``PAQ_DETR_REQUIRE_EXT=1``.
 """
 
 import importlib
 import json
 import logging
 import os
+import re
 import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,9 +56,13 @@ class Backend:
 
 
 def read_build_record(directory: Path = PACKAGE_DIR) -> dict[str, Any]:
-    """What the library was built for; empty without a record."""
+    """What the library was built for; empty without a record that can be read."""
     path = directory / "_build_record.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def build_mismatch(record: Mapping[str, Any]) -> str | None:
@@ -80,15 +85,21 @@ def build_mismatch(record: Mapping[str, Any]) -> str | None:
 def library() -> Library:
     """Loads the library on the first call."""
     record = read_build_record()
-    if not any(PACKAGE_DIR.glob("_C*.so")):
+    path = next(PACKAGE_DIR.glob("_C*.so"), None)
+    if path is None:
         return Library(False, f"the native library is not built; build it: {BUILD_COMMAND}", record)
+    size = path.stat().st_size
+    if size != record.get("bytes", size):  # loading a file that was cut off would end the process
+        reason = f"the native library {path.name} has {size} bytes, was built with {record['bytes']}"
+        return Library(False, f"{reason}; rebuild it: {BUILD_COMMAND}", record)
     if reason := build_mismatch(record):
         return Library(False, reason, record)
     try:
         importlib.import_module("paq_detr._C")
     except ImportError as error:
         return Library(False, f"the native library does not load ({error}); rebuild it: {BUILD_COMMAND}", record)
-    return Library(True, f"built for torch {record.get('torch')}, CUDA {record.get('cuda')}", record)
+    built = f"built for torch {record['torch']}, CUDA {record.get('cuda')}" if "torch" in record else "without a record"
+    return Library(True, built, record)
 
 
 def declare_operator(name: str, dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
@@ -99,18 +110,30 @@ def declare_operator(name: str, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Non
         _kernels.update((name, kind) for kind in KINDS if has_kernel(f"paq_detr::{name}", kind.upper()))
 
 
+def register_once_differentiable(op_name: str) -> None:
+    """A second derivative through the backward operator ``op_name`` is an error; torch would give zeros."""
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"paq_detr::{op_name.removesuffix('_backward')} is differentiable once, not twice")
+
+    torch.library.register_autograd(f"paq_detr::{op_name}", refuse)
+
+
 def use_native(op_name: str, tensor: Tensor) -> bool:
     """Whether the native operator takes over for inputs like ``tensor``; the twin does otherwise.
 
     Raises:
-        RuntimeError: for a CUDA tensor without a CUDA kernel if ``PAQ_DETR_REQUIRE_EXT=1``.
+        RuntimeError: for a CPU or CUDA tensor without a kernel if ``PAQ_DETR_REQUIRE_EXT=1``.
     """
     kind = tensor.device.type
-    if kind != "cuda" or torch.compiler.is_compiling():  # the compiler cannot look at devices and files
-        return (op_name, kind) in _kernels
+    known = (op_name, kind) in _kernels
+    if torch.compiler.is_compiling() or kind not in KINDS:  # the compiler cannot look at devices and files
+        return known
+    if known and kind == "cpu":
+        return True
     reason = _why_not(op_name, kind, tensor.device.index)
     if reason is not None:
-        _complain(op_name, reason)
+        _complain(op_name, kind, reason)
     return reason is None
 
 
@@ -155,8 +178,10 @@ def _why_not(op_name: str, device_type: str, device_index: int | None) -> str | 
 def _wrong_architecture(record: Mapping[str, Any], capability: tuple[int, int]) -> str | None:
     """Code for x.y runs on x.z with z >= y; PTX for x.y is compiled for anything newer when it is loaded."""
     architectures = [a for a in str(record.get("archs") or "").replace(" ", ";").split(";") if a]
+    if not all(re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", architecture) for architecture in architectures):
+        return None  # a name, such as Hopper; CUDA itself says what does not fit
     for architecture in architectures:
-        built = _version(architecture.removesuffix("+PTX"))
+        built = _version(architecture.removesuffix("+PTX").rstrip("af"))
         if capability >= built and (capability[0] == built[0] or architecture.endswith("+PTX")):
             return None
     if not architectures:
@@ -169,11 +194,12 @@ def _wrong_architecture(record: Mapping[str, Any], capability: tuple[int, int]) 
 
 
 @cache
-def _complain(op_name: str, reason: str) -> None:
-    message = f"{op_name} has no CUDA kernel here: {reason}"
+def _complain(op_name: str, kind: str, reason: str) -> None:
+    message = f"{op_name} has no {kind.upper()} kernel here: {reason}"
     if os.environ.get("PAQ_DETR_REQUIRE_EXT") == "1":
         raise RuntimeError(f"{message} (PAQ_DETR_REQUIRE_EXT=1 forbids the pure-torch form)")
-    logger.warning("%s. The slower pure-torch form runs.", message)
+    if kind == "cuda":
+        logger.warning("%s. The slower pure-torch form runs.", message)
 
 
 def _version(text: str) -> tuple[int, int]:

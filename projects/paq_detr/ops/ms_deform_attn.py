@@ -10,8 +10,9 @@ locations and the padding itself, so that none of them needs a kernel or a tenso
 
 Coordinates: a location (x, y) in [0, 1] of the padded map of level l lies at pixel (x * W_l - 0.5, y * H_l - 0.5)
 (align_corners=False). A corner outside the map counts as zero; a point counts only if -1 < x < W_l and
--1 < y < H_l in pixels, so that NaN and infinite coordinates contribute zero and receive zero gradient.
-Arithmetic is float32 (float64 for a float64 value), whatever the type of ``value``.
+-1 < y < H_l in pixels, so that NaN and infinite coordinates contribute zero and receive zero gradient; the weight of
+a point that does not count is not looked at. Arithmetic is float32 (float64 for a float64 value), whatever the type of
+``value``. Both forms are differentiable once, in reverse mode; forward mode (``torch.func.jvp``) gives no tangents.
 """
 
 from collections.abc import Sequence
@@ -32,13 +33,13 @@ def ms_deform_attn(
 
     Args:
         value: (B, S, H, D) float; tokens of all levels, level after level, row after row.
-        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S.
+        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S. On CUDA at most 32 levels.
         sampling_locations: (B, Q, H, L, P, 2) float, (x, y) in [0, 1] of the padded map. Keep it in float32:
             a bfloat16 location is a whole pixel wrong on a map 167 wide.
         attention_weights: (B, Q, H, L, P) float.
 
     Returns:
-        (B, Q, H * D) in the type of ``value``. Gradients flow to the three tensors.
+        (B, Q, H * D) in the type of ``value``, or of autocast where that is on. Gradients flow to the three tensors.
 
     Raises:
         TypeError, ValueError: naming the argument, what it has and what it should have.
@@ -71,7 +72,7 @@ def fused_ms_deform_attn(
 
     Args:
         value: (B, S, H, D) float; tokens of all levels, level after level, row after row.
-        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S.
+        spatial_shapes: (H_l, W_l) of each level, Python ints; the products sum to S. On CUDA at most 32 levels.
         reference: (B, Q, 2) points or (B, Q, 4) boxes cxcywh, in [0, 1] of the un-padded image.
         offsets: (B, Q, H, L, P, 2) raw. Locations are ``point + offset / (W_l, H_l)`` for points and
             ``centre + offset / P * (w, h) * 0.5`` for boxes (Deformable DETR, appendix A.4 and its code).
@@ -81,7 +82,8 @@ def fused_ms_deform_attn(
         padding_mask: (B, S) bool, True = padding: the value counts as zero there and receives zero gradient.
 
     Returns:
-        (B, Q, H * D) in the type of ``value``. Gradients flow to value, reference, offsets and logits.
+        (B, Q, H * D) in the type of ``value``, or of autocast where that is on. Gradients flow to value, reference,
+        offsets and logits.
 
     Raises:
         TypeError, ValueError: naming the argument, what it has and what it should have.
@@ -96,7 +98,7 @@ def fused_ms_deform_attn(
     if reference.shape[-1] not in (2, 4):
         raise ValueError(f"reference has {reference.shape[-1]} coordinates, expected 2 (x, y) or 4 (cx, cy, w, h)")
     _check_shape("reference", reference, (batch, queries, reference.shape[-1]))
-    if logits.dim() == 5:
+    if isinstance(logits, Tensor) and logits.dim() == 5:
         _check_shape("logits", logits, (batch, queries, heads, levels, points))
         logits = logits.flatten(3)
     _check_tensor("logits", logits, value, 4, "(B, Q, H, L * P)")
@@ -125,7 +127,7 @@ def _arithmetic_dtype(value: Tensor) -> torch.dtype:
 def _working_types(value: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast the value takes autocast's type; coordinates and weights always take the arithmetic's."""
     device = value.device.type
-    if value.dtype != torch.float64 and torch.is_autocast_enabled(device):
+    if value.dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
     arithmetic = _arithmetic_dtype(value)
     return value, *(t if t is None or t.dtype == arithmetic else t.to(arithmetic) for t in others)
@@ -153,7 +155,8 @@ def ms_deform_attn_torch(
         # -3 is outside of every map: such a point samples zero, and `where` stops its gradient.
         grid = torch.where(inside[..., None], 2 * location - 1, -3.0).transpose(1, 2).flatten(0, 1)
         sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        weight = attention_weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, queries, points)
+        weight = torch.where(inside, attention_weights[:, :, :, level], 0.0)
+        weight = weight.transpose(1, 2).reshape(batch * heads, 1, queries, points)
         out = out + (sampled * weight).sum(-1)  # (B * H, D, Q)
     return out.view(batch, heads * channels, queries).transpose(1, 2).contiguous().to(value.dtype)
 
@@ -201,12 +204,19 @@ def _locations(
 
 
 def _check_value(value: Tensor, spatial_shapes: SpatialShapes) -> None:
-    if isinstance(spatial_shapes, Tensor):
-        raise TypeError("spatial_shapes is a Tensor, expected a sequence of (H, W) Python ints (no device sync)")
-    if not spatial_shapes:
-        raise ValueError("spatial_shapes is empty, expected (H, W) of at least one level")
     _check_tensor("value", value, value, 4, "(B, S, H, D)")
-    tokens = sum([height * width for height, width in spatial_shapes])
+    if value.dtype not in _extension.FLOATS:
+        raise TypeError(f"value is {value.dtype}, expected float32, float64, float16 or bfloat16")
+    try:
+        tokens = sum([height * width for height, width in spatial_shapes])
+        levels = len(spatial_shapes)
+    except (TypeError, ValueError):
+        tokens = None
+    if isinstance(spatial_shapes, Tensor) or tokens is None or isinstance(tokens, (Tensor, float)):
+        what = "a Tensor" if isinstance(spatial_shapes, Tensor) else repr(spatial_shapes)
+        raise TypeError(f"spatial_shapes is {what}, expected a sequence of (H, W) Python ints (no device sync)")
+    if not levels:
+        raise ValueError("spatial_shapes is empty, expected (H, W) of at least one level")
     if tokens != value.shape[1]:
         raise ValueError(f"level sizes sum to {tokens}, value has {value.shape[1]} (spatial_shapes {spatial_shapes})")
     if min([min(shape) for shape in spatial_shapes]) < 1:
@@ -224,6 +234,8 @@ def _check_tensor(name: str, tensor: Tensor, value: Tensor, dims: int, legend: s
 
 
 def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor")
     if tensor.device != value.device:
         raise ValueError(f"{name} is on {tensor.device}, value is on {value.device}")
 
@@ -283,6 +295,8 @@ def _register() -> None:
 
     autograd("paq_detr::ms_deform_attn", classical_backward, setup_context=keep)
     autograd("paq_detr::fused_ms_deform_attn", fused_backward, setup_context=keep)
+    _extension.register_once_differentiable("ms_deform_attn_backward")
+    _extension.register_once_differentiable("fused_ms_deform_attn_backward")
     for name in ("ms_deform_attn", "fused_ms_deform_attn"):
         for device in ("CPU", "CUDA"):
             torch.library.impl(f"paq_detr::{name}", f"Autocast{device}", _autocast_rule(name, device))

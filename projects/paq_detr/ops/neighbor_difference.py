@@ -21,7 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
-from .pair_quality import _compute_dtype, _implementation, _iou_giou
+from .pair_quality import _check_tensors, _compute_dtype, _implementation, _iou_giou
+
+#: The slot of a winning neighbour is kept in 16 bits.
+MOST_NEIGHBORS = 32767
 
 
 def neighbor_select(
@@ -42,7 +45,7 @@ def neighbor_select(
     Args:
         boxes: (B, N, 4) cxcywh; 16-bit boxes and scores are widened to fp32.
         scores: (B, N) confidences; with several classes, their maximum.
-        k: neighbours kept per query, at least 1.
+        k: neighbours kept per query, at least 1, at most 32767.
         iou_threshold: smallest overlap of a neighbour, in (0, 1].
         low_score: a neighbour's score must exceed it.
         valid: optional (B, N) bool; a query that is not valid neither has nor is a neighbour.
@@ -55,8 +58,8 @@ def neighbor_select(
         TypeError: a dtype does not fit.
     """
     boxes, scores = _checked_candidates(boxes, scores, valid)
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+    if not 1 <= k <= MOST_NEIGHBORS:
+        raise ValueError(f"k must be {'at least 1' if k < 1 else f'at most {MOST_NEIGHBORS}'}, got {k}")
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
     if valid is not None:
@@ -76,12 +79,12 @@ def neighbor_difference(
 ) -> Tensor:
     """Elementwise maximum over a query's neighbours of ``weight @ relu(p_i - p_j + hidden_bias) + bias``.
 
-    Differentiable with respect to p, hidden_bias, weight and bias.  Among equal values the earliest slot receives the
-    gradient, and a real slot before the zero of a free one.
+    Differentiable once with respect to p, hidden_bias, weight and bias.  Among equal values the earliest slot receives
+    the gradient, and a real slot before the zero of a free one.
 
     Args:
         p: (B, N, C) the queries' codes after the first linear layer without its bias (W3 e).
-        index: (B, N, K) int32 neighbours, as :func:`neighbor_select` returns them.
+        index: (B, N, K) int32 neighbours, as :func:`neighbor_select` returns them; K at most 32767.
         count: (B, N) int32 real slots per query, in [0, K]; they come first.
         hidden_bias: (C,) c3.
         weight: (D, C) W4.
@@ -130,7 +133,7 @@ def neighbor_difference_torch(
     batch, num_queries, k = index.shape
     neighbor = index.clamp(min=0).long().reshape(batch, num_queries * k, 1).expand(-1, -1, p.shape[-1])
     p_neighbor = p.gather(1, neighbor).reshape(batch, num_queries, k, -1)
-    with torch.autocast(p.device.type, enabled=False):
+    with torch.autocast("cuda" if p.is_cuda else "cpu", enabled=False):
         code = F.linear(F.relu(p[:, :, None] - p_neighbor + hidden_bias), weight, bias)  # (B, N, K, D)
     real = torch.arange(k, device=p.device) < count[..., None]  # (B, N, K)
     if zero_fill:
@@ -145,6 +148,7 @@ def neighbor_difference_torch(
 
 def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Boxes and scores, detached, in the dtype of the arithmetic."""
+    _check_tensors(boxes=boxes, scores=scores, **({} if valid is None else {"valid": valid}))
     if boxes.dim() != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (B, N, 4), got {tuple(boxes.shape)}")
     if scores.shape != boxes.shape[:2]:
@@ -165,11 +169,14 @@ def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> 
 def _check_aggregation(
     p: Tensor, index: Tensor, count: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> None:
+    _check_tensors(p=p, index=index, count=count, hidden_bias=hidden_bias, weight=weight, bias=bias)
     if p.dim() != 3:
         raise ValueError(f"p must have shape (B, N, C), got {tuple(p.shape)}")
     if index.dim() != 3 or index.shape[:2] != p.shape[:2] or index.shape[2] < 1:
         raise ValueError(f"index must have shape (B, N, K) with the (B, N) of p {tuple(p.shape[:2])}, "
                          f"got {tuple(index.shape)}")  # fmt: skip
+    if index.shape[2] > MOST_NEIGHBORS:
+        raise ValueError(f"index has {index.shape[2]} slots, at most {MOST_NEIGHBORS} are possible")
     if count.shape != p.shape[:2]:
         raise ValueError(f"count must have the (B, N) of p {tuple(p.shape[:2])}, got {tuple(count.shape)}")
     if hidden_bias.shape != p.shape[2:]:
@@ -187,7 +194,8 @@ def _check_aggregation(
         _check_floating_on(name, tensor, "p", p)
     if p.device.type == "cpu" and count.numel() and not torch.compiler.is_compiling():
         _check_range("count", count, 0, index.shape[2], "slots")
-        _check_range("index", index, -1, p.shape[1] - 1, "queries")
+        free = torch.arange(index.shape[2]) >= count[..., None]
+        _check_range("index", index.masked_fill(free, 0), 0, p.shape[1] - 1, "queries")
 
 
 def _check_range(name: str, tensor: Tensor, low: int, high: int, what: str) -> None:
@@ -237,6 +245,7 @@ def _register() -> None:
         return grad_p, None, None, grad_hidden_bias, grad_weight, grad_bias, None
 
     torch.library.register_autograd("paq_detr::neighbor_difference", backward, setup_context=keep)
+    _extension.register_once_differentiable("neighbor_difference_backward")
     for name in ("neighbor_select", "neighbor_difference", "neighbor_difference_backward"):
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"paq_detr::{name}", device, torch.float32)

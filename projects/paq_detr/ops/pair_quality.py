@@ -274,6 +274,7 @@ def _implementation(name: str, tensor: Tensor, twin: Callable) -> Callable:
 
 def _checked_boxes(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor, Tensor]:
     """Both box tensors in the dtype of the arithmetic."""
+    _check_tensors(boxes=boxes, gt_boxes=gt_boxes, gt_image=gt_image)
     if boxes.dim() != 4 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (L, B, N, 4), got {tuple(boxes.shape)}")
     if gt_boxes.dim() != 2 or gt_boxes.shape[-1] != 4:
@@ -289,6 +290,7 @@ def _checked_predictions(
     logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, gt_image: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and both box tensors, detached, in the dtype of the arithmetic."""
+    _check_tensors(logits=logits, boxes=boxes, gt_labels=gt_labels, gt_boxes=gt_boxes)
     boxes, gt_boxes = _checked_boxes(boxes.detach(), gt_boxes.detach(), gt_image)
     if logits.dim() != 4 or logits.shape[:3] != boxes.shape[:3]:
         raise ValueError(
@@ -298,6 +300,12 @@ def _checked_predictions(
     _check_floating("logits", logits, boxes)
     _check_index("gt_labels", gt_labels, gt_boxes, logits.shape[3], "classes")
     return logits.detach().to(boxes.dtype), boxes, gt_boxes
+
+
+def _check_tensors(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor")
 
 
 def _check_index(name: str, index: Tensor, gt_boxes: Tensor, size: int, what: str) -> None:
@@ -360,6 +368,7 @@ def _register() -> None:
         return *torch.ops.paq_detr.pair_iou_backward(grad_iou, grad_giou, *ctx.saved_tensors), None
 
     torch.library.register_autograd("paq_detr::pair_iou", backward, setup_context=keep)
+    _extension.register_once_differentiable("pair_iou_backward")
     for name in ("pair_iou", "pair_iou_backward", "pair_quality", "quality_topk", "match_cost"):
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"paq_detr::{name}", device, torch.float32)
