@@ -29,13 +29,15 @@ def test_every_config_builds_its_model(path):
     assert cfg.TEST.DETECTIONS_PER_IMAGE <= 2 * D.QUERIES.NUM
 
 
-@pytest.mark.parametrize(("name", "key"), [("my_dataset", "COCO_JSON"), ("my_crowd", "CROWDHUMAN")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("my_dataset", "COCO_JSON"), ("my_dataset_small", "COCO_JSON"), ("my_crowd", "CROWDHUMAN")]
+)
 def test_the_templates_train_and_test_on_the_two_datasets_that_they_ask_for(name, key):
     cfg = get_cfg()
     add_paq_detr_config(cfg)
     cfg.merge_from_file(str(next(p for p in CONFIGS if p.stem == name)))
     assert [entry[0] for entry in cfg.DATASETS[key]] == [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    assert cfg.OUTPUT_DIR == f"output/{name}"
+    assert cfg.OUTPUT_DIR == f"output/{name.removesuffix('_small')}"
 
 
 def parameters(name):

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import time
 from collections import defaultdict
 
 import torch
@@ -89,6 +90,21 @@ class BestCheckpoint(HookBase):
             self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
             with open(self._record, "w") as file:
                 json.dump(record, file)
+
+
+class FirstStep(HookBase):
+    """Says how long the first iteration took; on a CPU the first line of progress can be minutes away."""
+
+    def __init__(self, period: int):
+        self.period = period
+
+    def before_train(self) -> None:
+        self._start = time.perf_counter()
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            seconds = time.perf_counter() - self._start
+            logger.info("The first iteration took %.1f s; progress is told every %d", seconds, self.period)
 
 
 class MetricsWriter(EventWriter):

@@ -29,13 +29,15 @@ from ..data.mapper import DetrDatasetMapper
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .errors import NonFiniteLossError, UserError
-from .hooks import BestCheckpoint, MetricsWriter, PeriodicCheckpoint, ProgressWriter
+from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
 from .loader import NamedFaults, TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
 from .setup import save_config
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)
+
+PROGRESS_PERIOD = 20  # iterations
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -136,7 +138,7 @@ class Trainer(TrainerBase):
                 MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
                 TensorboardXWriter(cfg.OUTPUT_DIR),
             ]
-            built.append(hooks.PeriodicWriter(writers, period=20))
+            built += [FirstStep(PROGRESS_PERIOD), hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD)]
         return built
 
     def train(self) -> dict[str, Any]:
