@@ -154,15 +154,14 @@ template <class T>
 class GradRows {
  public:
   using Real = RealOf<T>;
-  GradRows(const Problem& p, Tensor& grad_value) : p(p), grad_value_(grad_value), dense_(dense_rows_pay(p)) {
-    if (dense_) sums_ = new_lines<Real>(p.tokens * p.channels);
-  }
+  GradRows(const Problem& p, Tensor& grad_value) : p(p), grad_value_(grad_value), dense_(dense_rows_pay(p)) {}
 
   // The rows [begin, end) of tokens are this task's own.
   void begin(const Task& task, int64_t begin, int64_t end) {
     h_ = task.h_begin, first_ = (task.b * p.tokens * p.heads + h_) * p.channels;
     begin_ = begin, end_ = end;
     if (dense_) {
+      if (!sums_) sums_ = new_lines<Real>(p.tokens * p.channels);
       data_ = sums_.get(), stride = p.channels;
       std::fill(data_ + begin * stride, data_ + end * stride, Real(0));
     } else {

@@ -23,7 +23,7 @@ struct Simd<double> {
 
 #define PAQ_HD static inline __attribute__((always_inline))
 
-// Zeros from the start of a cache line on: a vector that lies across two lines costs two reads.
+// Memory from the start of a cache line on: a vector that lies across two lines costs two reads.
 struct FreeLines {
   void operator()(void* lines) const { ::operator delete(lines, std::align_val_t{64}); }
 };
@@ -32,10 +32,8 @@ using Lines = std::unique_ptr<T[], FreeLines>;
 
 template <class T>
 Lines<T> new_lines(int64_t count) {
-  const size_t size = static_cast<size_t>(count);
-  T* lines = static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}));
-  std::fill(lines, lines + size, T(0));
-  return Lines<T>(lines);
+  const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+  return Lines<T>(static_cast<T*>(::operator new(bytes, std::align_val_t{64})));
 }
 
 template <class V>

@@ -21,6 +21,8 @@ class Taps {
         blocks((count_ + lanes - 1) / lanes),
         reals_(new_lines<Real>(blocks * lanes * kRealRows + lanes)),
         ints_(new_lines<Int>(blocks * lanes * kIntRows + lanes)) {
+    std::fill(reals_.get(), reals_.get() + blocks * lanes * kRealRows + lanes, Real(0));
+    std::fill(ints_.get(), ints_.get() + blocks * lanes * kIntRows + lanes, Int(0));
     for (int i = 0; i < blocks * lanes; ++i) {
       // The lanes after the last point have width -1, which no coordinate is inside of.
       const bool real = i < count_;

@@ -78,9 +78,7 @@ PAQ_HD void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels,
 template <class T>
 class HeadRows {
  public:
-  explicit HeadRows(const Problem& p) : dense(dense_rows_pay(p)), p(p) {
-    if (dense) copy_ = new_lines<T>(p.tokens * p.channels);
-  }
+  explicit HeadRows(const Problem& p) : dense(dense_rows_pay(p)), p(p) {}
 
   void set(const Task& task) {
     if (task.b == b_ && task.h_begin == h_) return;
@@ -88,6 +86,7 @@ class HeadRows {
     data_ = p.value.template const_data_ptr<T>() + b_ * p.value.stride(0) + h_ * p.channels;
     stride = p.value.stride(1);
     if (!dense) return;
+    if (!copy_) copy_ = new_lines<T>(p.tokens * p.channels);
     for (int64_t t = 0; t < p.tokens; ++t) {
       const T* row = data_ + t * stride;
       __builtin_prefetch(row + 32 * stride);  // the hardware does not foresee such steps
