@@ -36,7 +36,6 @@ CPU_TYPES, GPU_TYPES = ("float32",), ("float32", "bfloat16", "float16")
 GPU_CASES = {"encoder, batch 2": (2, LEVELS, None), "decoder, 900, batch 2": (2, LEVELS, 900)}
 HEADS, CHANNELS, POINTS = 8, 32, 4
 OFFSETS = ("init", "sigma 2", "sigma 8")
-EXTRA = GRAPH, DETERMINISTIC = "ours in a graph", "ours deterministic"
 
 
 def make_offsets(kind, shape):
@@ -165,17 +164,17 @@ def measure(name, case, offsets, dtype, args):
     again = {"forward": {}, "backward": {}}
     if args.device.startswith("cuda"):
         with torch.no_grad():
-            again["forward"][GRAPH] = graphed(forward["ours"])
-        again["backward"][DETERMINISTIC] = deterministic(backward["ours"])
+            again["forward"]["ours in a graph"] = graphed(forward["ours"])
+        again["backward"]["ours deterministic"] = deterministic(backward["ours"])
     moved = sum(tensor.nbytes for tensor in (*inputs, out) if isinstance(tensor, torch.Tensor))
     bytes_of = {"forward": moved, "backward": 2 * moved}  # the backward writes a gradient for whatever it reads
     for direction, rivals in (("forward", forward), ("backward", backward)):
         with torch.set_grad_enabled(direction == "backward"):
             timings = time_ms(rivals | again[direction], args)
         row = {"case": name, "type": dtype, "offsets": offsets, "direction": direction}
-        row |= {f"{rival} ms": timings[rival].best if rival in timings else math.nan for rival in args.columns}
         row |= compared({rival: timings[rival] for rival in rivals})
-        row |= {f"{rival} error": errors.get(rival, math.nan) for rival in args.columns if rival not in EXTRA}
+        row |= {f"{name} ms": timings[name].best for name in again[direction]}
+        row |= {f"{rival} error": error for rival, error in errors.items()}
         yield row | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}
 
 
@@ -183,7 +182,6 @@ def main():
     args = arguments(__doc__.splitlines()[0])
     on_gpu = args.device.startswith("cuda")
     args.peers = msda_peers(args.device)
-    args.columns = ["grid_sample", *args.peers, "ours", *(EXTRA if on_gpu else ())]
     rows = []
     for name, case in (CASES | (GPU_CASES if on_gpu else {})).items():
         for dtype in GPU_TYPES if on_gpu else CPU_TYPES:

@@ -111,11 +111,12 @@ def compared(timings: Mapping[str, Timing], ours: str = "ours") -> dict[str, obj
 
 
 def report(rows: Sequence[Mapping[str, object]], args: argparse.Namespace) -> None:
-    """Prints the rows as a table under the machine's name; every row has the same keys."""
+    """Prints the rows as a table under the machine's name; a row may lack columns that another one has."""
     about = machine(args.device) | {"clock": args.clock, "caches": "cold" if args.cold else "warm"}
     print(", ".join(f"{key} {value}" for key, value in about.items()))
-    cells = [list(rows[0])] + [[_text(value) for value in row.values()] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names] + [[_text(row.get(name, "-")) for name in names] for row in rows]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if args.json:

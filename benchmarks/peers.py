@@ -34,8 +34,8 @@ class Peer:
 
 
 def eager_locations(levels, reference, offsets, logits):
-    sizes, _ = _shapes_on_device(tuple(levels), offsets.device)
-    locations = reference[:, :, None, None, None] + offsets / sizes.flip(1)[:, None]
+    _, _, sizes = _shapes_on_device(tuple(levels), offsets.device)
+    locations = reference[:, :, None, None, None] + offsets / sizes[:, None]
     return locations, logits.softmax(-1).view(offsets.shape[:-1])
 
 
@@ -100,9 +100,9 @@ def _write_if_changed(path: Path, text: str) -> None:
 
 @functools.cache
 def _shapes_on_device(levels, device):
-    """(height, width) and first token of each level as tensors, which a model makes once."""
+    """(height, width), first token and (width, height) of each level as tensors, which a model makes once."""
     shapes = torch.tensor(levels, device=device)
-    return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    return shapes, torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]]), shapes.flip(1)
 
 
 class _Kernel(torch.autograd.Function):
@@ -123,8 +123,8 @@ class _Kernel(torch.autograd.Function):
 
 def _run_kernel(kernel, value, levels, reference, offsets, logits):
     locations, weights = eager_locations(levels, reference, offsets, logits)
-    shapes = _shapes_on_device(tuple(levels), value.device)
-    return _Kernel.apply(kernel, value, *shapes, locations.to(value.dtype), weights.to(value.dtype))
+    shapes, starts, _ = _shapes_on_device(tuple(levels), value.device)
+    return _Kernel.apply(kernel, value, shapes, starts, locations.to(value.dtype), weights.to(value.dtype))
 
 
 def _flash_deform_attn():
@@ -133,8 +133,8 @@ def _flash_deform_attn():
     def run(value, levels, reference, offsets, logits):
         locations, _ = eager_locations(levels, reference, offsets, logits)  # the softmax is its own
         joined = torch.cat([locations.flatten(3), logits], -1).to(value.dtype)
-        shapes = _shapes_on_device(tuple(levels), value.device)
-        return function.apply(value, *shapes, joined, IM2COL_STEP, offsets.shape[4])
+        shapes, starts, _ = _shapes_on_device(tuple(levels), value.device)
+        return function.apply(value, shapes, starts, joined, IM2COL_STEP, offsets.shape[4])
 
     return run
 

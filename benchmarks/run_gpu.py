@@ -6,9 +6,9 @@
 
 Runs the tests marked `gpu`, the operators under compute-sanitizer (memcheck and racecheck) where it is installed,
 every benchmark on the device, beside whatever peers of peers.py are installed, and the kernels under Nsight Compute
-where that is installed. A step that fails or runs out of time is recorded
-with the end of its output, and the next one starts; times are taken only if the correctness tests passed. The JSON
-holds the machine's name and is meant to be committed.
+where that is installed. A step that fails or runs out of time is recorded with the end of its output, and the next one
+starts; times are taken only if the correctness tests passed. The JSON holds the machine's name and is meant to be
+committed.
 """
 
 import argparse

@@ -26,6 +26,7 @@ import torch
 from detectron2.config import get_cfg
 
 from paq_detr import add_paq_detr_config
+from paq_detr.data.json_file import write_json
 from paq_detr.engine import build_detector
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,7 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     )
     report = {"command": shlex.join(sys.argv), "machine": machine, "results": results}
-    (args.output / "comparison.json").write_text(json.dumps(report, indent=1, allow_nan=False))
+    write_json(report, args.output / "comparison.json")
     about = f"Seeds {args.seeds}, mean ± sample standard deviation; parameters in millions; seconds of wall clock with "
     text = f"{table(results)}\n\n{about}{args.jobs} runs at a time; {machine}.\n"
     (args.output / "comparison.md").write_text(text)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import matplotlib
 
+from paq_detr.data.json_file import write_json
 from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
 
 matplotlib.use("Agg")
@@ -104,8 +105,7 @@ def main() -> None:
         for run in args.runs
     }
     os.makedirs(args.output, exist_ok=True)
-    without_nan = json.loads(json.dumps(results), parse_constant=lambda _: None)  # json knows no NaN
-    (args.output / "density.json").write_text(json.dumps(without_nan, indent=1))
+    write_json(results, args.output / "density.json")
     (args.output / "density.md").write_text(table(results) + "\n")
     draw(args.output / "density.png", results)
     sys.stdout.write(table(results) + "\n")

@@ -13,7 +13,6 @@ layer. Writes query_similarity.png and query_similarity.json into OUT; IoU bins 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -28,6 +27,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_iou
 
 from paq_detr.data import DetrDatasetMapper
+from paq_detr.data.json_file import write_json
 from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
 from paq_detr.layers import boxes_cxcywh_to_xyxy
 
@@ -160,12 +160,8 @@ def main() -> None:
     run = os.path.basename(os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS)))
     title = f"{run}: pairs of queries that overlap and both score above {args.score:g}, on {len(records)} images"
     draw(os.path.join(args.output, "query_similarity.png"), layers, title)
-    with open(os.path.join(args.output, "query_similarity.json"), "w") as file:
-        json.dump(
-            {"weights": cfg.MODEL.WEIGHTS, "images": len(records), "score": args.score, "layers": layers},
-            file,
-            indent=1,
-        )
+    content = {"weights": cfg.MODEL.WEIGHTS, "images": len(records), "score": args.score, "layers": layers}
+    write_json(content, os.path.join(args.output, "query_similarity.json"))
     for number, layer in enumerate(layers, start=1):
         for place, rows in layer.items():
             cells = "  ".join(f"{row['iou']:.2f}: {row['mean']:.3f}" for row in rows)

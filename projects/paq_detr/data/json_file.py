@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any, BinaryIO
 
 _GZIP = b"\x1f\x8b"
@@ -42,7 +43,7 @@ def value_of(record: Any, key: str, where: str) -> Any:
     return record[key]
 
 
-def write_json(content: Any, path: str) -> None:
+def write_json(content: Any, path: str | os.PathLike) -> None:
     """Write ``content`` at full precision, null for NaN and infinity."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(_without_nan(content), file, indent=1, allow_nan=False)

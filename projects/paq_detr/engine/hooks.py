@@ -148,10 +148,9 @@ class ProgressWriter(EventWriter):
             terms = [name for name in scalars if name.startswith("loss_") and name.endswith("/final")]
             shown = [f"{name[len('loss_') : -len('/final')]} {scalars[name].median(20):.3f}" for name in terms]
             parts.append(f"loss {scalars['total_loss'].median(20):.3f} (last layer: {', '.join(shown)})")
-        if (
-            "alive_share/final" in scalars and scalars["alive_share/final"].latest() < 1
-        ):  # DEHOMO.FLOOR_SCORE drops some
-            parts.append(f"{scalars['alive_share/final'].latest():.1%} of the queries alive in the last layer")
+        alive = scalars["alive_share/final"].latest() if "alive_share/final" in scalars else 1.0
+        if alive < 1:  # DEHOMO.FLOOR_SCORE drops some
+            parts.append(f"{alive:.1%} of the queries alive in the last layer")
         if "time" in scalars:
             seconds = scalars["time"].median(100)
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - done)))

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension
+from ._checks import check_tensors
 
 SpatialShapes = Sequence[tuple[int, int]]
 
@@ -107,6 +108,7 @@ def fused_ms_deform_attn(
         _check_tensor("valid_ratios", valid_ratios, value, 3, "(B, L, 2)")
         _check_shape("valid_ratios", valid_ratios, (batch, levels, 2))
     if padding_mask is not None:
+        check_tensors(padding_mask=padding_mask)
         _check_device("padding_mask", padding_mask, value)
         _check_shape("padding_mask", padding_mask, (batch, tokens))
         if padding_mask.dtype != torch.bool:
@@ -234,8 +236,6 @@ def _check_tensor(name: str, tensor: Tensor, value: Tensor, dims: int, legend: s
 
 
 def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor")
     if tensor.device != value.device:
         raise ValueError(f"{name} is on {tensor.device}, value is on {value.device}")
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
-from .pair_quality import _check_tensors, _compute_dtype, _implementation, _iou_giou
+from ._checks import check_tensors
+from .pair_quality import _compute_dtype, _implementation, _iou_giou
 
 #: The slot of a winning neighbour is kept in 16 bits.
 MOST_NEIGHBORS = 32767
@@ -148,7 +149,7 @@ def neighbor_difference_torch(
 
 def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Boxes and scores, detached, in the dtype of the arithmetic."""
-    _check_tensors(boxes=boxes, scores=scores, **({} if valid is None else {"valid": valid}))
+    check_tensors(boxes=boxes, scores=scores, **({} if valid is None else {"valid": valid}))
     if boxes.dim() != 3 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (B, N, 4), got {tuple(boxes.shape)}")
     if scores.shape != boxes.shape[:2]:
@@ -169,7 +170,7 @@ def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> 
 def _check_aggregation(
     p: Tensor, index: Tensor, count: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> None:
-    _check_tensors(p=p, index=index, count=count, hidden_bias=hidden_bias, weight=weight, bias=bias)
+    check_tensors(p=p, index=index, count=count, hidden_bias=hidden_bias, weight=weight, bias=bias)
     if p.dim() != 3:
         raise ValueError(f"p must have shape (B, N, C), got {tuple(p.shape)}")
     if index.dim() != 3 or index.shape[:2] != p.shape[:2] or index.shape[2] < 1:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
+from ._checks import check_tensors
 
 NON_FINITE_COST = 1e6
 NON_FINITE_QUALITY = -1e6
@@ -274,7 +275,7 @@ def _implementation(name: str, tensor: Tensor, twin: Callable) -> Callable:
 
 def _checked_boxes(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor, Tensor]:
     """Both box tensors in the dtype of the arithmetic."""
-    _check_tensors(boxes=boxes, gt_boxes=gt_boxes, gt_image=gt_image)
+    check_tensors(boxes=boxes, gt_boxes=gt_boxes, gt_image=gt_image)
     if boxes.dim() != 4 or boxes.shape[-1] != 4:
         raise ValueError(f"boxes must have shape (L, B, N, 4), got {tuple(boxes.shape)}")
     if gt_boxes.dim() != 2 or gt_boxes.shape[-1] != 4:
@@ -290,8 +291,8 @@ def _checked_predictions(
     logits: Tensor, boxes: Tensor, gt_labels: Tensor, gt_boxes: Tensor, gt_image: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and both box tensors, detached, in the dtype of the arithmetic."""
-    _check_tensors(logits=logits, boxes=boxes, gt_labels=gt_labels, gt_boxes=gt_boxes)
-    boxes, gt_boxes = _checked_boxes(boxes.detach(), gt_boxes.detach(), gt_image)
+    check_tensors(logits=logits, gt_labels=gt_labels)
+    boxes, gt_boxes = (tensor.detach() for tensor in _checked_boxes(boxes, gt_boxes, gt_image))
     if logits.dim() != 4 or logits.shape[:3] != boxes.shape[:3]:
         raise ValueError(
             f"logits must have shape (L, B, N, C) with the (L, B, N) of boxes {tuple(boxes.shape[:3])}, "
@@ -300,12 +301,6 @@ def _checked_predictions(
     _check_floating("logits", logits, boxes)
     _check_index("gt_labels", gt_labels, gt_boxes, logits.shape[3], "classes")
     return logits.detach().to(boxes.dtype), boxes, gt_boxes
-
-
-def _check_tensors(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor")
 
 
 def _check_index(name: str, index: Tensor, gt_boxes: Tensor, size: int, what: str) -> None:
