@@ -6,9 +6,6 @@ Keys of Detectron2 that are used as they are (``INPUT.MIN_SIZE_TRAIN``, ``SOLVER
 default here. Sources of the defaults: docs/design.md, "Where the numbers come from".
 """
 
-import math
-from collections.abc import Iterable
-
 from detectron2.config import CfgNode as CN
 
 
@@ -21,35 +18,6 @@ def add_paq_detr_config(cfg: CN) -> None:
     _add_model_keys(cfg)
     _add_mechanism_keys(cfg)
     _add_training_keys(cfg)
-
-
-def check_choice(key: str, value: str | int, choices: Iterable[str | int]) -> str | int:
-    """``value`` of the config key ``key``, if it is among ``choices``.
-
-    Raises:
-        ValueError: naming the key, the value and the choices.
-    """
-    choices = list(choices)
-    if value not in choices:
-        shown = f'"{value}"' if isinstance(value, str) else value
-        raise ValueError(
-            f"{key} is {shown}, must be one of {', '.join(str(choice) or '(empty)' for choice in choices)}"
-        )
-    return value
-
-
-def check_range(key: str, value: float, interval: str) -> float:
-    """``value`` of the config key ``key``, if it lies in ``interval``, such as "(0, 1]" or "[1, inf)".
-
-    Raises:
-        ValueError: naming the key, the value and the interval.
-    """
-    low, high = map(float, interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):
-        raise ValueError(f"{key} is {value}, must be {f'at least {low:g}' if high == math.inf else f'in {interval}'}")
-    return value
 
 
 def _add_data_keys(cfg: CN) -> None:

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 
 from paq_detr.config import add_paq_detr_config
 from paq_detr.engine.convert import class_names_of, convert_if_foreign
-from paq_detr.engine.errors import UserError
+from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
 
 VARIANTS = {

@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..config import check_choice
+from ..checks import check_choice
 from .coco_json import register_coco_json
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES

@@ -15,7 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from ..config import check_choice
+from ..checks import check_choice
 from .synthetic_crowd import is_synthetic, read_url
 
 

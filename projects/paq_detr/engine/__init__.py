@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training, checkpoints and the command line's setup."""
 
+from ..errors import NonFiniteLossError, UserError
 from .checkpoint import DetrCheckpointer
-from .errors import NonFiniteLossError, UserError
-from .setup import run_cli, setup_config, start_run
+from .cli import run_cli, setup_config, start_run
 from .trainer import Trainer, build_detector
 
 __all__ = [

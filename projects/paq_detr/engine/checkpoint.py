@@ -22,8 +22,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .convert import convert_if_foreign
-from .errors import UserError
 from .weights import missing_file, read_weights
 
 logger = logging.getLogger(__name__)

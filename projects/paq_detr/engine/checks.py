@@ -14,7 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
-from ..config import check_choice, check_range
+from ..checks import check_choice, check_range
 from ..evaluation.crowd_metrics import PROTOCOLS
 
 RANGES = {

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import UserError
+from ..errors import UserError
 from .rng import seeded_rng
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 
-from .errors import UserError
+from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -26,13 +26,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
+from ..errors import NonFiniteLossError, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
-from .errors import NonFiniteLossError, UserError
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
 from .loader import NamedFaults, TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
-from .setup import save_config
+from .cli import save_config
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)

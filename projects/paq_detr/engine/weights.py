@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import UserError
+from ..errors import UserError
 
 # Where the usual ImageNet backbones come from, by a part of their file names.
 SOURCES = {

@@ -16,7 +16,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..config import check_choice
+from ..checks import check_choice
 from ..data.json_file import write_json
 from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, evaluate_images, join, summarize
 from .crowd_report import describe

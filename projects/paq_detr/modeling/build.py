@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..config import check_choice, check_range
+from ..checks import check_choice, check_range
 from ..layers import LogitCodec
 from ..papers import dh_detr, paq
 from .decoder import Decoder, DecoderLayer, build_decoder_layer

@@ -7,7 +7,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..config import check_choice
+from ..checks import check_choice
 from ..layers import paired_iou
 
 

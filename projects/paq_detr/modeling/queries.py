@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..config import check_choice
+from ..checks import check_choice
 from ..layers import MLP, inverse_sigmoid, sine_box_code
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
 from .heads import ClassHead, ObjectnessHead, build_box_head

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from .. import ops
-from ..config import check_choice, check_range
+from ..checks import check_choice, check_range
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_iou
 from ..modeling.decoder import DecoderLayer
 from ..modeling.losses import ClassificationLoss

@@ -3,7 +3,7 @@
 """The two errors that command lines report as one sentence, without a traceback."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A setting, file or name is wrong; the message is one sentence that says which and what to do."""
 
 

@@ -22,8 +22,8 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_paq_detr_config
 from ..data import register_datasets
+from ..errors import NonFiniteLossError, UserError
 from .checks import check_values, value_of
-from .errors import NonFiniteLossError, UserError
 from .weights import missing_file
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,35 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of config values that any part can use; each raises one sentence with the full key."""
+
+import math
+from collections.abc import Iterable
+
+from .errors import UserError
+
+
+def check_choice(key: str, value: str | int, choices: Iterable[str | int]) -> str | int:
+    """``value`` of the config key ``key``, if it is among ``choices``.
+
+    Raises:
+        UserError: naming the key, the value and the choices.
+    """
+    choices = list(choices)
+    if value not in choices:
+        shown = f'"{value}"' if isinstance(value, str) else value
+        raise UserError(f"{key} is {shown}, must be one of {', '.join(str(choice) or '(empty)' for choice in choices)}")
+    return value
+
+
+def check_range(key: str, value: float, interval: str) -> float:
+    """``value`` of the config key ``key``, if it lies in ``interval``, such as "(0, 1]" or "[1, inf)".
+
+    Raises:
+        UserError: naming the key, the value and the interval.
+    """
+    low, high = map(float, interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if not (above and below):
+        raise UserError(f"{key} is {value}, must be {f'at least {low:g}' if high == math.inf else f'in {interval}'}")
+    return value
