@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from measure import arguments, compared, report, time_ms
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.engine.convert import convert_if_foreign
 
 HEIGHT, WIDTH = 800, 1333
@@ -52,7 +52,7 @@ def main() -> None:
         ours = our_model(theirs, our_options, args.device)
         pixels = ((image - ours.pixel_mean) / ours.pixel_std)[None]
         expected = theirs(pixel_values=pixels).logits
-        found = ours.routes[0](ours.encode(ours.preprocess([{"image": image}]))).logits
+        found = ours.routes["main"](ours.encode(ours.preprocess([{"image": image}]))).logits
         apart = (found - expected).abs().max().item()
         rivals = {
             "ours": lambda ours=ours: ours([{"image": image}]),

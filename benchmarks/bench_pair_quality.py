@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 from paq_detr import ops
-from paq_detr.modeling.matcher import solve_images
+from paq_detr.modeling.assignment import solve_images
 
 # name: layers, images, queries, classes, objects of all images
 CASES = {

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -22,10 +22,11 @@ def test_every_config_builds_its_model(path):
     with torch.device("meta"):  # shapes without numbers
         model = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
     D = cfg.MODEL.DETR
-    assert len(model.routes) == 1 + D.HYBRID.ENABLED
-    assert (type(model.routes[0].source.content).__name__ == "PatternContent") == D.PATTERNS.ENABLED
-    one_to_many = type(model.routes[0].assigners[0]).__name__ == "QualityCountAssigner"
-    assert one_to_many == D.QUALITY_ASSIGNMENT.ENABLED
+    assert list(model.routes) == ["main", *D.ROUTES]
+    is_patterns = type(model.sources["main"].content).__name__ == "PatternContent"
+    assert is_patterns == (D.QUERIES.CONTENT == "patterns")
+    one_to_many = type(model.routes["main"].objectives[0].assigner).__name__ == "QualityCountAssigner"
+    assert one_to_many == (D.ASSIGNER.INTERMEDIATE == "quality_count")
     assert cfg.TEST.DETECTIONS_PER_IMAGE <= 2 * D.QUERIES.NUM
 
 

@@ -10,7 +10,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.engine.convert import convert_if_foreign
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (dev extra)")
@@ -139,8 +139,8 @@ def test_every_decoder_layer_predicts_the_same(models):
 
     memory = ours.encode(ours.preprocess([{"image": image} for image in images()]))
     if theirs.config.two_stage:
-        check_premise(expected, memory, ours.routes[0].source)
-    outputs = ours.routes[0].decoder(ours.routes[0].source(memory), memory)
+        check_premise(expected, memory, ours.sources["main"])
+    outputs = ours.routes["main"].decoder(ours.sources["main"](memory), memory)
 
     layers = [(layer["logits"], layer["pred_boxes"]) for layer in expected.auxiliary_outputs]
     layers.append((expected.logits, expected.pred_boxes))

@@ -78,7 +78,7 @@ class Pairs:
 def measure(model: nn.Module, batches: Iterable[list[dict]], score: float) -> list[dict[str, Pairs]]:
     """For every decoder layer of the main route the pairs "before" and "after" its query-to-query step."""
     model.eval()
-    decoder = model.routes[0].decoder
+    decoder = model.routes["main"].decoder
     seen: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []  # of each layer, for the present batch
     entered, scores = [], []
 

@@ -6,6 +6,6 @@ from ._lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOMES = {"QueryDetector": "detector", "add_paq_detr_config": "config"}
+_HOMES = {"QueryDetector": "detector", "add_paq_detr_config": "detector"}
 __all__ = ["__version__", *_HOMES]
 __getattr__ = lazy_names(__name__, _HOMES)

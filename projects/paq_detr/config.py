@@ -9,15 +9,12 @@ default here. Sources of the defaults: docs/design.md, "Where the numbers come f
 from detectron2.config import CfgNode as CN
 
 
-def add_paq_detr_config(cfg: CN) -> None:
-    """Add this project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place, and register the
-    meta-architecture that they describe with Detectron2."""
-    from . import detector  # noqa: F401  (it registers itself; imported here, as it imports this module)
-
+def add_core_config(cfg: CN) -> None:
+    """Add the core's keys to ``cfg``, in place. A paper adds its own (registry.adds_config)."""
     _add_data_keys(cfg)
     _add_model_keys(cfg)
-    _add_mechanism_keys(cfg)
     _add_training_keys(cfg)
+    _say_what_old_keys_are_called(cfg)
 
 
 def _add_data_keys(cfg: CN) -> None:
@@ -76,7 +73,12 @@ def _add_model_keys(cfg: CN) -> None:
     D.DROPOUT = 0.0
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
+    # Modules to import, whose parts and keys can then be used (see registry.py). From Python, import them before the
+    # config is made.
+    D.PLUGINS = []
+
     D.NECK = CN()
+    D.NECK.NAME = "channel_mapper"
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
     D.NECK.NUM_LEVELS = 4
     # Padding takes no part in the group norms and stride-2 convolutions, so that an image's features do not depend
@@ -89,6 +91,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
+    D.ENCODER.NAME = "deformable"
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -100,15 +103,25 @@ def _add_model_keys(cfg: CN) -> None:
     # "LearnedAnchors": a table of boxes (DAB-DETR).  "EncoderTopN": the encoder's best tokens (two-stage).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
-    # EncoderTopN only. "proposal": content from the proposal box (two-stage of Deformable DETR); "learned": a learned
-    # table (mixed query selection). PATTERNS.ENABLED replaces either, and the learned table of the other sources.
+    # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
+    # "proposal": from the proposal box (EncoderTopN only, two-stage of Deformable DETR).
     D.QUERIES.CONTENT = "learned"
     # EncoderTopN only. "binary": channel 0 scores objectness and every label counts as 0; "max": the best class.
     D.QUERIES.SCORE = "binary"
+    # EncoderTopN only. Which proposals have losses: "all" (Deformable DETR) or the "selected" ones (DINO).
+    D.QUERIES.SUPERVISE = "all"
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
 
+    # What training puts in front of the main route's queries; "none", or the name of a denoising.
+    D.QUERIES.AUGMENT = "none"
+
+    # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
+    D.CODEC = "logit"
+
     D.DECODER = CN()
+    # "cascade": each layer goes on where the one before stopped. "parallel": each reads the source's queries.
+    D.DECODER.NAME = "cascade"
     D.DECODER.NUM_LAYERS = 6
     D.DECODER.FFN_DIM = 1024
     D.DECODER.NUM_POINTS = 4
@@ -116,14 +129,18 @@ def _add_model_keys(cfg: CN) -> None:
     # own reference and all layers share one pair of heads.
     D.DECODER.BOX_REFINE = True
     D.DECODER.LOOK_FORWARD_TWICE = False
-    # False: queries do not see each other in the decoder (DH-DETR's "aligned" layers, of the encoder's shape).
-    D.DECODER.SELF_ATTENTION = True
+    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention"; "none",
+    # as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator); several in order as "dehomo + self_attention".
+    D.DECODER.INTERACTION = ["self_attention"]
+    D.DECODER.CROSS_ATTENTION = "deformable"
+    # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
+    D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
     D.DECODER.BOX_LAYERS = 0
     # Only so many first layers run at inference (DH-DETR's "6-3(2)": 2 of 3); 0: all.
     D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
-    # current boxes, per layer (DAB, DINO).
+    # current boxes, per layer (DAB, DINO); "none" (Sparse R-CNN).
     D.DECODER.QUERY_POSITION = "fixed"
 
     # Hungarian matching cost; 2/5/2 in every published system, whatever the loss weights.
@@ -132,9 +149,22 @@ def _add_model_keys(cfg: CN) -> None:
     D.MATCHER.L1_COST = 5.0
     D.MATCHER.GIOU_COST = 2.0
 
+    # One entry for all layers, or one for each: "focal_l1_giou"; "center_inside", which also asks that a box's centre
+    # lie in the object (DH-DETR, behind a generator). The encoder's proposals are matched by the first.
+    D.MATCHER.COST = ["focal_l1_giou"]
+
+    # Who finds the objects of the decoder's layers up to the last but one, of the last one, and of the encoder's
+    # proposals: "hungarian" (one query per object) or "quality_count" (PaQ-DETR, QUALITY_ASSIGNMENT.*).
+    D.ASSIGNER = CN()
+    D.ASSIGNER.INTERMEDIATE = "hungarian"
+    D.ASSIGNER.FINAL = "hungarian"
+    D.ASSIGNER.ENCODER = "hungarian"
+
     D.LOSS = CN()
     # "focal" (alpha 0.25, gamma 2) or "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2).
     D.LOSS.CLASSIFICATION = "focal"
+    # For the encoder's proposals; empty: the same. "soft_focal": DH-DETR's GIoU-aware selection (SOFT_TARGET.*).
+    D.LOSS.ENCODER_CLASSIFICATION = ""
     D.LOSS.CLASS_WEIGHT = 2.0
     D.LOSS.L1_WEIGHT = 5.0
     D.LOSS.GIOU_WEIGHT = 2.0
@@ -146,57 +176,14 @@ def _add_model_keys(cfg: CN) -> None:
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.
     D.LOSS.IGNORE_IOA = 0.7
 
+    # Training-only decoder passes beside the main one, by name: "hybrid" (PaQ-DETR, Table 3; HYBRID.*).
+    D.ROUTES = []
 
-def _add_mechanism_keys(cfg: CN) -> None:
-    D = cfg.MODEL.DETR
-
-    # PaQ-DETR, content queries mixed from shared patterns (papers/paq.py).
-    D.PATTERNS = CN()
-    D.PATTERNS.ENABLED = False
-    D.PATTERNS.NUM = 150
-    D.PATTERNS.FUSION = "full"  # "full": multi-scale fusion with attention; "mean": mean of all tokens
-    D.PATTERNS.ATTENTION = "cbam"  # for "full": "cbam" (authors' code) or "eca_coord" (paper's text)
-    D.PATTERNS.HEAD = "full"  # "full": one weight row per query; "factored": of rank PATTERNS.RANK
-    D.PATTERNS.RANK = 256
-    D.PATTERNS.MASKED_POOL = True  # pool over valid pixels only
-    D.PATTERNS.DIVERSITY_WEIGHT = 0.2  # beta of Eq. 8
-    D.PATTERNS.DIVERSITY_SCALE = 1.0  # the authors' working fork multiplies the mean by 600
-
-    # PaQ-DETR, quality-aware one-to-many assignment on the intermediate decoder layers (papers/paq.py).
-    D.QUALITY_ASSIGNMENT = CN()
-    D.QUALITY_ASSIGNMENT.ENABLED = False
-    D.QUALITY_ASSIGNMENT.GAMMA = 0.4  # Eq. 6
-    D.QUALITY_ASSIGNMENT.K = 4  # Eq. 7
-    D.QUALITY_ASSIGNMENT.MIN_COUNT = 1  # l of Eq. 7
-    # Which queries become the k_j positives: "hungarian" (object repeated k_j times) or "score" (the best by Eq. 6).
-    D.QUALITY_ASSIGNMENT.SELECT = "hungarian"
-    D.QUALITY_ASSIGNMENT.MAX_SHARE = 0.5  # an object's copies never exceed this share of queries / objects
-    D.QUALITY_ASSIGNMENT.ENCODER = False  # also for the encoder's proposals
-
-    # DH-DETR, de-homo coding generator in front of decoder layers (papers/dh_detr.py); numbers of the authors' release.
-    D.DEHOMO = CN()
-    D.DEHOMO.LAYERS = []  # layers that a generator precedes, counted from 1; the first cannot be one. [2, 3]: "6-3"
-    D.DEHOMO.NUM_NEIGHBORS = 10
-    D.DEHOMO.IOU_THRESHOLD = 0.4  # smallest overlap of a neighbour
-    D.DEHOMO.LOW_SCORE = 0.1  # a neighbour scores higher than this, and than the query itself
-    D.DEHOMO.FLOOR_SCORE = 0.05  # queries that do not score higher than this are dropped
-    D.DEHOMO.ZERO_FILL = True  # free neighbour slots take part in the maximum as zero
-    D.DEHOMO.BREAK_TIES = False  # True, ours: of equal scores the first counts as higher, so that twins can part
-    D.DEHOMO.CENTER_INSIDE = True  # matching in these layers: only boxes whose centre lies in the object's box
-
-    # DH-DETR, GIoU-aware query selection: the encoder's class loss gets soft targets (papers/dh_detr.py).
-    D.SOFT_TARGET = CN()
-    D.SOFT_TARGET.ENABLED = False
-    D.SOFT_TARGET.MEASURE = "giou"  # or "iou": of the matched box with its object
-    D.SOFT_TARGET.GRADIENT = False  # True, as released: the target carries a gradient to the boxes
-    D.SOFT_TARGET.MIN = 0.0  # smallest target of a matched box; -1.0, as released: GIoU as it is
-
-    # A training-only route of extra one-to-many queries (hybrid branch, PaQ-DETR Table 3).
-    D.HYBRID = CN()
-    D.HYBRID.ENABLED = False
-    D.HYBRID.NUM_QUERIES = 1500
-    D.HYBRID.COPIES = 6
-    D.HYBRID.LOSS_SCALE = 1.0
+    # What becomes detections: "layer", the prediction of decoder layer LAYER, counted from 1 (0: the last).
+    D.READ_OUT = CN()
+    D.READ_OUT.NAME = "layer"
+    D.READ_OUT.LAYER = 0
+    D.READ_OUT.NMS_IOU = 0.0  # class-wise suppression above this IoU; 0: none, as DETRs do
 
 
 def _add_training_keys(cfg: CN) -> None:
@@ -240,3 +227,18 @@ def _add_training_keys(cfg: CN) -> None:
 
     cfg.SEED = 42
     cfg.VERSION = 2
+
+
+def _say_what_old_keys_are_called(cfg: CN) -> None:
+    """Keys of earlier versions: using one is an error that says how it is written now."""
+    for old, new, value in (
+        ("PATTERNS.ENABLED", "QUERIES.CONTENT", "patterns"),
+        ("QUALITY_ASSIGNMENT.ENABLED", "ASSIGNER.INTERMEDIATE", "quality_count"),
+        ("QUALITY_ASSIGNMENT.ENCODER", "ASSIGNER.ENCODER", "quality_count"),
+        ("DEHOMO.LAYERS", "DECODER.INTERACTION", "a list with dehomo for each of these layers"),
+        ("DEHOMO.CENTER_INSIDE", "MATCHER.COST", "a list with center_inside for the layers behind a generator"),
+        ("SOFT_TARGET.ENABLED", "LOSS.ENCODER_CLASSIFICATION", "soft_focal"),
+        ("HYBRID.ENABLED", "ROUTES", "[hybrid]"),
+        ("DECODER.SELF_ATTENTION", "DECODER.INTERACTION", "[self_attention] or [none]"),
+    ):
+        cfg.register_renamed_key(f"MODEL.DETR.{old}", f"MODEL.DETR.{new}", f"write MODEL.DETR.{new}: {value}")

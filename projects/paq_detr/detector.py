@@ -2,31 +2,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The meta-architecture of every system here: a template whose parts a config chooses.
 
-backbone -> neck -> encoder -> Memory -> routes (query source -> decoder) -> criterion, or detections.
+backbone -> neck -> encoder -> Memory -> query sources -> routes (decoders) -> losses, or detections.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from detectron2.config import configurable
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import detector_postprocess
-from detectron2.structures import ImageList
+from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from .modeling.backbone import build_backbone
-from .modeling.build import build_routes
-from .modeling.criterion import SetCriterion
+from . import papers  # noqa: F401  (they register their parts and config keys)
+from .assembly import build_parts
+from .config import add_core_config
+from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object
-from .modeling.encoder import Encoder
-from .modeling.neck import ChannelMapper
-from .modeling.postprocess import select_detections
-from .modeling.route import Route
-from .structures import Memory, Targets, stack_instances
+from .modeling.objective import supervise
+from .modeling.route import Route, drop_train_only
+from .registry import add_plugin_keys
+from .structures import Memory, Prediction, Targets, stack_instances
+
+
+def add_paq_detr_config(cfg: CfgNode) -> None:
+    """Add this project's keys to ``cfg`` (from ``detectron2.config.get_cfg()``), in place: the core's, and those of
+    every paper and plug-in that is imported."""
+    add_core_config(cfg)
+    add_plugin_keys(cfg)
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,54 +48,49 @@ class QueryDetector(nn.Module):
         backbone: nn.Module,
         neck: nn.Module,
         encoder: nn.Module,
+        sources: Mapping[str, nn.Module],
         routes: Sequence[Route],
-        criterion: nn.Module,
         class_names: Sequence[str],
-        top_k: int,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        augmenters: Mapping[str, nn.Module] | None = None,
         input_format: str = "RGB",
     ):
         """
         Args:
             neck: from the backbone's maps to a ``Memory``; encoder: from memory to memory.
-            routes: the first is the one that predicts at inference; the others are training-only.
+            sources: query sources by name; each runs once a step, in this order.
+            routes: decoder passes, each over the queries of one source. The first predicts at inference; the others are
+                training-only.
             class_names: in the order of the class ids.
-            top_k: detections kept per image.
             pixel_mean, pixel_std: in the order of ``input_format``, 0..255.
+            augmenters: by the name of a source, what is put in front of its queries in training.
         """
         super().__init__()
-        if routes[0].train_only or not all(route.train_only for route in routes[1:]):
-            raise ValueError("the first route must predict at inference, and all others must be train_only")
+        _check_routes(routes, sources)
         self.backbone, self.neck, self.encoder = backbone, neck, encoder
-        self.routes = nn.ModuleList(routes)
-        self.criterion = criterion
+        self.sources, self.augmenters = nn.ModuleDict(sources), nn.ModuleDict(augmenters or {})
+        self.routes = nn.ModuleDict({route.name: route for route in routes})
+        for name, source in self.sources.items():
+            source.train_only = all(route.train_only for route in routes if route.source == name)
+        for augmenter in self.augmenters.values():
+            augmenter.train_only = True
         self.matched_slots = MatchedSlots()
-        self.class_names, self.top_k, self.input_format = tuple(class_names), top_k, input_format
+        self.class_names, self.input_format = tuple(class_names), input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
     @classmethod
-    def from_config(cls, cfg) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         names = list(cfg.MODEL.DETR.CLASS_NAMES)
         if not names:
-            raise ValueError(
+            raise UserError(
                 "MODEL.DETR.CLASS_NAMES is empty: call paq_detr.data.register_datasets(cfg), which takes the names "
                 "from the training dataset, or use the config.yaml that training wrote into its output folder"
             )
-        for dataset in cfg.DATASETS.TEST:
-            metadata = MetadataCatalog.get(dataset)
-            if dataset not in DatasetCatalog and not metadata.get("thing_classes"):
-                metadata.set(thing_classes=names)  # a bare predictor: let its metadata name the classes all the same
-        backbone = build_backbone(cfg)
         return {
-            "backbone": backbone,
-            "neck": ChannelMapper(cfg, backbone.output_shape()),
-            "encoder": Encoder(cfg),
-            "routes": build_routes(cfg, len(names)),
-            "criterion": SetCriterion(cfg),
+            **build_parts(cfg, len(names)),
             "class_names": names,
-            "top_k": cfg.TEST.DETECTIONS_PER_IMAGE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -110,8 +112,7 @@ class QueryDetector(nn.Module):
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
             return self._losses(memory, stack_instances(instances, images.image_sizes, self.device))
-        output = self.routes[0](memory)
-        results = select_detections(output, images.image_sizes, self.top_k)
+        results = self.detect(memory)
         return [
             {"instances": detector_postprocess(r, x.get("height", size[0]), x.get("width", size[1]))}
             for r, x, size in zip(results, batched_inputs, images.image_sizes)
@@ -126,21 +127,58 @@ class QueryDetector(nn.Module):
         features = self.backbone(images.tensor)
         return self.encoder(self.neck(features, images.image_sizes, tuple(images.tensor.shape[-2:])))
 
-    def _losses(self, memory: Memory, targets: Targets) -> dict[str, Tensor]:
+    def detect(self, memory: Memory) -> list[Instances]:
+        """What the first route finds, per image, in pixels of the resized image."""
+        route = next(iter(self.routes.values()))
+        return route.read_out(route(self.sources[route.source](memory), memory), memory)
+
+    def predictions(self, memory: Memory, targets: Targets) -> tuple[list[Prediction], dict[str, Tensor]]:
+        """Everything that a step supervises, and the losses that need no ground truth."""
         predictions, losses = [], {}
-        for route in self.routes:
-            of_route, own_losses = route.predict_for_training(memory)
-            predictions += of_route
-            losses.update(own_losses)
-        of_pairs, assignments = self.criterion(predictions, targets)
+        queries = {}
+        for name, source in self.sources.items():
+            queries[name] = source(memory, targets)
+            if name in self.augmenters:
+                queries[name] = self.augmenters[name](queries[name], targets)
+        read: set[str] = set()
+        for route in self.routes.values():
+            own = queries[route.source]
+            if route.source not in read:  # what a source wants goes with the first route that reads it
+                read.add(route.source)
+                for p in own.predictions:
+                    predictions.append(replace(p, name=route.named(p.name), scale=route.scale * p.scale))
+                for name, value in own.losses.items():
+                    losses[route.named(name)] = route.scale * value
+            predictions += route.predictions(own, memory)
+        return predictions, losses
+
+    def _losses(self, memory: Memory, targets: Targets) -> dict[str, Tensor]:
+        predictions, own_losses = self.predictions(memory, targets)
+        losses, assignments = supervise(predictions, targets)
+        twice = own_losses.keys() & losses.keys()
+        if twice:
+            raise ValueError(f"a query source's losses are called as others: {', '.join(sorted(twice))}")
         final = next(p for p in predictions if p.name == "final")
         self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
         log_scalars(lambda: alive_share(predictions))
         log_scalars(lambda: {"queries_ever_matched": self.matched_slots.share()})
-        return {**losses, **of_pairs}
+        return {**own_losses, **losses}
 
     def drop_training_parts(self) -> None:
-        """Delete training-only routes and decoder layers with their parameters; what is predicted stays the same."""
-        del self.routes[1:]
-        self.routes[0].decoder.drop_training_layers()
+        """Delete everything that is marked ``train_only`` with its parameters; what is predicted stays the same."""
+        drop_train_only(self)
+
+
+def _check_routes(routes: Sequence[Route], sources: Mapping[str, nn.Module]) -> None:
+    if routes[0].train_only or not all(route.train_only for route in routes[1:]):
+        raise ValueError("the first route must predict at inference, and all others must be train_only")
+    names = [route.name for route in routes]
+    if len(set(names)) < len(names):
+        raise ValueError(f"routes need different names, these are {names}")
+    for route in routes:
+        if route.source not in sources:
+            raise ValueError(f"route {route.name} reads the source {route.source}, there are only {list(sources)}")
+    idle = set(sources) - {route.source for route in routes}
+    if idle:
+        raise ValueError(f"no route reads the queries of {sorted(idle)}")

@@ -3,68 +3,132 @@
 """The types that flow between the parts of a query-based detector.
 
 Shape legend, used in the whole package:
-    B images, S tokens of all levels, L levels, N queries, C channels, K classes, M objects of the batch in all.
+    B images, S tokens of all levels, L levels, N queries, C channels, K classes, M objects of the batch in all,
+    P pairs of a query and an object.
 
 Boxes are cxcywh in [0, 1] of the un-padded image; any other convention is in the name (``boxes_xyxy``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .modeling.losses import ClassificationLoss
-    from .modeling.matcher import Assigner
+    from .modeling.objective import Objective
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# What the image gives
+
+
+class Grid:
+    """The geometry of a batch's feature levels. What follows from it is computed once, and sent to the device once."""
+
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        strides: Sequence[int],
+        image_sizes: Sequence[tuple[int, int]],
+        padded_size: tuple[int, int],
+        valid_shapes: Sequence[Sequence[tuple[int, int]]],
+        device: torch.device | str = "cpu",
+    ):
+        """
+        Args:
+            shapes: (height, width) of each level, padding included.
+            strides: pixels per step of each level.
+            image_sizes: un-padded (height, width) of each image, in pixels.
+            padded_size: (height, width) of the batch, in pixels.
+            valid_shapes: per image and level, the (rows, columns) that are no padding.
+        """
+        self.shapes = tuple((int(h), int(w)) for h, w in shapes)
+        self.strides = tuple(strides)
+        self.image_sizes = tuple((int(h), int(w)) for h, w in image_sizes)
+        self.padded_size = tuple(padded_size)
+        valid = torch.tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
+        ratios = (valid / torch.tensor(self.shapes)).flip(-1).to(torch.float32)
+        self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
+        self.valid_ratios: Tensor = ratios.to(device)  # (B, L, 2) share of (width, height) that is no padding
+        self.has_padding = any(size != self.padded_size for size in self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.valid_shapes.device
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """Tokens of each level."""
+        return [h * w for h, w in self.shapes]
+
+    @cached_property
+    def masks(self) -> list[Tensor]:
+        """Per level (B, H, W), True where padding."""
+        masks = []
+        for level, (height, width) in enumerate(self.shapes):
+            rows, columns = self.valid_shapes[:, level, :1, None], self.valid_shapes[:, level, 1:, None]
+            y = torch.arange(height, device=self.device)[None, :, None] >= rows
+            x = torch.arange(width, device=self.device)[None, None, :] >= columns
+            masks.append(y | x)
+        return masks
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """(B, S) True where padding; None where no image of the batch has any."""
+        return torch.cat([mask.flatten(1) for mask in self.masks], 1) if self.has_padding else None
+
+    @cached_property
+    def centers(self) -> Tensor:
+        """(B, S, 2) centre (x, y) of every token in [0, 1] of the un-padded image (beyond 1 in the padding)."""
+        centers = []
+        for level, (height, width) in enumerate(self.shapes):
+            y = torch.arange(height, device=self.device, dtype=torch.float32) + 0.5
+            x = torch.arange(width, device=self.device, dtype=torch.float32) + 0.5
+            pixels = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1).reshape(1, height * width, 2)
+            centers.append(pixels / self.valid_shapes[:, None, level].flip(-1))
+        return torch.cat(centers, 1)
+
+    @cached_property
+    def image_scale(self) -> Tensor:
+        """(B, 1, 4) un-padded (width, height, width, height) in pixels: boxes times this are in pixels."""
+        sizes = [[width, height, width, height] for height, width in self.image_sizes]
+        return torch.tensor(sizes, dtype=torch.float32).to(self.device)[:, None]
 
 
 @dataclass
 class Memory:
-    """What a decoder reads: the flattened feature levels of a batch, encoded or straight from the neck."""
+    """What sources and decoders read: the flattened feature levels of a batch, encoded or straight from the neck."""
 
     tokens: Tensor  # (B, S, C)
     position: Tensor  # (B, S, C) sine code plus level vector
-    shapes: tuple[tuple[int, int], ...]  # (H, W) of each level, padding included
-    valid_shapes: Tensor  # (B, L, 2) integer (H, W) of the part of each level that is no padding
-    padding: Tensor | None  # (B, S) True where padding; None where no image of the batch has any
+    grid: Grid
+    maps: dict[str, Tensor] = field(default_factory=dict)  # the backbone's maps by name, (B, C_i, H_i, W_i)
+    _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
-    def valid_ratios(self) -> Tensor:
-        """(B, L, 2) share of each level's width and height that is no padding, in the order (w, h)."""
-        full = self.valid_shapes.new_tensor(self.shapes)
-        return (self.valid_shapes / full).flip(-1).to(torch.float32)
+    def once(self, owner: nn.Module, compute: Callable[[Memory], Any]) -> Any:
+        """``compute(self)``, computed at the first call for ``owner`` and kept as long as this memory: what several
+        routes of a step need (an encoder's proposals, an attention's value projection)."""
+        if id(owner) not in self._once:
+            self._once[id(owner)] = owner, compute(self)  # the owner is kept, so that its id stays its own
+        return self._once[id(owner)][1]
 
-    def maps(self) -> list[Tensor]:
-        """The levels as (B, C, H, W) maps, finest first."""
+    def levels(self) -> list[Tensor]:
+        """The tokens as (B, C, H, W) maps, finest first."""
         batch, _, channels = self.tokens.shape
-        levels = self.tokens.split([h * w for h, w in self.shapes], dim=1)
-        return [t.transpose(1, 2).reshape(batch, channels, h, w) for t, (h, w) in zip(levels, self.shapes)]
-
-    def masks(self) -> list[Tensor | None]:
-        """The padding of each level as (B, H, W) maps, True where padding; None where there is none."""
-        if self.padding is None:
-            return [None] * len(self.shapes)
-        levels = self.padding.split([h * w for h, w in self.shapes], dim=1)
-        return [p.reshape(-1, h, w) for p, (h, w) in zip(levels, self.shapes)]
-
-    def token_centers(self) -> Tensor:
-        """(B, S, 2) centre (x, y) of every token in [0, 1] of the un-padded image (beyond 1 in the padding)."""
-        device = self.tokens.device
-        centers = []
-        for level, (h, w) in enumerate(self.shapes):
-            y = torch.arange(h, device=device, dtype=torch.float32) + 0.5
-            x = torch.arange(w, device=device, dtype=torch.float32) + 0.5
-            grid = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).flip(-1).reshape(1, h * w, 2)
-            centers.append(grid / self.valid_shapes[:, None, level].flip(-1))
-        return torch.cat(centers, 1)
+        levels = self.tokens.split(self.grid.level_sizes, dim=1)
+        return [t.transpose(1, 2).reshape(batch, channels, h, w) for t, (h, w) in zip(levels, self.grid.shapes)]
 
     def with_tokens(self, tokens: Tensor) -> Memory:
         return replace(self, tokens=tokens)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Queries on their way through a decoder
 
 
 @dataclass
@@ -74,17 +138,18 @@ class QueryGroup:
     name: str
     start: int
     stop: int
-    assignment: Assignment
+    pairs: Assignment
     scale: float = 1.0  # factor on its losses (1 / number of denoising groups)
+    objective: Objective | None = None  # how it is supervised; None: as the layer's other queries
 
 
 @dataclass
 class QuerySet:
-    """What a decoder pass starts from."""
+    """What a decoder pass starts from, and what its source wants supervised."""
 
     content: Tensor  # (B, N, C)
     reference: Tensor  # (B, N, 4) boxes, or (B, N, 2) points
-    position: Tensor | None = None  # (B, N, C) fixed position code; None where the decoder makes its own
+    position: Tensor | None = None  # (B, N, C) fixed position code; None where the decoder makes its own, or has none
     valid: Tensor | None = None  # (B, N) False for slots that only fill up the batch; None: all are queries
     attention_mask: Tensor | None = None  # (N, N) True where row must not see column
     groups: list[QueryGroup] = field(default_factory=list)  # slices apart from the matching queries, which come last
@@ -99,7 +164,11 @@ class LayerOutput:
     logits: Tensor  # (B, N, K)
     boxes: Tensor  # (B, N, 4)
     content: Tensor | None = None  # (B, N, C) state after the layer
-    valid: Tensor | None = None  # (B, N) as in QuerySet
+    valid: Tensor | None = None  # (B, N) False for queries that are out of matching, loss and output; None: none are
+
+    def best_score(self) -> Tensor:
+        """(B, N) score of each query's best class, detached."""
+        return self.logits.detach().float().sigmoid().amax(-1)
 
     def slice(self, start: int, stop: int | None) -> LayerOutput:
         """The output of the queries ``start:stop`` alone."""
@@ -111,8 +180,47 @@ class LayerOutput:
 
 
 @dataclass
+class DecoderState:
+    """The queries between two decoder layers. A layer takes one and returns the next; it changes none in place."""
+
+    content: Tensor  # (B, N, C)
+    reference: Tensor  # (B, N, 4) boxes, or (B, N, 2) points, detached: where the attention looks
+    position: Tensor | None  # (B, N, C), or None for a decoder without position codes
+    valid: Tensor | None  # (B, N) as in QuerySet: which slots are queries at all; the same in all layers
+    alive: Tensor | None  # (B, N) which queries take part from here on; a later layer may call one back
+    attention_mask: Tensor | None = None  # (N, N) as in QuerySet
+    history: tuple[LayerOutput, ...] = ()  # what the layers before predicted
+
+    @classmethod
+    def of(cls, queries: QuerySet) -> DecoderState:
+        return cls(
+            content=queries.content,
+            reference=queries.reference,
+            position=queries.position,
+            valid=queries.valid,
+            alive=queries.valid,
+            attention_mask=queries.attention_mask,
+        )
+
+    @property
+    def query(self) -> Tensor:
+        """Content plus position, what attention compares."""
+        return self.content if self.position is None else self.content + self.position
+
+    def with_content(self, content: Tensor) -> DecoderState:
+        return replace(self, content=content)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Supervision
+
+
+@dataclass
 class Targets:
-    """The ground truth of a batch; objects of all images stand one behind the other."""
+    """The ground truth of a batch; objects of all images stand one behind the other.
+
+    An "image" may be a patch: whatever has a row of its own in the output that is supervised.
+    """
 
     boxes: Tensor  # (M, 4)
     labels: Tensor  # (M,) int64
@@ -136,12 +244,13 @@ class Targets:
 
 @dataclass
 class Assignment:
-    """Pairs of a query and an object. Any matcher's result is this, and the criterion knows nothing else."""
+    """Pairs of a query and an object: all that a loss knows of how they were found."""
 
     image: Tensor  # (P,) int64
     query: Tensor  # (P,) int64
     target: Tensor  # (P,) int64, index into the objects of ``Targets``
     weight: Tensor | None = None  # (P,) factor on the pair's losses; None: 1
+    rank: Tensor | None = None  # (P,) int64 place among the pairs of its object, best first; None: not ranked
 
     def __len__(self) -> int:
         return len(self.query)
@@ -149,15 +258,16 @@ class Assignment:
 
 @dataclass
 class Prediction:
-    """One output that is supervised: the unit that the criterion consumes."""
+    """One output that is supervised: the unit of matching and losses."""
 
     name: str  # suffix of the loss names: "final", "layer1", "encoder", "hybrid_layer1", ...
     output: LayerOutput
-    assign: Assigner | Assignment  # how its queries find their objects, or that they already have
+    objective: Objective
+    pairs: Assignment | None = None  # known partners; None: the objective's assigner finds them
+    match: LayerOutput | None = None  # what the pairs are found on, where that is not ``output`` (priors)
+    targets: Targets | None = None  # the objects, where they are not the batch's (patches)
+    after: str | None = None  # name of the prediction whose pairs the assigner may see (the layer before)
     scale: float = 1.0  # factor on its losses
-    binary: bool = False  # only channel 0 counts and every label is 0
-    box_losses: bool = True  # False: it is supervised by its classification loss alone
-    classification: ClassificationLoss | None = None  # None: the criterion's own
 
 
 def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:
@@ -174,16 +284,20 @@ def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]],
         cxcywh = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], 1)
         ignore = inst.gt_ignore.cpu() if inst.has("gt_ignore") else torch.zeros(len(inst), dtype=torch.bool)
         boxes.append(cxcywh[~ignore])
-        labels.append(inst.gt_classes.cpu()[~ignore])
+        labels.append(inst.gt_classes.cpu()[~ignore].to(torch.int64))
         counts.append(int((~ignore).sum()))
         image += [index] * counts[-1]
         ignored.append(cxcywh[ignore])
         ignored_image += [index] * int(ignore.sum())
+    objects, regions = len(image), len(ignored_image)
+    floats = torch.cat([*boxes, *ignored]).to(device)  # one copy of all boxes, one of all numbers
+    numbers = torch.cat([*labels, torch.tensor([*image, *ignored_image], dtype=torch.int64)]).to(device)
+    object_labels, object_image, region_image = numbers.split([objects, objects, regions])
     return Targets(
-        boxes=torch.cat(boxes).to(device),
-        labels=torch.cat(labels).to(device=device, dtype=torch.int64),
-        image=torch.tensor(image, dtype=torch.int64, device=device),
+        boxes=floats[:objects],
+        labels=object_labels,
+        image=object_image,
         counts=tuple(counts),
-        ignore_boxes=torch.cat(ignored).to(device),
-        ignore_image=torch.tensor(ignored_image, dtype=torch.int64, device=device),
+        ignore_boxes=floats[objects:],
+        ignore_image=region_image,
     )

@@ -9,7 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 
 from .crowdhuman_scene import HEIGHT, WIDTH
 

@@ -8,7 +8,7 @@ import torchvision
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.engine.convert import class_names_of, convert_if_foreign
 from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
@@ -42,7 +42,7 @@ def our_weights(request):
 def original_names(ours):
     """Our weights in the original Deformable-DETR repository's names: what it would have saved for this model."""
     theirs = {}
-    source, decoder = "routes.0.source.", "routes.0.decoder."
+    source, decoder = "sources.main.", "routes.main.decoder."
     refined = two_stage = f"{source}project.weight" in ours
     refined = refined or f"{decoder}box_heads.1.0.weight" in ours
     layers = 3
@@ -60,18 +60,18 @@ def original_names(ours):
         (r"^encoder\.(.*)\.ffn\.norm", r"transformer.encoder.\1.norm2"),
         (r"^encoder\.(.*)\.ffn", r"transformer.encoder.\1"),
         (r"^encoder\.(.*)\.norm", r"transformer.encoder.\1.norm1"),
-        (r"^routes\.0\.decoder\.layers", "transformer.decoder.layers"),
-        (r"interaction\.attention", "self_attn"),
-        (r"interaction\.norm", "norm2"),
+        (r"^routes\.main\.decoder\.layers", "transformer.decoder.layers"),
+        (r"interactions\.0\.attention", "self_attn"),
+        (r"interactions\.0\.norm", "norm2"),
         (r"cross_attention\.attention", "cross_attn"),
         (r"cross_attention\.norm", "norm1"),
         (r"^(transformer\.decoder.*)\.ffn\.norm", r"\1.norm3"),
         (r"^(transformer\.decoder.*)\.ffn", r"\1"),
-        (r"^routes\.0\.source\.reference_points", "transformer.reference_points"),
-        (r"^routes\.0\.source\.project_norm", "transformer.enc_output_norm"),
-        (r"^routes\.0\.source\.project", "transformer.enc_output"),
-        (r"^routes\.0\.source\.position_norm", "transformer.pos_trans_norm"),
-        (r"^routes\.0\.source\.position\.", "transformer.pos_trans."),
+        (r"^sources\.main\.reference_points", "transformer.reference_points"),
+        (r"^sources\.main\.project_norm", "transformer.enc_output_norm"),
+        (r"^sources\.main\.project", "transformer.enc_output"),
+        (r"^sources\.main\.position_norm", "transformer.pos_trans_norm"),
+        (r"^sources\.main\.position\.", "transformer.pos_trans."),
     )
     for name, tensor in ours.items():
         if "_head" in name or name in (f"{source}position", f"{source}content.table"):
@@ -209,14 +209,14 @@ def test_head_that_is_tied_and_saved_once_is_given_to_every_layer(refined):
     tied = {name: tensor for name, tensor in refined.items() if name != "class_embed.1.bias"}
     converted, _ = convert_if_foreign(tied)
     for layer in range(2):
-        name = f"routes.0.decoder.class_heads.{layer}.bias"
+        name = f"routes.main.decoder.class_heads.{layer}.bias"
         assert torch.equal(converted[name], refined["class_embed.0.bias"])
 
 
 def test_separate_heads_are_kept_where_the_decoders_copies_were_not_saved(refined):
     saved = {name: tensor for name, tensor in refined.items() if "decoder.bbox_embed" not in name}
     converted, _ = convert_if_foreign(saved)
-    assert "routes.0.decoder.box_heads.1.4.bias" in converted
+    assert "routes.main.decoder.box_heads.1.4.bias" in converted
 
 
 def test_class_names_come_in_the_order_of_their_ids():

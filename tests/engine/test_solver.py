@@ -5,7 +5,7 @@ import torch
 from detectron2.config import get_cfg
 from torch import nn
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.engine import UserError
 from paq_detr.engine.solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.evaluation import CocoBoxEvaluator, CrowdHumanEvaluator, QueryUseEvaluator, build_evaluator
 from paq_detr.evaluation.crowdhuman import evaluate_files
 

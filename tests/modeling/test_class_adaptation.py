@@ -4,7 +4,7 @@ import torch
 
 from paq_detr.engine import DetrCheckpointer
 
-from .conftest import PLUSPLUS, make_model
+from .assemblies import PLUSPLUS, make_model
 
 NAMES = "MODEL.DETR.CLASS_NAMES"
 
@@ -20,7 +20,7 @@ def moved(options, old_names, new_names, folder):
 
 def test_every_class_sized_tensor_follows_the_class_names(tmp_path):
     old, new, report = moved(PLUSPLUS, ["cat", "dog", "owl"], ["owl", "emu", "cat", "ape"], tmp_path)
-    for theirs, ours in zip(old.routes[0].decoder.class_heads, new.routes[0].decoder.class_heads):
+    for theirs, ours in zip(old.routes["main"].decoder.class_heads, new.routes["main"].decoder.class_heads):
         assert torch.equal(ours.weight[[0, 2]], theirs.weight[[2, 0]])
         assert torch.equal(ours.bias[[0, 2]], theirs.bias[[2, 0]])
     assert report.missing == [] and report.reshaped == []
@@ -28,7 +28,7 @@ def test_every_class_sized_tensor_follows_the_class_names(tmp_path):
 
 def test_the_encoders_objectness_row_stays_the_first(tmp_path):
     old, new, report = moved(PLUSPLUS, ["cat", "dog", "owl"], ["emu", "owl"], tmp_path)
-    theirs, ours = old.routes[0].source.class_head, new.routes[0].source.class_head
+    theirs, ours = old.sources["main"].class_head, new.sources["main"].class_head
     assert torch.equal(ours.weight, theirs.weight[:2])
     assert report.reshaped == []
 
@@ -36,4 +36,4 @@ def test_the_encoders_objectness_row_stays_the_first(tmp_path):
 def test_the_encoders_real_classes_follow_their_names(tmp_path):
     options = {**PLUSPLUS, "MODEL.DETR.QUERIES.SCORE": "max"}
     old, new, _ = moved(options, ["cat", "dog", "owl"], ["owl", "cat"], tmp_path)
-    assert torch.equal(new.routes[0].source.class_head.weight, old.routes[0].source.class_head.weight[[2, 0]])
+    assert torch.equal(new.sources["main"].class_head.weight, old.sources["main"].class_head.weight[[2, 0]])

@@ -9,9 +9,10 @@ from detectron2.engine import DefaultPredictor
 from detectron2.utils.events import EventStorage
 
 from paq_detr.engine import DetrCheckpointer
+from paq_detr.errors import UserError
 from paq_detr.structures import stack_instances
 
-from .conftest import (
+from .assemblies import (
     ASSEMBLIES,
     ASSIGNMENT,
     HYBRID,
@@ -20,9 +21,11 @@ from .conftest import (
     REFINE,
     SINGLE_STAGE,
     TWO_STAGE,
+    decode,
     make_cfg,
     make_image,
     make_model,
+    memory_of,
     wake_up,
 )
 
@@ -124,20 +127,24 @@ def test_training_only_parts_deleted_gives_the_same_output(two_images):
 
 def test_a_borrowed_decoder_is_saved_once_and_survives_a_copy(two_images):
     model = make_model({**PLUSPLUS, **HYBRID})
-    assert not any(name.startswith("routes.1.decoder") for name in model.state_dict())
+    assert not any(name.startswith("routes.hybrid.decoder") for name in model.state_dict())
     twin = copy.deepcopy(model)
     total(twin(two_images)).backward()
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_height_and_width_are_not_mixed_up():
-    """A transposed image gives other detections, but always inside its own size."""
-    model = wake_up(make_model(PLUSPLUS))
-    for size in ((40, 160), (160, 40)):
-        (result,) = detections(model, [make_image(*size)])
-        boxes = result.pred_boxes.tensor
-        assert (boxes[:, 0::2] >= 0).all() and (boxes[:, 0::2] <= size[1]).all()
-        assert (boxes[:, 1::2] >= 0).all() and (boxes[:, 1::2] <= size[0]).all()
+@pytest.mark.parametrize("size", [(40, 160), (160, 40)], ids=str)
+def test_height_and_width_are_not_mixed_up(size):
+    """Before anything clips them, boxes are shares of width and height in this order."""
+    model = wake_up(make_model(PLUSPLUS)).eval()
+    image = make_image(*size)
+    with torch.no_grad():
+        shares = decode(model, [image])[-1].boxes[0]
+        (result,) = model.detect(memory_of(model, [image]))
+    x, y, w, h = shares[result.query_indices].unbind(-1)
+    height, width = size
+    expected = torch.stack([(x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height], -1)
+    torch.testing.assert_close(result.pred_boxes.tensor, expected)
 
 
 def test_boxes_come_back_in_the_size_asked_for():
@@ -194,16 +201,66 @@ def test_ignore_regions_are_no_objects():
     ("options", "message"),
     [
         ({"MODEL.DETR.CLASS_NAMES": []}, "CLASS_NAMES is empty"),
-        ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME"),
-        ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "needs QUERIES.NAME EncoderTopN"),
+        ({"MODEL.DETR.NECK.NAME": "fpm"}, 'NECK.NAME is "fpm", must be one of channel_mapper'),
+        ({"MODEL.DETR.ENCODER.NAME": "dense"}, 'ENCODER.NAME is "dense", must be one of deformable'),
+        ({"MODEL.DETR.CODEC": "xywh"}, 'CODEC is "xywh", must be one of logit, rcnn_delta, xyzr'),
+        ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME is .* must be one of EncoderTopN, LearnedAnchors"),
+        ({"MODEL.DETR.QUERIES.CONTENT": "learnt"}, 'QUERIES.CONTENT is "learnt", must be one of learned, patterns'),
+        ({"MODEL.DETR.QUERIES.AUGMENT": "dn2"}, 'QUERIES.AUGMENT is "dn2"'),
+        ({"MODEL.DETR.QUERIES.SUPERVISE": "some"}, "QUERIES.SUPERVISE"),
+        ({"MODEL.DETR.DECODER.NAME": "serial"}, 'DECODER.NAME is "serial", must be one of cascade, parallel'),
+        (
+            {"MODEL.DETR.DECODER.INTERACTION": ["dehom"]},
+            'INTERACTION is "dehom", must be one of dehomo, self_attention',
+        ),
+        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dense"}, 'CROSS_ATTENTION is "dense", must be one of deformable'),
+        (
+            {"MODEL.DETR.DECODER.QUERY_POSITION": "sine"},
+            'QUERY_POSITION is "sine", must be one of fixed, none, sine_mlp',
+        ),
+        ({"MODEL.DETR.MATCHER.COST": ["dear"]}, 'MATCHER.COST is "dear", must be one of center_inside'),
+        ({"MODEL.DETR.ASSIGNER.FINAL": "greedy"}, 'ASSIGNER is "greedy", must be one of hungarian'),
         ({"MODEL.DETR.LOSS.CLASSIFICATION": "vocal"}, "LOSS.CLASSIFICATION"),
-        ({"MODEL.DETR.HYBRID.ENABLED": True}, "HYBRID.ENABLED needs"),
+        ({"MODEL.DETR.ROUTES": ["hybrids"]}, 'ROUTES is "hybrids", must be one of hybrid'),
+        ({"MODEL.DETR.READ_OUT.NAME": "all"}, 'READ_OUT.NAME is "all", must be one of layer'),
+        ({"MODEL.DETR.READ_OUT.LAYER": 4}, "READ_OUT.LAYER is 4, must be in 0..3"),
         ({**PATTERNS, "MODEL.DETR.PATTERNS.FUSION": "ful"}, "PATTERNS.FUSION"),
-        ({"MODEL.DETR.QUERIES.NAME": "LearnedAnchors"}, "sine_mlp"),
     ],
 )
-def test_a_wrong_setting_is_named(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_an_unknown_name_is_told_with_the_known_ones(options, message):
+    with pytest.raises(UserError, match=message):
+        make_model(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "QUERIES.CONTENT proposal needs queries from the encoder"),
+        ({"MODEL.DETR.ROUTES": ["hybrid"]}, "ROUTES hybrid needs queries from the encoder"),
+        ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["hybrid", "hybrid"]}, "each route can be there once"),
+        ({"MODEL.DETR.QUERIES.NAME": "LearnedAnchors"}, "QUERY_POSITION fixed needs queries with position"),
+        ({"MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp"}, "QUERY_POSITION sine_mlp needs queries with boxes"),
+        ({"MODEL.DETR.CODEC": "xyzr"}, "CODEC xyzr needs queries with boxes, which .* LearnedQueries does not make"),
+        ({"MODEL.DETR.CODEC": "rcnn_delta"}, "CODEC rcnn_delta needs queries with boxes"),
+        ({"MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal"}, "LOSS.ENCODER_CLASSIFICATION soft_focal needs"),
+        ({"MODEL.DETR.ASSIGNER.ENCODER": "quality_count"}, "ASSIGNER.ENCODER quality_count needs"),
+        ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "QUERIES.NUM_TEST 20 needs"),
+        ({**PLUSPLUS, "MODEL.DETR.DECODER.INTERACTION": ["dehomo"]}, "cannot stand in the first one"),
+        ({"MODEL.DETR.DECODER.INTERACTION": ["none", "none"]}, "INTERACTION has 2 entries .* each of 3 layers"),
+        ({"MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),
+    ],
+)
+def test_parts_that_do_not_fit_each_other_are_refused_when_the_model_is_built(options, message):
+    with pytest.raises(UserError, match=message):
+        make_model(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [],
+)
+def test_a_config_without_class_names_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
         make_model(options)
 
 
@@ -225,4 +282,5 @@ def test_a_predictor_without_its_dataset_knows_the_class_names(tmp_path):
     instances = predictor(np.zeros((48, 80, 3), dtype=np.uint8))["instances"]
     assert instances.image_size == (48, 80) and len(instances) == 36
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
-    assert predictor.metadata.thing_classes == ["cat", "dog", "owl"]
+    assert predictor.model.class_names == ("cat", "dog", "owl")
+    assert not predictor.metadata.get("thing_classes")  # building a model tells no catalog of it

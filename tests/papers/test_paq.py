@@ -11,25 +11,34 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from paq_detr import ops
-from paq_detr.modeling.losses import VarifocalLoss
-from paq_detr.modeling.matcher import HungarianAssigner, MatchCost, assign
+from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, assign
+from paq_detr.modeling.losses import Matches, VarifocalLoss
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
-from paq_detr.structures import LayerOutput, Memory, Prediction, Targets
+from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 
-from ..modeling.conftest import ASSIGNMENT, PATTERNS, PLUSPLUS, make_image, make_model, wake_up
+from ..modeling.assemblies import (
+    ASSIGNMENT,
+    HYBRID,
+    PATTERNS,
+    PLUSPLUS,
+    make_image,
+    make_model,
+    memory_of,
+    predict,
+    predictions_of,
+    wake_up,
+)
 
 
 def make_memory(sizes=((64, 96), (40, 70)), padded=(64, 96), dim=64, levels=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    shapes = tuple((-(-padded[0] // s), -(-padded[1] // s)) for s in (8, 16, 32)[:levels])
-    valid = torch.tensor([[[-(-h // s), -(-w // s)] for s in (8, 16, 32)[:levels]] for h, w in sizes])
-    pads = []
-    for level, (h, w) in enumerate(shapes):
-        y, x = torch.arange(h)[:, None], torch.arange(w)[None]
-        pads.append(((y >= valid[:, level, 0, None, None]) | (x >= valid[:, level, 1, None, None])).flatten(1))
-    padding = torch.cat(pads, 1)
-    tokens = torch.randn(len(sizes), padding.shape[1], dim, generator=generator) * ~padding[..., None]
-    return Memory(tokens, torch.zeros_like(tokens), shapes, valid, padding if padding.any() else None)
+    strides = (8, 16, 32)[:levels]
+    shapes = [tuple(-(-side // s) for side in padded) for s in strides]
+    valid = [[tuple(-(-side // s) for side in size) for s in strides] for size in sizes]
+    grid = Grid(shapes, strides, sizes, padded, valid)
+    tokens = torch.randn(len(sizes), sum(grid.level_sizes), dim, generator=torch.Generator().manual_seed(seed))
+    if grid.padding is not None:
+        tokens = tokens * ~grid.padding[..., None]
+    return Memory(tokens, torch.zeros_like(tokens), grid)
 
 
 def make_generator(**options):
@@ -90,7 +99,7 @@ def test_padding_an_image_further_leaves_its_weights(options):
     wide = make_memory(sizes=((64, 96),), padded=(96, 160))
     wide.tokens = torch.cat(
         [F.pad(m, (0, w2 - m.shape[-1], 0, h2 - m.shape[-2])).flatten(2).transpose(1, 2)
-         for m, (h2, w2) in zip(tight.maps(), wide.shapes)], 1)  # fmt: skip
+         for m, (h2, w2) in zip(tight.levels(), wide.grid.shapes)], 1)  # fmt: skip
     generator = make_generator(**options)
     torch.testing.assert_close(generator(tight), generator(wide), atol=1e-5, rtol=0)
 
@@ -153,11 +162,18 @@ def count_by_hand(row, k, least):
 
 
 @pytest.mark.parametrize(
-    ("row", "count"),
-    [([0.66, 0.66, 0.60, 0.50], 3), ([-0.1] * 6, 1), ([1.0] * 4, 4), ([0.5, 0.5, 0.5, 0.5], 2), ([0.9], 1)],
+    ("ious", "count"),
+    [([0.66, 0.66, 0.60, 0.50], 3), ([0.0] * 6, 1), ([1.0] * 4, 4), ([0.5, 0.5, 0.5, 0.5], 2), ([0.9], 1)],
 )
-def test_the_positive_count_of_known_qualities(row, count):
-    assert count_by_hand(row, 4, 1) == count
+def test_the_positive_count_of_known_overlaps(ious, count):
+    """Queries that score nothing: their quality is their IoU. Eq. 7 with k 4 and l 1."""
+    boxes = torch.tensor([[0.5, 0.5, 0.4, 0.4 * iou] for iou in ious])  # within the object, that share of its area
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    zero = torch.zeros(1, dtype=torch.int64)
+    targets = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.4]]), zero, zero, (1,), *none)
+    stacked = LayerOutput(torch.full((1, 1, len(ious), 1), -30.0), boxes[None, None])
+    assigner = QualityCountAssigner(MatchCost(), gamma=0.4, k=4, min_count=1)
+    assert assigner.measure(stacked, targets)[1].item() == count
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -171,7 +187,7 @@ def test_counts_follow_equations_6_and_7(seed):
 
 
 def positives(assigner, output, targets):
-    (pairs,) = assign([Prediction("layer1", output, assigner)], targets)
+    (pairs,) = assign([predict("layer1", output, assigner)], targets)
     return pairs
 
 
@@ -253,16 +269,14 @@ def test_filling_slots_are_never_positive(select):
 
 def test_the_final_layer_and_the_encoder_stay_one_to_one(two_images):
     model = wake_up(make_model({**PLUSPLUS, **PATTERNS, **ASSIGNMENT}))
-    memory = model.encode(model.preprocess(two_images))
-    predictions, _ = model.routes[0].predict_for_training(memory)
-    kinds = {p.name: type(p.assign) for p in predictions}
+    kinds = {name: type(p.objective.assigner) for name, p in predictions_of(model, two_images).items()}
     assert kinds["final"] is HungarianAssigner and kinds["encoder"] is HungarianAssigner
     assert kinds["layer1"] is QualityCountAssigner and kinds["layer2"] is QualityCountAssigner
 
 
 def test_the_encoder_can_be_one_to_many():
-    options = {**PLUSPLUS, **ASSIGNMENT, "MODEL.DETR.QUALITY_ASSIGNMENT.ENCODER": True}
-    assert type(make_model(options).routes[0].source.assigner) is QualityCountAssigner
+    options = {**PLUSPLUS, **ASSIGNMENT, "MODEL.DETR.ASSIGNER.ENCODER": "quality_count"}
+    assert type(make_model(options).sources["main"].objective.assigner) is QualityCountAssigner
 
 
 def test_the_assignment_changes_nothing_at_inference(two_images):
@@ -276,21 +290,26 @@ def test_the_assignment_changes_nothing_at_inference(two_images):
 
 def test_varifocal_loss_is_the_formula():
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    positive = torch.zeros_like(logits)
-    positive[0, 1, 2] = positive[1, 4, 0] = 1
-    quality = positive * 0.7
-    loss = VarifocalLoss()(logits, positive, quality)
+    logits = torch.randn(2, 5, 3, generator=generator)
+    boxes = torch.tensor([0.5, 0.5, 0.4, 0.28]).expand(2, 5, 4)  # IoU 0.7 with the object
+    image = torch.tensor([0, 1])
+    none = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
+    targets = Targets(torch.tensor([[0.5, 0.5, 0.4, 0.4]] * 2), torch.tensor([2, 0]), image, (1, 1), *none)
+    pairs = Assignment(image, torch.tensor([1, 4]), image)
+    loss = VarifocalLoss()(Matches(LayerOutput(logits, boxes), pairs, targets))
     for index in np.ndindex(*loss.shape):
-        p, t = logits[index].sigmoid().item(), quality[index].item()
-        weight = t if positive[index] else 0.75 * p**2
+        p, t = logits[index].sigmoid().item(), 0.7 if index in ((0, 1, 2), (1, 4, 0)) else 0.0
+        weight = t or 0.75 * p**2
         by_hand = -weight * (t * math.log(p) + (1 - t) * math.log(1 - p))
-        assert loss[index].item() == pytest.approx(by_hand)
+        assert loss[index].item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_varifocal_weights_carry_no_gradient():
     logits = torch.zeros(1, 1, 1, requires_grad=True)
-    VarifocalLoss()(logits, torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)).sum().backward()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    targets = Targets(torch.zeros(0, 4), nothing, nothing, (0,), torch.zeros(0, 4), nothing)
+    output = LayerOutput(logits, torch.rand(1, 1, 4))
+    VarifocalLoss()(Matches(output, Assignment(nothing, nothing, nothing), targets)).sum().backward()
     assert logits.grad.item() == pytest.approx(0.75 * 0.25 * 0.5)  # 0.75 p^2 times d BCE / d logit = p
 
 
@@ -307,13 +326,14 @@ def test_a_model_with_patterns_trains_on_one_image_without_objects():
 
 def test_the_hybrid_branch_takes_the_next_best_proposals(two_images):
     """Ranks behind the main queries, and losses by the number of repeated objects (H-DETR)."""
-    options = {**PLUSPLUS, **ASSIGNMENT, "MODEL.DETR.HYBRID.ENABLED": True, "MODEL.DETR.HYBRID.COPIES": 6}
-    model = wake_up(make_model(options)).eval()
-    memory = model.encode(model.preprocess(two_images))
-    main, hybrid = model.routes
-    everyone = main.source.select(main.source.propose(memory), 12 + 20).reference
-    torch.testing.assert_close(hybrid.source(memory).reference, everyone[:, 12:])
-    assert hybrid.scale == pytest.approx(1 / 6)
+    model = wake_up(make_model({**PLUSPLUS, **ASSIGNMENT, **HYBRID, "MODEL.DETR.HYBRID.COPIES": 6})).eval()
+    memory = memory_of(model, two_images)
+    main = model.sources["main"]
+    proposals = main.propose(memory)
+    everyone = main.queries(proposals, *main.best(proposals, 12 + 20)).reference
+    torch.testing.assert_close(model.sources["hybrid"](memory).reference, everyone[:, 12:])
+    assert model.routes["hybrid"].scale == pytest.approx(1 / 6)
+    assert [o.assigner.copies for o in model.routes["hybrid"].objectives] == [6, 6, 6]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ..modeling.conftest import DEHOMO, PLUSPLUS, make_image, make_model, wake_up
+from ..modeling.assemblies import DEHOMO, PLUSPLUS, make_image, make_model, wake_up
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from plot_query_similarity import Pairs, draw, main, measure, pair_similarity  # noqa: E402
@@ -34,7 +34,7 @@ def test_bins_hold_mean_and_spread():
 def test_content_is_seen_before_and_after_the_step_between_queries(options, tmp_path):
     model = wake_up(make_model(options))
     with torch.no_grad():
-        for head in model.routes[0].decoder.class_heads:
+        for head in model.routes["main"].decoder.class_heads:
             head.bias.add_(4)
     layers = measure(model, [[make_image(64, 96)], [make_image(50, 120)]], score=0.1)
     assert len(layers) == 3
@@ -44,7 +44,7 @@ def test_content_is_seen_before_and_after_the_step_between_queries(options, tmp_
         assert np.array_equal(before, after) == (options is DEHOMO and number == 0)  # no step in front of layer 1
     draw(str(tmp_path / "q.png"), [{place: p.by_iou() for place, p in layer.items()} for layer in layers], "a run")
     assert plt.imread(tmp_path / "q.png").std() > 0
-    assert not model.routes[0].decoder._forward_hooks
+    assert not model.routes["main"].decoder._forward_hooks
 
 
 def test_bins_of_few_pairs_are_not_drawn_and_an_empty_panel_says_so(tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_paq_detr_config
 from ..data import register_datasets
+from ..detector import add_paq_detr_config
 from ..errors import NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .weights import missing_file

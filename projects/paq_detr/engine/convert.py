@@ -41,7 +41,7 @@ Weights = dict[str, Tensor]
 # A pattern of a whole module name, and what it becomes: a template for the match, or a function of it.
 Rules = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 
-NECK, SOURCE, DECODER = "neck", "routes.0.source", "routes.0.decoder"
+NECK, SOURCE, DECODER = "neck", "sources.main", "routes.main.decoder"
 PARAMETERS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -108,9 +108,9 @@ TRANSFORMERS: Rules = (
     *prefixed(
         r"model\.decoder\.layers\.(\d+)\.",
         (
-            (r"self_attn\.([qkv])_proj", rf"{DECODER}.layers.\1.interaction.attention.\2_proj"),
-            (r"self_attn\.(?:o|out)_proj", rf"{DECODER}.layers.\1.interaction.attention.out_proj"),
-            (r"self_attn_layer_norm", rf"{DECODER}.layers.\1.interaction.norm"),
+            (r"self_attn\.([qkv])_proj", rf"{DECODER}.layers.\1.interactions.0.attention.\2_proj"),
+            (r"self_attn\.(?:o|out)_proj", rf"{DECODER}.layers.\1.interactions.0.attention.out_proj"),
+            (r"self_attn_layer_norm", rf"{DECODER}.layers.\1.interactions.0.norm"),
             (r"encoder_attn\." + _SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
             (r"encoder_attn_layer_norm", rf"{DECODER}.layers.\1.cross_attention.norm"),
             (r"(?:mlp\.)?fc([12])", rf"{DECODER}.layers.\1.ffn.linear\2"),
@@ -137,8 +137,8 @@ ORIGINAL: Rules = (
     *prefixed(
         r"transformer\.decoder\.layers\.(\d+)\.",
         (
-            (r"self_attn\.(in_proj_weight|in_proj_bias|out_proj)", rf"{DECODER}.layers.\1.interaction.attention.\2"),
-            (r"norm2", rf"{DECODER}.layers.\1.interaction.norm"),  # the self-attention's, though it comes first
+            (r"self_attn\.(in_proj_weight|in_proj_bias|out_proj)", rf"{DECODER}.layers.\1.interactions.0.attention.\2"),
+            (r"norm2", rf"{DECODER}.layers.\1.interactions.0.norm"),  # the self-attention's, though it comes first
             (r"cross_attn\." + _SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
             (r"norm1", rf"{DECODER}.layers.\1.cross_attention.norm"),
             (r"linear([12])", rf"{DECODER}.layers.\1.ffn.linear\2"),
@@ -256,7 +256,7 @@ def split_queries(weights: Weights) -> None:
 
 def stack_projections(weights: Weights) -> None:
     """Separate projections of query, key and value become the one of ``nn.MultiheadAttention``."""
-    for name in [name for name in weights if ".interaction.attention.q_proj." in name]:
+    for name in [name for name in weights if ".interactions.0.attention.q_proj." in name]:
         names = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         weights[name.replace(".q_proj.", ".in_proj_")] = torch.cat([needed(weights, part) for part in names])
         for part in names:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import fused_ms_deform_attn
-from ..structures import LayerOutput, Memory, QuerySet
+from ..structures import Memory
 
 
 class DeformableAttention(nn.Module):
@@ -44,71 +44,26 @@ class DeformableAttention(nn.Module):
         bias = direction[:, None, None] * distance[:, None]  # (heads, 1, points, 2)
         self.sampling_offsets.bias.copy_(bias.expand(-1, self.num_levels, -1, -1).reshape(-1))
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Memory) -> Tensor:
+    def forward(self, query: Tensor, reference: Tensor, memory: Memory, value: Tensor | None = None) -> Tensor:
         """
         Args:
             query: (B, N, C) content plus position.
             reference: (B, N, 2) points or (B, N, 4) boxes.
+            value: (B, S, C) the projection of the memory's tokens, where it is at hand.
 
         Returns:
             (B, N, C).
         """
         batch, num_queries, channels = query.shape
         points = (batch, num_queries, self.num_heads, self.num_levels, self.num_points)
-        value = self.value_proj(memory.tokens).view(batch, -1, self.num_heads, channels // self.num_heads)
+        value = self.value_proj(memory.tokens) if value is None else value
         sampled = fused_ms_deform_attn(
-            value,
-            memory.shapes,
+            value.view(batch, -1, self.num_heads, channels // self.num_heads),
+            memory.grid.shapes,
             reference,
             self.sampling_offsets(query).view(*points, 2),
             self.attention_weights(query).view(*points),
-            valid_ratios=memory.valid_ratios,
-            padding_mask=memory.padding,
+            valid_ratios=memory.grid.valid_ratios,
+            padding_mask=memory.grid.padding,
         )
         return self.output_proj(sampled)
-
-
-class SelfAttention(nn.Module):
-    """The plain query-to-query interaction: multi-head attention with residual and post-norm.
-
-    Any interaction has this signature; one that looks at boxes and scores finds them in ``previous``.
-    """
-
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(embed_dim, num_heads, dropout=dropout, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(embed_dim)
-        nn.init.xavier_uniform_(self.attention.out_proj.weight)
-
-    def forward(
-        self, content: Tensor, position: Tensor, queries: QuerySet, previous: LayerOutput | None = None
-    ) -> Tensor:
-        """
-        Args:
-            content, position: (B, N, C); the position takes no part in the values.
-            queries: for its attention mask and validity.
-            previous: what the layer before predicted; None in front of the first layer.
-
-        Returns:
-            (B, N, C).
-        """
-        key = content + position
-        mask = blocked_pairs(queries, self.attention.num_heads)
-        update, _ = self.attention(key, key, content, attn_mask=mask, need_weights=False)
-        return self.norm(content + self.dropout(update))
-
-
-def blocked_pairs(queries: QuerySet, num_heads: int) -> Tensor | None:
-    """The mask that ``nn.MultiheadAttention`` wants: True where a query (row) must not see another (column).
-
-    A query always sees itself, so that no row is empty and a batch's filling slots cannot produce NaN.
-    """
-    if queries.valid is None:
-        return queries.attention_mask
-    batch, num_queries = queries.valid.shape
-    blocked = (~queries.valid)[:, None, :].expand(batch, num_queries, num_queries)
-    if queries.attention_mask is not None:
-        blocked = blocked | queries.attention_mask
-    itself = torch.eye(num_queries, dtype=torch.bool, device=blocked.device)
-    return (blocked & ~itself).repeat_interleave(num_heads, 0)

@@ -26,25 +26,22 @@ def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     return overlap / union.clamp(min=1e-7)
 
 
-class LogitCodec:
-    """Boxes as logits relative to a reference: ``sigmoid(delta + logit(reference))``, the DETR family's box codec.
+def giou_loss(boxes_a, boxes_b):
+    from torchvision.ops import generalized_box_iou_loss
 
-    Another codec (R-CNN deltas, AdaMixer's xyzr) offers the same ``decode``.
-    """
+    return generalized_box_iou_loss(boxes_cxcywh_to_xyxy(boxes_a), boxes_cxcywh_to_xyxy(boxes_b))
 
-    def __init__(self, eps: float = 1e-5):
-        self.eps = eps
 
-    def decode(self, delta: Tensor, reference: Tensor) -> Tensor:
-        """
-        Args:
-            delta: (B, N, 4) output of a box head.
-            reference: (B, N, 4) boxes, or (B, N, 2) points, to which only the centre is relative.
+def paired_giou(boxes_a, boxes_b):
+    return 1 - giou_loss(boxes_a, boxes_b)
 
-        Returns:
-            (B, N, 4) boxes, in fp32: a bf16 logit is too coarse for a box edge.
-        """
-        delta, logit = delta.float(), inverse_sigmoid(reference.float(), self.eps)
-        if reference.shape[-1] == 2:
-            return torch.cat([delta[..., :2] + logit, delta[..., 2:]], -1).sigmoid()
-        return (delta + logit).sigmoid()
+
+def boxes_xyxy_to_cxcywh(boxes):
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def intersection_over_own_area(boxes, regions):
+    a, b = boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(regions)[:, None]
+    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    return overlap / boxes[..., 2:].prod(-1).clamp(min=1e-7)

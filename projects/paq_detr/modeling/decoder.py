@@ -1,5 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+"""Decoders: layers with heads, one after the other (a cascade) or side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,139 +9,205 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from ..layers import DeformableAttention, FeedForward, LogitCodec, SelfAttention
-from ..structures import LayerOutput, Memory, QuerySet
-
-
-class CrossAttention(nn.Module):
-    """Queries read the memory through deformable attention; residual and post-norm."""
-
-    def __init__(self, embed_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0):
-        super().__init__()
-        self.attention = DeformableAttention(embed_dim, num_heads, num_levels, num_points)
-        self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(embed_dim)
-
-    def forward(self, content: Tensor, position: Tensor, reference: Tensor, memory: Memory) -> Tensor:
-        update = self.attention(content + position, reference, memory)
-        return self.norm(content + self.dropout(update))
+from ..errors import UserError
+from ..layers import FeedForward
+from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, per_layer
+from ..structures import DecoderState, LayerOutput, Memory, QuerySet
+from .heads import ClassHead, build_box_head
 
 
 class DecoderLayer(nn.Module):
-    """Query-to-query interaction, cross-attention, feed-forward block; each is a part that can be exchanged.
+    """Interactions between the queries, cross-attention to the memory, feed-forward block; each can be exchanged.
 
     Without an interaction the layer has the shape of an encoder's, and queries do not see each other.
     """
 
-    def __init__(self, interaction: nn.Module | None, cross_attention: nn.Module, ffn: nn.Module):
+    def __init__(self, interactions: Sequence[nn.Module], cross_attention: nn.Module, ffn: nn.Module):
         super().__init__()
-        self.interaction, self.cross_attention, self.ffn = interaction, cross_attention, ffn
+        self.interactions = nn.ModuleList(interactions)
+        self.cross_attention, self.ffn = cross_attention, ffn
 
-    def alive(self, queries: QuerySet, previous: LayerOutput | None) -> Tensor | None:
-        """(B, N) the queries that go on from here; the others are out of matching, loss and output. None: all do."""
-        return queries.valid
-
-    def forward(
-        self,
-        content: Tensor,
-        position: Tensor,
-        reference: Tensor,
-        queries: QuerySet,
-        memory: Memory,
-        previous: LayerOutput | None,
-    ) -> Tensor:
-        """(B, N, C) new content. ``queries.valid`` is already this layer's ``alive``."""
-        if self.interaction is not None:
-            content = self.interaction(content, position, queries, previous)
-        content = self.cross_attention(content, position, reference, memory)
-        return self.ffn(content)
-
-
-def build_decoder_layer(
-    *,
-    embed_dim: int,
-    ffn_dim: int,
-    num_heads: int,
-    num_levels: int,
-    num_points: int,
-    dropout: float = 0.0,
-    self_attention: bool = True,
-) -> DecoderLayer:
-    """The decoder layer of the Deformable DETR family."""
-    return DecoderLayer(
-        SelfAttention(embed_dim, num_heads, dropout) if self_attention else None,
-        CrossAttention(embed_dim, num_heads, num_levels, num_points, dropout),
-        FeedForward(embed_dim, ffn_dim, dropout),
-    )
+    def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
+        for interaction in self.interactions:
+            state = interaction(state, memory)
+        state = self.cross_attention(state, memory)
+        return state.with_content(self.ffn(state.content))
 
 
 class Decoder(nn.Module):
-    """A cascade of layers, each with heads, that refines the queries' boxes step by step.
+    """What a cascade and parallel layers have in common: layers, heads, a codec, position codes.
 
-    Detached, as published: the reference that the next layer's attention reads. With ``look_forward_twice`` (DINO,
-    3.5) the next layer's *prediction* starts at the undetached box, so that layer l also learns from the loss of l + 1.
-    Layers without a box head of their own hand the boxes on as they are, undetached, and only score them anew.
+    ``layers[i]`` has ``class_heads[i]`` and ``box_heads[i]``, or all share the single one that there is.
     """
 
     def __init__(
         self,
         *,
-        layers: Sequence[DecoderLayer],
+        layers: Sequence[nn.Module],
         class_heads: Sequence[nn.Module],
         box_heads: Sequence[nn.Module],
-        codec: LogitCodec,
-        position: nn.Module | None = None,
-        refine_boxes: bool = True,
-        look_forward_twice: bool = False,
+        codec,
+        position: nn.Module,
+        output_norm: nn.Module | None = None,
         box_layers: int | None = None,
         test_layers: int | None = None,
     ):
         """
         Args:
-            class_heads, box_heads: one per layer (that predicts boxes), or a single one that all layers share.
-            codec: decodes a box head's output against a reference.
-            position: makes the position code from the current boxes in every layer; None keeps the queries' own.
-            refine_boxes: False predicts every layer's boxes from the queries' first reference.
+            codec: decodes a box head's output against a reference (codec.py).
+            position: makes the position code of (state, memory), or none.
+            output_norm: between a layer's content and the heads, the same for all layers (DINO, DAB-DETR); None: the
+                heads read the content. The next layer goes on with the content itself.
             box_layers: only so many first layers predict boxes (DH-DETR: 1); None: all.
             test_layers: only so many first layers run at inference (DH-DETR's "6-3(2)"); None: all.
         """
         super().__init__()
         self.box_layers, self.test_layers = box_layers or len(layers), test_layers or len(layers)
-        for key, count in (("BOX_LAYERS", self.box_layers), ("TEST_LAYERS", self.test_layers)):
+        for name, count in (("box_layers", self.box_layers), ("test_layers", self.test_layers)):
             if not 1 <= count <= len(layers):
-                raise ValueError(f"DECODER.{key} is {count}, must be in 0..{len(layers)} (0: all layers)")
+                raise ValueError(f"{name} is {count} of {len(layers)} layers")
         wanted = (("class_heads", class_heads, len(layers)), ("box_heads", box_heads, self.box_layers))
         for name, heads, count in wanted:
             if len(heads) not in (1, count):
                 raise ValueError(f"{name} has {len(heads)} entries for {count} layers, needs 1 or as many")
         self.layers = nn.ModuleList(layers)
         self.class_heads, self.box_heads = nn.ModuleList(class_heads), nn.ModuleList(box_heads)
-        self.position, self.codec = position, codec
+        self.position, self.codec, self.output_norm = position, codec, output_norm
+        for modules in (self.layers, self.class_heads, self.box_heads):
+            for module in modules[self.test_layers :]:
+                module.train_only = True
+
+    def running(self) -> int:
+        """How many layers run now."""
+        return len(self.layers) if self.training else self.test_layers
+
+    def step(self, layer: int, state: DecoderState, memory: Memory) -> DecoderState:
+        """The state behind a layer."""
+        return self.layers[layer](replace(state, position=self.position(state, memory)), memory)
+
+    def classify(self, layer: int, content: Tensor) -> Tensor:
+        return self.class_heads[layer % len(self.class_heads)](content)
+
+    def locate(self, layer: int, content: Tensor, start: Tensor, memory: Memory) -> Tensor:
+        """(B, N, 4) boxes, relative to ``start``."""
+        return self.codec.decode(self.box_heads[layer % len(self.box_heads)](content), start, memory.grid)
+
+
+class CascadeDecoder(Decoder):
+    """Each layer goes on where the one before stopped, and refines its boxes.
+
+    Detached, as published: the reference that the next layer's attention reads. With ``look_forward_twice`` (DINO,
+    3.5) the next layer's *prediction* starts at the undetached box, so that layer l also learns from the loss of l + 1.
+    Layers without a box head of their own hand the boxes on as they are, undetached, and only score them anew.
+    """
+
+    def __init__(self, *, refine_boxes: bool = True, look_forward_twice: bool = False, **parts):
+        """
+        Args:
+            refine_boxes: False predicts every layer's boxes from the queries' first reference.
+            parts: as in ``Decoder``.
+        """
+        super().__init__(**parts)
         self.refine_boxes, self.look_forward_twice = refine_boxes, look_forward_twice
 
     def forward(self, queries: QuerySet, memory: Memory) -> list[LayerOutput]:
         """One ``LayerOutput`` per layer, the final prediction last."""
-        content, position = queries.content, queries.position
-        reference = start = queries.reference  # read by the attention; what the box head's output is relative to
-        outputs: list[LayerOutput] = []
-        for index, layer in enumerate(self.layers):
-            if index == self.test_layers and not self.training:
-                break
-            if self.position is not None:
-                position = self.position(reference)
-            previous = outputs[-1] if outputs else None
-            queries = replace(queries, valid=layer.alive(queries, previous))
-            content = layer(content, position, reference, queries, memory, previous)
-            if index < self.box_layers:
-                boxes = self.codec.decode(self.box_heads[index % len(self.box_heads)](content), start)
-            logits = self.class_heads[index % len(self.class_heads)](content)
-            outputs.append(LayerOutput(logits, boxes, content, queries.valid))
-            if self.refine_boxes:
-                reference = boxes.detach()
-                start = boxes if self.look_forward_twice else reference
+        state = DecoderState.of(queries)
+        start = state.reference  # what the box head's output is relative to
+        for layer in range(self.running()):
+            state = self.step(layer, state, memory)
+            content = state.content if self.output_norm is None else self.output_norm(state.content)
+            if layer < self.box_layers:
+                boxes = self.locate(layer, content, start, memory)
+            output = LayerOutput(self.classify(layer, content), boxes, state.content, state.alive)
+            state = replace(state, history=(*state.history, output))
+            if self.refine_boxes and layer < self.box_layers:
+                refined = (
+                    boxes if self.output_norm is None else self.locate(layer, state.content, state.reference, memory)
+                )
+                state = replace(state, reference=refined.detach())
+                start = refined if self.look_forward_twice else state.reference
+        return list(state.history)
+
+
+class ParallelDecoder(Decoder):
+    """Layers side by side, each on the source's own queries (ASAG has four, and READ_OUT.LAYER keeps one)."""
+
+    def forward(self, queries: QuerySet, memory: Memory) -> list[LayerOutput]:
+        """One ``LayerOutput`` per layer."""
+        outputs = []
+        for layer in range(self.running()):
+            state = self.step(layer, DecoderState.of(queries), memory)
+            content = state.content if self.output_norm is None else self.output_norm(state.content)
+            boxes = self.locate(layer, content, queries.reference.detach(), memory)
+            outputs.append(LayerOutput(self.classify(layer, content), boxes, state.content, state.alive))
         return outputs
 
-    def drop_training_layers(self) -> None:
-        """Delete the layers that do not run at inference, with their heads."""
-        for modules in (self.layers, self.class_heads, self.box_heads):
-            del modules[self.test_layers :]
+
+def build_layers(cfg, kit: Kit) -> list[DecoderLayer]:
+    """The layers that ``DECODER.INTERACTION`` and ``DECODER.CROSS_ATTENTION`` describe.
+
+    An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none".
+    """
+    D = cfg.MODEL.DETR
+    layers = []
+    for number, entry in enumerate(per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS), 1):
+        names = [] if entry == "none" else [name.strip() for name in str(entry).split("+")]
+        interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
+        for name, interaction in zip(names, interactions):
+            if number == 1 and "previous" in interaction.needs:
+                raise UserError(
+                    f'{INTERACTIONS.key} is {list(D.DECODER.INTERACTION)}, but "{name}" reads what the layer before '
+                    "predicted and cannot stand in the first one"
+                )
+        cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
+        layers.append(
+            DecoderLayer(interactions, cross_attention, FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT))
+        )
+    return layers
+
+
+def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
+    """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries."""
+    D = cfg.MODEL.DETR
+    num_layers, source = D.DECODER.NUM_LAYERS, kit.sources["main"]
+    for key in ("BOX_LAYERS", "TEST_LAYERS"):
+        if not 0 <= D.DECODER[key] <= num_layers:
+            raise UserError(f"MODEL.DETR.DECODER.{key} is {D.DECODER[key]}, must be in 0..{num_layers} (0: all layers)")
+    layers = build_layers(cfg, kit)
+    class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if separate_heads else (1, 1)
+    # Queries that start as points have no size yet; the first head begins at a small box.
+    first_size = 0.0 if "boxes" in source.provides else -2.0
+    parts = {
+        "layers": layers,
+        "class_heads": [ClassHead(D.HIDDEN_DIM, kit.num_classes) for _ in range(class_heads)],
+        "box_heads": [build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(box_heads)],
+        "codec": CODECS.build(D.CODEC, cfg, kit),
+        "position": POSITIONS.build(D.DECODER.QUERY_POSITION, cfg, kit),
+        "output_norm": nn.LayerNorm(D.HIDDEN_DIM) if D.DECODER.OUTPUT_NORM else None,
+        "box_layers": D.DECODER.BOX_LAYERS or None,
+        "test_layers": D.DECODER.TEST_LAYERS or None,
+    }
+    for key, value, part in (
+        (POSITIONS.key, D.DECODER.QUERY_POSITION, parts["position"]),
+        (CODECS.key, D.CODEC, parts["codec"]),
+        *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
+    ):
+        missing = part.needs - source.provides - {"previous", "ungrouped"}
+        if missing:
+            raise UserError(f"{key} {value} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
+                            f"{D.QUERIES.NAME} does not make")  # fmt: skip
+    return parts
+
+
+@DECODERS.register("cascade")
+def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
+    D = cfg.MODEL.DETR.DECODER
+    return CascadeDecoder(
+        refine_boxes=D.BOX_REFINE, look_forward_twice=D.LOOK_FORWARD_TWICE, **_parts(cfg, kit, D.BOX_REFINE)
+    )
+
+
+@DECODERS.register("parallel")
+def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
+    return ParallelDecoder(**_parts(cfg, kit, separate_heads=True))

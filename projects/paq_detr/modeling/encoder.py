@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from detectron2.config import configurable
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers import DeformableAttention, FeedForward
+from ..registry import ENCODERS
 from ..structures import Memory
 
 
@@ -22,15 +22,15 @@ class EncoderLayer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
         self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
 
-    def forward(self, tokens: Tensor, centers: Tensor, memory: Memory) -> Tensor:
-        update = self.attention(tokens + memory.position, centers, memory.with_tokens(tokens))
-        return self.ffn(self.norm(tokens + self.dropout(update)))
+    def forward(self, memory: Memory) -> Memory:
+        tokens = memory.tokens
+        update = self.attention(tokens + memory.position, memory.grid.centers, memory)
+        return memory.with_tokens(self.ffn(self.norm(tokens + self.dropout(update))))
 
 
 class Encoder(nn.Module):
     """Deformable DETR's encoder. With no layers it hands the neck's maps through (ASAG, Sparse R-CNN, AdaMixer)."""
 
-    @configurable
     def __init__(
         self,
         *,
@@ -49,26 +49,25 @@ class Encoder(nn.Module):
         )
         self.checkpoint_layers = checkpoint_layers
 
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        D = cfg.MODEL.DETR
-        return {
-            "num_layers": D.ENCODER.NUM_LAYERS,
-            "embed_dim": D.HIDDEN_DIM,
-            "ffn_dim": D.ENCODER.FFN_DIM,
-            "num_heads": D.NUM_HEADS,
-            "num_levels": D.NECK.NUM_LEVELS,
-            "num_points": D.ENCODER.NUM_POINTS,
-            "dropout": D.DROPOUT,
-            "checkpoint_layers": D.ENCODER.CHECKPOINT,
-        }
-
     def forward(self, memory: Memory) -> Memory:
-        centers = memory.token_centers()
-        tokens = memory.tokens
         for layer in self.layers:
             if self.checkpoint_layers and self.training:
-                tokens = checkpoint(layer, tokens, centers, memory, use_reentrant=False)
+                memory = checkpoint(layer, memory, use_reentrant=False)
             else:
-                tokens = layer(tokens, centers, memory)
-        return memory.with_tokens(tokens)
+                memory = layer(memory)
+        return memory
+
+
+@ENCODERS.register("deformable")
+def build_encoder(cfg, kit) -> Encoder:
+    D = cfg.MODEL.DETR
+    return Encoder(
+        num_layers=D.ENCODER.NUM_LAYERS,
+        embed_dim=D.HIDDEN_DIM,
+        ffn_dim=D.ENCODER.FFN_DIM,
+        num_heads=D.NUM_HEADS,
+        num_levels=D.NECK.NUM_LEVELS,
+        num_points=D.ENCODER.NUM_POINTS,
+        dropout=D.DROPOUT,
+        checkpoint_layers=D.ENCODER.CHECKPOINT,
+    )

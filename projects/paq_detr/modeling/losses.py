@@ -1,31 +1,86 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+"""Losses of one output, once its pairs are known."""
+
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import check_choice
-from ..layers import paired_iou
+from ..layers import giou_loss, paired_iou
+from ..registry import CLASS_LOSSES
+from ..structures import Assignment, LayerOutput, Targets
+
+
+@dataclass
+class Matches:
+    """An output beside the objects that its queries were assigned; P pairs. What losses of any kind read."""
+
+    output: LayerOutput
+    pairs: Assignment
+    targets: Targets
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(B, N, K) of all queries, fp32."""
+        return self.output.logits.float()
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(P,) class of each pair's object."""
+        return self.targets.labels[self.pairs.target]
+
+    @property
+    def entry(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in (B, N, K) a pair's query has the class of its object."""
+        return self.pairs.image, self.pairs.query, self.labels
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """(P, 4) predicted."""
+        return self.output.boxes[self.pairs.image, self.pairs.query]
+
+    @cached_property
+    def wanted(self) -> Tensor:
+        """(P, 4) of the objects."""
+        return self.targets.boxes[self.pairs.target]
+
+    @cached_property
+    def iou(self) -> Tensor:
+        """(P,) of predicted and wanted box, detached."""
+        return paired_iou(self.boxes.detach(), self.wanted)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(P,) predicted for the object's class, detached."""
+        return self.logits.detach()[self.entry].sigmoid()
+
+    def spread(self, values: Tensor | float) -> Tensor:
+        """(B, N, K) with (P,) ``values`` at the pairs' entries and 0 elsewhere."""
+        out = torch.zeros_like(self.logits)
+        out[self.entry] = values
+        return out
 
 
 class ClassificationLoss:
-    """Element-wise loss (B, N, K), not yet summed."""
+    """Element-wise loss of all queries and classes, not yet summed; and what it says of the pairs' other losses."""
 
-    def quality(self, boxes: Tensor, wanted: Tensor) -> Tensor:
-        """(P,) how good each of (P, 4) matched boxes is for its object: the detached IoU, unless a loss says else."""
-        return paired_iou(boxes.detach(), wanted)
-
-    def __call__(self, logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
-        """
-        Args:
-            logits: (B, N, K).
-            positive: (B, N, K), 1 at the class of each matched object, else 0.
-            quality: (B, N, K), the quality of the matched box at those places, else 0.
-        """
+    def __call__(self, matches: Matches) -> Tensor:
+        """(B, N, K)."""
         raise NotImplementedError
+
+    def pair_factors(self, matches: Matches) -> Mapping[str, Tensor]:
+        """(P,) factors on the pairs' other losses, by their name ("l1", "giou", ...); those not named have none.
+
+        For losses whose weight of a pair follows from its score or rank (Align-DETR, query weighting).
+        """
+        return {}
 
 
 class FocalLoss(ClassificationLoss):
@@ -34,8 +89,8 @@ class FocalLoss(ClassificationLoss):
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0):
         self.alpha, self.gamma = alpha, gamma
 
-    def __call__(self, logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, positive, self.alpha, self.gamma)
+    def __call__(self, matches: Matches) -> Tensor:
+        return sigmoid_focal_loss(matches.logits, matches.spread(1.0), self.alpha, self.gamma)
 
 
 class VarifocalLoss(ClassificationLoss):
@@ -47,12 +102,27 @@ class VarifocalLoss(ClassificationLoss):
     def __init__(self, alpha: float = 0.75, gamma: float = 2.0):
         self.alpha, self.gamma = alpha, gamma
 
-    def __call__(self, logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
+    def __call__(self, matches: Matches) -> Tensor:
+        logits, positive, quality = matches.logits, matches.spread(1.0), matches.spread(matches.iou)
         weight = torch.where(positive > 0, quality, self.alpha * logits.detach().sigmoid() ** self.gamma)
         return weight * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
-def build_classification_loss(name: str) -> ClassificationLoss:
-    """The loss that ``LOSS.CLASSIFICATION`` names."""
-    losses = {"focal": FocalLoss, "varifocal": VarifocalLoss}
-    return losses[check_choice("LOSS.CLASSIFICATION", name, losses)]()
+def l1_loss(matches: Matches) -> Tensor:
+    """(P,) sum of the four distances, cxcywh."""
+    return (matches.boxes - matches.wanted).abs().sum(-1)
+
+
+def giou_pair_loss(matches: Matches) -> Tensor:
+    """(P,) 1 - GIoU."""
+    return giou_loss(matches.boxes, matches.wanted)
+
+
+@CLASS_LOSSES.register("focal")
+def build_focal(cfg, kit) -> FocalLoss:
+    return FocalLoss()
+
+
+@CLASS_LOSSES.register("varifocal")
+def build_varifocal(cfg, kit) -> VarifocalLoss:
+    return VarifocalLoss()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from detectron2.config import configurable
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..layers import MaskedGroupNorm, sine_map_code
-from ..structures import Memory
+from ..registry import NECKS
+from ..structures import Grid, Memory
 
 
 class ChannelMapper(nn.Module):
@@ -18,7 +19,6 @@ class ChannelMapper(nn.Module):
     The first further level reads the backbone's last map, the next ones the level before (Deformable DETR, appendix).
     """
 
-    @configurable
     def __init__(
         self,
         *,
@@ -42,7 +42,7 @@ class ChannelMapper(nn.Module):
         """
         super().__init__()
         if num_levels < len(in_features):
-            raise ValueError(f"NECK.NUM_LEVELS is {num_levels}, fewer than the backbone's maps {list(in_features)}")
+            raise ValueError(f"num_levels is {num_levels}, fewer than the {len(in_features)} in_features")
         self.in_features, self.mask_padding = tuple(in_features), mask_padding
         extra = num_levels - len(in_features)
         self.strides = [*in_strides, *(in_strides[-1] * 2**i for i in range(1, extra + 1))]
@@ -58,80 +58,74 @@ class ChannelMapper(nn.Module):
             nn.init.zeros_(conv.bias)
         nn.init.normal_(self.level_code)
 
-    @classmethod
-    def from_config(cls, cfg, input_shape) -> dict:
-        D = cfg.MODEL.DETR
-        features = cfg.MODEL.RESNETS.OUT_FEATURES
-        return {
-            "in_features": features,
-            "in_channels": [input_shape[f].channels for f in features],
-            "in_strides": [input_shape[f].stride for f in features],
-            "embed_dim": D.HIDDEN_DIM,
-            "num_levels": D.NECK.NUM_LEVELS,
-            "temperature": D.POSITION.TEMPERATURE,
-            "offset": D.POSITION.OFFSET,
-            "mask_padding": D.NECK.MASK_PADDING,
-        }
-
     def forward(
-        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], padded: tuple[int, int]
+        self, features: dict[str, Tensor], image_sizes: Sequence[tuple[int, int]], padded_size: tuple[int, int]
     ) -> Memory:
         """
         Args:
             features: the backbone's maps, (B, C_i, H_i, W_i).
             image_sizes: un-padded (height, width) of each image, in pixels.
-            padded: (height, width) of the batch.
+            padded_size: (height, width) of the batch.
         """
-        maps: list[Tensor] = []
-        valid: list[Tensor] = []
-        any_padding = any(tuple(size) != tuple(padded) for size in image_sizes)
-        masked = any_padding and self.mask_padding
         inputs = [features[f] for f in self.in_features]
-        if masked:
-            inputs = [self._blank(x, level, image_sizes, padded) for level, x in enumerate(inputs)]
+        grid = self._grid(inputs, image_sizes, padded_size)
+        masks = grid.masks if grid.has_padding and self.mask_padding else [None] * len(self.convs)
+        inputs = [x if mask is None else x * ~mask[:, None] for x, mask in zip(inputs, masks)]  # as the convs pad
+        maps: list[Tensor] = []
         for level, (conv, norm) in enumerate(zip(self.convs, self.norms)):
             if level < len(inputs):
                 x = inputs[level]
             else:
                 x = inputs[-1] if level == len(inputs) else maps[-1]
-            x = conv(x)
-            valid.append(self._valid_shapes(level, image_sizes, padded, x))
-            maps.append(norm(x, padding_map(valid[-1], x.shape[-2:]) if masked else None))
-        return self._flatten(maps, torch.stack(valid, 1), any_padding)
+            maps.append(norm(conv(x), masks[level]))
+        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+        return Memory(tokens, self._position(grid).to(tokens.dtype), grid, features)
 
-    def _blank(self, x: Tensor, level: int, image_sizes, padded: tuple[int, int]) -> Tensor:
-        """``x`` of a level with zeros in its padding, as the convolutions' own padding has."""
-        return x * ~padding_map(self._valid_shapes(level, image_sizes, padded, x), x.shape[-2:])[:, None]
+    def _grid(self, inputs: Sequence[Tensor], image_sizes, padded_size: tuple[int, int]) -> Grid:
+        shapes = [tuple(x.shape[-2:]) for x in inputs]
+        for _ in self.convs[len(inputs) :]:
+            shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))  # kernel 3, stride 2, padding 1
+        valid = [
+            [
+                tuple(self._valid(*axis, stride) for axis in zip(size, padded_size, shape))
+                for shape, stride in zip(shapes, self.strides)
+            ]
+            for size in image_sizes
+        ]
+        return Grid(shapes, self.strides, image_sizes, padded_size, valid, inputs[0].device)
 
-    def _valid_shapes(self, level: int, image_sizes, padded: tuple[int, int], x: Tensor) -> Tensor:
-        """(B, 2) how many rows and columns of a level's map lie in the image."""
-        stride = self.strides[level]
+    def _valid(self, image: int, padded: int, size: int, stride: int) -> int:
+        """How many of a level's ``size`` rows (or columns) lie in an image of so many pixels."""
+        if self.mask_padding:
+            return min(-(-image // stride), size)
+        return sum(i * padded // size < image for i in range(size))  # those whose nearest input pixel does
 
-        def count(image: int, full: int, size: int) -> int:
-            if self.mask_padding:
-                return min(-(-image // stride), size)
-            return sum(i * full // size < image for i in range(size))  # those whose nearest input pixel does
-
-        rows = [[count(*axis) for axis in zip(size, padded, x.shape[-2:])] for size in image_sizes]
-        return torch.tensor(rows, dtype=torch.int64, device=x.device)
-
-    def _flatten(self, maps: list[Tensor], valid: Tensor, any_padding: bool) -> Memory:
-        shapes = tuple((int(x.shape[-2]), int(x.shape[-1])) for x in maps)
+    def _position(self, grid: Grid) -> Tensor:
+        """(B, S, C) sine code plus level vector."""
         dim = self.level_code.shape[-1]
         codes = [
-            sine_map_code(shape, valid[:, level], dim, self.temperature, self.offset) + self.level_code[level]
-            for level, shape in enumerate(shapes)
+            sine_map_code(shape, grid.valid_shapes[:, level], dim, self.temperature, self.offset) + code
+            for level, (shape, code) in enumerate(zip(grid.shapes, self.level_code))
         ]
-        padding: Tensor | None = None
-        if any_padding:
-            padding = torch.cat([padding_map(valid[:, i], shape).flatten(1) for i, shape in enumerate(shapes)], 1)
-        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-        return Memory(tokens, torch.cat(codes, 1).to(tokens.dtype), shapes, valid, padding)
+        return torch.cat(codes, 1)
 
 
-def padding_map(valid: Tensor, shape: Sequence[int]) -> Tensor:
-    """(B, 2) valid rows and columns to a (B, H, W) map that is True in the padding."""
-    height, width = shape
-    y = torch.arange(height, device=valid.device)[None, :, None] >= valid[:, :1, None]
-    x = torch.arange(width, device=valid.device)[None, None, :] >= valid[:, 1:, None]
-    return y | x
+@NECKS.register("channel_mapper")
+def build_channel_mapper(cfg, kit) -> ChannelMapper:
+    D = cfg.MODEL.DETR
+    features = cfg.MODEL.RESNETS.OUT_FEATURES
+    if D.NECK.NUM_LEVELS < len(features):
+        raise UserError(
+            f"MODEL.DETR.NECK.NUM_LEVELS is {D.NECK.NUM_LEVELS}, fewer than the backbone's maps {list(features)} "
+            "(MODEL.RESNETS.OUT_FEATURES)"
+        )
+    return ChannelMapper(
+        in_features=features,
+        in_channels=[kit.feature_shapes[f].channels for f in features],
+        in_strides=[kit.feature_shapes[f].stride for f in features],
+        embed_dim=D.HIDDEN_DIM,
+        num_levels=D.NECK.NUM_LEVELS,
+        temperature=D.POSITION.TEMPERATURE,
+        offset=D.POSITION.OFFSET,
+        mask_padding=D.NECK.MASK_PADDING,
+    )

@@ -5,78 +5,105 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
-from .matcher import Assigner
+from .objective import Objective
+from .read_out import ReadOut
 
 
-class Borrowed:
-    """A module that another part owns: used here, but not registered, so neither saved nor moved nor trained twice."""
+class Borrowed(nn.Module):
+    """A module that another part owns: used here, but neither saved nor moved nor trained twice. Its attributes are the
+    owner's."""
 
     def __init__(self, module: nn.Module):
-        self._module = module
+        super().__init__()
+        self._hidden = (module,)  # in a tuple, torch does not register it
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._module(*args, **kwargs)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._hidden[0](*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_module":  # while being copied or unpickled there is no module yet
-            raise AttributeError(name)
-        return getattr(self._module, name)
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or name == "_hidden":  # while being copied or unpickled there is no module yet
+                raise
+        return getattr(self._hidden[0], name)
+
+
+def drop_train_only(module: nn.Module) -> None:
+    """Delete every part below ``module`` that is marked ``train_only``; an attribute becomes None."""
+    for name, child in reversed(list(module.named_children())):  # from the end, as lists close their gaps
+        if not getattr(child, "train_only", False):
+            drop_train_only(child)
+        elif isinstance(module, nn.ModuleDict):
+            del module[name]
+        elif isinstance(module, nn.ModuleList):
+            del module[int(name)]
+        else:
+            setattr(module, name, None)
 
 
 class Route(nn.Module):
-    """One whole decoder pass: query source, decoder, and how its layers' predictions find their objects."""
+    """One whole decoder pass: whose queries it reads, its decoder, how each layer is supervised, what is read out."""
 
     def __init__(
         self,
         *,
         name: str,
-        source: nn.Module,
-        decoder: nn.Module | Borrowed,
-        assigners: Sequence[Assigner],
-        box_losses: int | None = None,
+        decoder: nn.Module,
+        objectives: Sequence[Objective],
+        source: str = "main",
+        read_out: ReadOut | None = None,
         scale: float = 1.0,
         train_only: bool = False,
     ):
         """
         Args:
-            name: prefix of its loss names; empty for the main route.
-            source: makes a ``QuerySet`` from the memory.
+            name: prefix of its loss names, but for "main".
+            source: name of the query source that it reads; several routes may read one.
             decoder: ``Borrowed`` where another route owns it.
-            assigners: how each decoder layer's predictions find their objects.
-            box_losses: only so many first layers have box losses; None: all.
-            scale: factor on its losses.
+            objectives: one for each decoder layer.
+            read_out: makes detections of its outputs; None for a training-only route.
+            scale: factor on its losses, and on those of a source that it is the first to read.
             train_only: not run, and its parameters not needed, at inference.
         """
         super().__init__()
+        if len(objectives) != len(decoder.layers):
+            raise ValueError(f"route {name} has {len(objectives)} objectives for {len(decoder.layers)} decoder layers")
+        if (read_out is None) != train_only:
+            raise ValueError(f"route {name} must have a read-out or be train_only, and not both")
         self.name, self.source, self.decoder = name, source, decoder
-        self.assigners, self.box_losses = list(assigners), box_losses
+        self.objectives, self.read_out = list(objectives), read_out
         self.scale, self.train_only = scale, train_only
 
-    def forward(self, memory: Memory) -> LayerOutput:
-        """The last layer's prediction."""
-        return self.decoder(self.source(memory), memory)[-1]
+    def forward(self, queries: QuerySet, memory: Memory) -> list[LayerOutput]:
+        """What each layer that runs predicts."""
+        return self.decoder(queries, memory)
 
-    def predict_for_training(self, memory: Memory) -> tuple[list[Prediction], dict[str, Tensor]]:
-        """Everything to be supervised, and the source's own losses."""
-        queries: QuerySet = self.source(memory)
-        outputs = self.decoder(queries, memory)
-        predictions = list(queries.predictions)
+    def predictions(self, queries: QuerySet, memory: Memory) -> list[Prediction]:
+        """Every layer's output, to be supervised; groups with known partners apart."""
+        predictions, before = [], None
+        outputs = self(queries, memory)
         matching = max((group.stop for group in queries.groups), default=0)  # groups stand in front
-        for index, output in enumerate(outputs):
+        for index, (output, objective) in enumerate(zip(outputs, self.objectives)):
             layer = "final" if index == len(outputs) - 1 else f"layer{index + 1}"
-            boxes = self.box_losses is None or index < self.box_losses
             for group in queries.groups:
-                part = output.slice(group.start, group.stop)
-                name = self._named(f"{group.name}_{layer}")
-                predictions.append(Prediction(name, part, group.assignment, self.scale * group.scale, box_losses=boxes))
+                predictions.append(
+                    Prediction(
+                        self.named(f"{group.name}_{layer}"),
+                        output.slice(group.start, group.stop),
+                        group.objective or objective,
+                        pairs=group.pairs,
+                        scale=self.scale * group.scale,
+                    )
+                )
             part = output.slice(matching, None) if matching else output
-            predictions.append(
-                Prediction(self._named(layer), part, self.assigners[index], self.scale, box_losses=boxes)
-            )
-        return predictions, queries.losses
+            predictions.append(Prediction(self.named(layer), part, objective, after=before, scale=self.scale))
+            before = predictions[-1].name
+        return predictions
 
-    def _named(self, layer: str) -> str:
-        return f"{self.name}_{layer}" if self.name else layer
+    def named(self, part: str) -> str:
+        """The name of one of its predictions or losses, apart from other routes'."""
+        return part if self.name == "main" else f"{self.name}_{part}"

@@ -4,12 +4,12 @@
 
 | released code | here | key |
 |---|---|---|
-| De-Homo Coding Generator | ``DehomoGenerator`` | DEHOMO.LAYERS, .NUM_NEIGHBORS, .IOU_THRESHOLD, ... |
-| activity mask | ``DehomoLayer.alive`` | DEHOMO.FLOOR_SCORE |
-| aligned decoder layer | ``modeling.decoder.DecoderLayer`` without interaction | DECODER.SELF_ATTENTION |
+| De-Homo Coding Generator | ``DehomoGenerator`` | DECODER.INTERACTION dehomo, DEHOMO.* |
+| activity mask | ``Dehomo`` | DEHOMO.FLOOR_SCORE |
+| aligned decoder layer | ``modeling.decoder.DecoderLayer`` without attention | DECODER.INTERACTION none |
 | boxes of the first layer only, early stop | ``modeling.decoder.Decoder`` | DECODER.BOX_LAYERS, .TEST_LAYERS |
-| matching behind a generator | ``AdmissibleCost`` | DEHOMO.CENTER_INSIDE |
-| GIoU-aware query selection | ``SoftFocalLoss`` | SOFT_TARGET.* |
+| matching behind a generator | ``AdmissibleCost`` | MATCHER.COST center_inside |
+| GIoU-aware query selection | ``SoftFocalLoss`` | LOSS.ENCODER_CLASSIFICATION soft_focal, SOFT_TARGET.* |
 
 The numbers are those of the authors' release (config.py there); papers/README.md lists where code and we differ.
 
@@ -18,17 +18,39 @@ Shape legend: B images, N queries, K neighbour slots, C channels, L stacked laye
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import generalized_box_iou_loss
 
 from .. import ops
 from ..checks import check_choice, check_range
-from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_iou
-from ..modeling.decoder import DecoderLayer
-from ..modeling.losses import ClassificationLoss
-from ..modeling.matcher import FORBIDDEN, MatchCost
-from ..structures import LayerOutput, Memory, QuerySet, Targets
+from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou
+from ..modeling.assignment import FORBIDDEN, MatchCost
+from ..modeling.losses import ClassificationLoss, Matches
+from ..registry import CLASS_LOSSES, COSTS, INTERACTIONS, Kit, adds_config
+from ..structures import DecoderState, LayerOutput, Memory, Targets
+
+
+@adds_config
+def add_config(cfg: CN) -> None:
+    D = cfg.MODEL.DETR
+    # De-homo coding generator, the interaction "dehomo"; numbers of the authors' release.
+    D.DEHOMO = CN()
+    D.DEHOMO.NUM_NEIGHBORS = 10
+    D.DEHOMO.IOU_THRESHOLD = 0.4  # smallest overlap of a neighbour
+    D.DEHOMO.LOW_SCORE = 0.1  # a neighbour scores higher than this, and than the query itself
+    D.DEHOMO.FLOOR_SCORE = 0.05  # queries that do not score higher than this are dropped
+    D.DEHOMO.ZERO_FILL = True  # free neighbour slots take part in the maximum as zero
+    D.DEHOMO.BREAK_TIES = False  # True, ours: of equal scores the first counts as higher, so that twins can part
+
+    # The class loss "soft_focal" of the encoder: GIoU-aware query selection.
+    D.SOFT_TARGET = CN()
+    D.SOFT_TARGET.MEASURE = "giou"  # or "iou": of the matched box with its object
+    D.SOFT_TARGET.GRADIENT = False  # True, as released: the target carries a gradient to the boxes
+    D.SOFT_TARGET.MIN = 0.0  # smallest target of a matched box; -1.0, as released: GIoU as it is
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # De-Homo Coding Generator
@@ -59,9 +81,7 @@ class DehomoGenerator(nn.Module):
                 scores exchange nothing, so that twins stay twins.
         """
         super().__init__()
-        self.num_neighbors = check_range("DEHOMO.NUM_NEIGHBORS", num_neighbors, "[1, inf)")
-        self.iou_threshold = check_range("DEHOMO.IOU_THRESHOLD", iou_threshold, "(0, 1]")
-        self.low_score = check_range("DEHOMO.LOW_SCORE", low_score, "[0, 1)")
+        self.num_neighbors, self.iou_threshold, self.low_score = num_neighbors, iou_threshold, low_score
         self.zero_fill, self.break_ties = zero_fill, break_ties
         self.identity = MLP(embed_dim, embed_dim, embed_dim, 2)
         self.identity_norm = nn.LayerNorm(embed_dim)
@@ -100,41 +120,42 @@ def ranked(scores: Tensor, low_score: float) -> Tensor:
     return ((scores > low_score).sum(-1, keepdim=True) - rank).to(scores.dtype)
 
 
-class DehomoLayer(DecoderLayer):
-    """A decoder layer behind a generator: it goes on with the queries that the layer before found worth a look.
+class Dehomo(nn.Module):
+    """The interaction: the layer goes on with the queries that the one before found worth a look, told apart.
 
     The release multiplies by the activity mask again inside the cross-attention; that only changes rows which nothing
-    reads.
+    reads. A query that was dropped stays so.
     """
 
-    def __init__(self, layer: DecoderLayer, generator: DehomoGenerator, embed_dim: int, floor_score: float = 0.05):
-        super().__init__(layer.interaction, layer.cross_attention, layer.ffn)
-        self.generator, self.floor_score = generator, check_range("DEHOMO.FLOOR_SCORE", floor_score, "[0, 1)")
+    needs = frozenset({"previous", "boxes", "ungrouped"})
+
+    def __init__(self, generator: DehomoGenerator, embed_dim: int, floor_score: float = 0.05):
+        super().__init__()
+        self.generator, self.floor_score = generator, floor_score
         self.norm = nn.LayerNorm(embed_dim)
 
-    def alive(self, queries: QuerySet, previous: LayerOutput | None) -> Tensor:
-        alive = best_score(previous) > self.floor_score
-        return alive if queries.valid is None else alive & queries.valid
-
-    def forward(
-        self,
-        content: Tensor,
-        position: Tensor,
-        reference: Tensor,
-        queries: QuerySet,
-        memory: Memory,
-        previous: LayerOutput,
-    ) -> Tensor:
-        if queries.attention_mask is not None:
-            raise ValueError("DEHOMO.LAYERS compares all queries of an image: it cannot keep masked groups apart")
-        content = self.generator(content, previous.boxes, best_score(previous), queries.valid)
-        content = self.norm(content.masked_fill(~queries.valid[..., None], 0.0))
-        return super().forward(content, position, reference, queries, memory, previous)
+    def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
+        previous = state.history[-1]
+        scores = previous.best_score()
+        alive = scores > self.floor_score
+        if state.alive is not None:
+            alive = alive & state.alive
+        content = self.generator(state.content, previous.boxes, scores, alive)
+        return replace(state, content=self.norm(content.masked_fill(~alive[..., None], 0.0)), alive=alive)
 
 
-def best_score(output: LayerOutput) -> Tensor:
-    """(B, N) score of each query's best class, detached."""
-    return output.logits.detach().float().sigmoid().amax(-1)
+@INTERACTIONS.register("dehomo")
+def build_dehomo(cfg: CN, kit: Kit) -> Dehomo:
+    H, dim = cfg.MODEL.DETR.DEHOMO, cfg.MODEL.DETR.HIDDEN_DIM
+    generator = DehomoGenerator(
+        dim,
+        num_neighbors=check_range("MODEL.DETR.DEHOMO.NUM_NEIGHBORS", H.NUM_NEIGHBORS, "[1, inf)"),
+        iou_threshold=check_range("MODEL.DETR.DEHOMO.IOU_THRESHOLD", H.IOU_THRESHOLD, "(0, 1]"),
+        low_score=check_range("MODEL.DETR.DEHOMO.LOW_SCORE", H.LOW_SCORE, "[0, 1)"),
+        zero_fill=H.ZERO_FILL,
+        break_ties=H.BREAK_TIES,
+    )
+    return Dehomo(generator, dim, check_range("MODEL.DETR.DEHOMO.FLOOR_SCORE", H.FLOOR_SCORE, "[0, 1)"))
 
 
 class AdmissibleCost(MatchCost):
@@ -148,6 +169,12 @@ class AdmissibleCost(MatchCost):
         low, high = boxes_cxcywh_to_xyxy(targets.boxes)[:, None].chunk(2, -1)  # (M, 1, 2)
         admissible = ((center > low) & (center < high) & (size > 0)).all(-1)
         return super().__call__(output, targets).masked_fill(~admissible, FORBIDDEN)
+
+
+@COSTS.register("center_inside")
+def build_admissible_cost(cfg: CN, kit: Kit) -> AdmissibleCost:
+    M = cfg.MODEL.DETR.MATCHER
+    return AdmissibleCost(M.CLASS_COST, M.L1_COST, M.GIOU_COST)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -176,21 +203,28 @@ class SoftFocalLoss(ClassificationLoss):
             target_gradient: the boxes also learn from this loss, as released.
             min_target: smallest target of a matched box; -1 for the release's unclamped GIoU.
         """
-        self.measure = check_choice("SOFT_TARGET.MEASURE", measure, ("giou", "iou"))
-        self.target_gradient = target_gradient
-        self.min_target = check_range("SOFT_TARGET.MIN", min_target, "[-1, 1]")
+        self.measure = {"iou": paired_iou, "giou": paired_giou}[measure]
+        self.target_gradient, self.min_target = target_gradient, min_target
         self.alpha, self.gamma = alpha, gamma
 
-    def quality(self, boxes: Tensor, wanted: Tensor) -> Tensor:
-        boxes = boxes if self.target_gradient else boxes.detach()
-        if self.measure == "iou":
-            overlap = paired_iou(boxes, wanted)
-        else:
-            overlap = 1 - generalized_box_iou_loss(boxes_cxcywh_to_xyxy(boxes), boxes_cxcywh_to_xyxy(wanted))
-        return overlap.clamp(min=self.min_target)
+    def target(self, matches: Matches) -> Tensor:
+        """(P,) what the matched entries shall score."""
+        boxes = matches.boxes if self.target_gradient else matches.boxes.detach()
+        return self.measure(boxes, matches.wanted).clamp(min=self.min_target)
 
-    def __call__(self, logits: Tensor, positive: Tensor, quality: Tensor) -> Tensor:
-        p, t = logits.sigmoid(), quality
+    def __call__(self, matches: Matches) -> Tensor:
+        logits, t = matches.logits, matches.spread(self.target(matches))
+        p = logits.sigmoid()
         balance = self.alpha * t + (1 - self.alpha) * (1 - t)
         cross_entropy = F.softplus(logits) - t * logits  # unlike torch's, sure to be differentiable in t
         return balance * (p + t - 2 * p * t) ** self.gamma * cross_entropy
+
+
+@CLASS_LOSSES.register("soft_focal")
+def build_soft_focal(cfg: CN, kit: Kit) -> SoftFocalLoss:
+    T = cfg.MODEL.DETR.SOFT_TARGET
+    return SoftFocalLoss(
+        check_choice("MODEL.DETR.SOFT_TARGET.MEASURE", T.MEASURE, ("giou", "iou")),
+        T.GRADIENT,
+        check_range("MODEL.DETR.SOFT_TARGET.MIN", T.MIN, "[-1, 1]"),
+    )

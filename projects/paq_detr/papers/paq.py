@@ -5,14 +5,14 @@
 | paper | here | key |
 |---|---|---|
 | weight generator F_w (Fig. 2, 3.2) | ``WeightGenerator`` | PATTERNS.FUSION, .ATTENTION, .HEAD |
-| content queries from shared patterns (Eq. 3-4) | ``PatternContent`` | PATTERNS.ENABLED, .NUM |
-| quality and positive count (Eq. 6-7) | ``QualityCountAssigner`` | QUALITY_ASSIGNMENT.* |
+| content queries from shared patterns (Eq. 3-4) | ``PatternContent`` | QUERIES.CONTENT patterns, PATTERNS.NUM |
+| quality and positive count (Eq. 6-7) | ``QualityCountAssigner`` | ASSIGNER.* quality_count, QUALITY_ASSIGNMENT.* |
 | diversity loss (Eq. 8) | ``diversity_loss`` | PATTERNS.DIVERSITY_WEIGHT, .DIVERSITY_SCALE |
 | IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
-| hybrid branch (Table 3) | ``build_hybrid_route`` | HYBRID.* |
+| hybrid branch (Table 3) | ``build_hybrid_route`` | ROUTES [hybrid], HYBRID.* |
 
-There is no official code. Where the readers' notes that we had of the paper are silent we follow the first author's
-working fork of Relation-DETR or choose ourselves; papers/README.md lists every such place.
+There is no official code. Where the paper's text, as far as its readers quote it, is silent, we follow the first
+author's working fork of Relation-DETR or choose ourselves; papers/README.md lists every such place.
 
 Shape legend: B images, n queries, m patterns, d channels, M objects of the batch.
 """
@@ -20,22 +20,56 @@ Shape legend: B images, n queries, m patterns, d channels, M objects of the batc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
 from ..checks import check_choice, check_range
+from ..errors import UserError
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
-from ..modeling.decoder import Decoder
+from ..modeling.assignment import FORBIDDEN, HungarianAssigner, MatchCost, Pairs, solve_images
 from ..modeling.diagnostics import log_scalars
-from ..modeling.matcher import FORBIDDEN, HungarianAssigner, MatchCost, solve_images
 from ..modeling.queries import EncoderTopN, LearnedContent
 from ..modeling.route import Borrowed, Route
+from ..registry import ASSIGNERS, CONTENTS, COSTS, ROUTES, SOURCES, Kit, adds_config
 from ..structures import LayerOutput, Memory, QuerySet, Targets
+
+
+@adds_config
+def add_config(cfg: CN) -> None:
+    D = cfg.MODEL.DETR
+    # The content "patterns": content queries mixed from shared patterns.
+    D.PATTERNS = CN()
+    D.PATTERNS.NUM = 150
+    D.PATTERNS.FUSION = "full"  # "full": multi-scale fusion with attention; "mean": mean of all tokens
+    D.PATTERNS.ATTENTION = "cbam"  # for "full": "cbam" (authors' code) or "eca_coord" (paper's text)
+    D.PATTERNS.HEAD = "full"  # "full": one weight row per query; "factored": of rank PATTERNS.RANK
+    D.PATTERNS.RANK = 256
+    D.PATTERNS.MASKED_POOL = True  # pool over valid pixels only
+    D.PATTERNS.DIVERSITY_WEIGHT = 0.2  # beta of Eq. 8
+    D.PATTERNS.DIVERSITY_SCALE = 1.0  # the authors' working fork multiplies the mean by 600
+
+    # The assigner "quality_count": quality-aware one-to-many.
+    D.QUALITY_ASSIGNMENT = CN()
+    D.QUALITY_ASSIGNMENT.GAMMA = 0.4  # Eq. 6
+    D.QUALITY_ASSIGNMENT.K = 4  # Eq. 7
+    D.QUALITY_ASSIGNMENT.MIN_COUNT = 1  # l of Eq. 7
+    # Which queries become the k_j positives: "hungarian" (object repeated k_j times) or "score" (the best by Eq. 6).
+    D.QUALITY_ASSIGNMENT.SELECT = "hungarian"
+    D.QUALITY_ASSIGNMENT.MAX_SHARE = 0.5  # an object's copies never exceed this share of queries / objects
+
+    # The route "hybrid": extra one-to-many queries in training (Table 3).
+    D.HYBRID = CN()
+    D.HYBRID.NUM_QUERIES = 1500
+    D.HYBRID.COPIES = 6
+    D.HYBRID.LOSS_SCALE = 1.0
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Content queries mixed from shared patterns
@@ -111,19 +145,15 @@ class WeightGenerator(nn.Module):
             masked_pool: pool over valid pixels only, ours; False pools over the padding as well.
         """
         super().__init__()
-        check_range("PATTERNS.NUM", num_patterns, "[1, inf)")
         self.masked_pool = masked_pool
-        fusions = {"full": MultiScaleFusion, "mean": MeanToken}
-        heads = {"full": FullHead, "factored": FactoredHead}
-        self.fusion: nn.Module = fusions[check_choice("PATTERNS.FUSION", fusion, fusions)](
-            embed_dim=embed_dim, num_levels=num_levels, attention=attention
-        )
-        self.head: nn.Module = heads[check_choice("PATTERNS.HEAD", head, heads)](
+        self.fusion: nn.Module = FUSIONS[fusion](embed_dim=embed_dim, num_levels=num_levels, attention=attention)
+        self.head: nn.Module = HEADS[head](
             embed_dim=embed_dim, num_queries=num_queries, num_patterns=num_patterns, rank=rank
         )
 
     def forward(self, memory: Memory) -> Tensor:
-        padding = memory.masks() if self.masked_pool else [None] * len(memory.shapes)
+        grid = memory.grid
+        padding = grid.masks if self.masked_pool and grid.has_padding else [None] * len(grid.shapes)
         return self.head(self.fusion(memory, padding)).float().softmax(-1)
 
 
@@ -150,21 +180,20 @@ class MultiScaleFusion(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_levels: int, attention: str):
         super().__init__()
-        pairs = {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
-        pair = pairs[check_choice("PATTERNS.ATTENTION", attention, pairs)]
+        channel, spatial = GATES[attention]
         self.reduce = nn.ModuleList(nn.Conv2d(embed_dim, embed_dim, 1) for _ in range(num_levels))
         self.dilated = nn.ModuleList(
             nn.Conv2d(embed_dim, embed_dim, 3, padding=2**level, dilation=2**level, bias=False)
             for level in range(num_levels)
         )
         self.norms = nn.ModuleList(MaskedGroupNorm(32, embed_dim) for _ in range(num_levels))
-        self.channel = nn.ModuleList(pair[0](embed_dim) for _ in range(num_levels - 1))
-        self.spatial = nn.ModuleList(pair[1](embed_dim) for _ in range(num_levels - 1))
+        self.channel = nn.ModuleList(channel(embed_dim) for _ in range(num_levels - 1))
+        self.spatial = nn.ModuleList(spatial(embed_dim) for _ in range(num_levels - 1))
 
     def forward(self, memory: Memory, padding: Sequence[Tensor | None]) -> Tensor:
         """(B, d) image descriptor."""
         fused: Tensor | None = None
-        maps = memory.maps()
+        maps = memory.levels()
         for level in reversed(range(len(maps))):
             x = self._level(level, maps[level], padding[level])
             if fused is not None:
@@ -223,7 +252,6 @@ class FactoredHead(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, rank: int):
         super().__init__()
-        check_range("PATTERNS.RANK", rank, "[1, inf)")
         self.mlp = _head_mlp(embed_dim, rank)
         self.query_factor = nn.Parameter(torch.randn(num_queries, rank))
         self.pattern_factor = nn.Parameter(torch.randn(num_patterns, rank) / rank**0.5)
@@ -231,6 +259,35 @@ class FactoredHead(nn.Module):
     def forward(self, descriptor: Tensor) -> Tensor:
         mixed = self.query_factor * self.mlp(descriptor)[:, None]
         return mixed @ self.pattern_factor.T
+
+
+FUSIONS = {"full": MultiScaleFusion, "mean": MeanToken}
+GATES = {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
+HEADS = {"full": FullHead, "factored": FactoredHead}
+
+
+@CONTENTS.register("patterns")
+def build_patterns(cfg: CN, kit: Kit) -> PatternContent:
+    D = cfg.MODEL.DETR
+    P, key = D.PATTERNS, "MODEL.DETR.PATTERNS"
+    generator = WeightGenerator(
+        num_queries=D.QUERIES.NUM,
+        num_patterns=check_range(f"{key}.NUM", P.NUM, "[1, inf)"),
+        embed_dim=D.HIDDEN_DIM,
+        num_levels=D.NECK.NUM_LEVELS,
+        fusion=check_choice(f"{key}.FUSION", P.FUSION, FUSIONS),
+        attention=check_choice(f"{key}.ATTENTION", P.ATTENTION, GATES),
+        head=check_choice(f"{key}.HEAD", P.HEAD, HEADS),
+        rank=check_range(f"{key}.RANK", P.RANK, "[1, inf)"),
+        masked_pool=P.MASKED_POOL,
+    )
+    return PatternContent(
+        num_patterns=P.NUM,
+        embed_dim=D.HIDDEN_DIM,
+        generator=generator,
+        diversity_weight=P.DIVERSITY_WEIGHT,
+        diversity_scale=P.DIVERSITY_SCALE,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -261,10 +318,7 @@ class QualityCountAssigner:
         select: str = "hungarian",
         max_share: float = 0.5,
     ):
-        check_choice("QUALITY_ASSIGNMENT.SELECT", select, ("hungarian", "score"))
-        self.cost, self.gamma = cost, gamma
-        self.k = check_range("QUALITY_ASSIGNMENT.K", k, "[1, inf)")
-        self.min_count = check_range("QUALITY_ASSIGNMENT.MIN_COUNT", min_count, "[1, inf)")
+        self.cost, self.gamma, self.k, self.min_count = cost, gamma, k, min_count
         self.select, self.max_share = select, max_share
 
     def measure(self, output: LayerOutput, targets: Targets) -> tuple[Tensor, ...]:
@@ -279,7 +333,7 @@ class QualityCountAssigner:
             return self.cost(output, targets), count
         return self.cost(output, targets), count, ops.pair_quality(*inputs, **weights)
 
-    def solve(self, measured: Sequence[np.ndarray], targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, measured: Sequence[np.ndarray], targets: Targets, previous: Pairs | None = None) -> Pairs:
         cost = measured[0]
         copies = self._capped(measured[1].astype(np.int64), cost.shape[1], targets)
         if self.select == "hungarian":
@@ -291,10 +345,8 @@ class QualityCountAssigner:
         return np.minimum(count, np.repeat(per_image, targets.counts))
 
     @staticmethod
-    def _best_by_quality(
-        cost: np.ndarray, copies: np.ndarray, quality: np.ndarray, targets: Targets
-    ) -> tuple[np.ndarray, np.ndarray]:
-        reserved_query, reserved_object = solve_images(cost, np.ones_like(copies), targets)
+    def _best_by_quality(cost: np.ndarray, copies: np.ndarray, quality: np.ndarray, targets: Targets) -> Pairs:
+        reserved_query, reserved_object, *_ = solve_images(cost, np.ones_like(copies), targets)
         offsets = targets.offsets
         image_of = np.repeat(np.arange(len(targets.counts)), targets.counts)
         quality = np.where(cost < FORBIDDEN, quality, -np.inf)
@@ -316,7 +368,20 @@ class QualityCountAssigner:
             queries.append(query)
             objects.append(winner[query] + start)
         empty = np.zeros(0, dtype=np.int64)
-        return np.concatenate(queries or [empty]), np.concatenate(objects or [empty])
+        return Pairs(np.concatenate(queries or [empty]), np.concatenate(objects or [empty]))
+
+
+@ASSIGNERS.register("quality_count")
+def build_quality_count(cfg: CN, kit: Kit, cost: MatchCost) -> QualityCountAssigner:
+    Q, key = cfg.MODEL.DETR.QUALITY_ASSIGNMENT, "MODEL.DETR.QUALITY_ASSIGNMENT"
+    return QualityCountAssigner(
+        cost,
+        gamma=Q.GAMMA,
+        k=check_range(f"{key}.K", Q.K, "[1, inf)"),
+        min_count=check_range(f"{key}.MIN_COUNT", Q.MIN_COUNT, "[1, inf)"),
+        select=check_choice(f"{key}.SELECT", Q.SELECT, ("hungarian", "score")),
+        max_share=Q.MAX_SHARE,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -326,45 +391,42 @@ class QualityCountAssigner:
 class HybridQueries(nn.Module):
     """More queries for a training-only route: the main source's next best proposals with contents of their own."""
 
+    provides = frozenset({"boxes", "position"})
+
     def __init__(self, main: EncoderTopN, num_queries: int, embed_dim: int):
         super().__init__()
         self.main = Borrowed(main)
         self.num_queries = num_queries
         self.content = LearnedContent(num_queries, embed_dim)
 
-    def forward(self, memory: Memory) -> QuerySet:
-        queries = self.main.select(self.main.propose(memory), self.num_queries, skip=self.main.num_queries)
-        queries.content = self.content(memory)[:, : queries.reference.shape[1]]
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        proposals = self.main.propose(memory)
+        index, usable = self.main.best(proposals, self.num_queries, skip=self.main.num_queries)
+        queries = self.main.queries(proposals, index, usable)
+        queries.content = self.content(memory)[:, : index.shape[1]]
         return queries
 
 
-def build_hybrid_route(
-    source: nn.Module,
-    decoder: Decoder,
-    cost: MatchCost,
-    *,
-    num_queries: int,
-    copies: int,
-    scale: float,
-    embed_dim: int,
-    box_losses: int | None = None,
-) -> Route:
+@ROUTES.register("hybrid")
+def build_hybrid_route(cfg: CN, kit: Kit) -> Route:
     """1500 more queries, each object repeated 6 times, through the same decoder, in training only (Table 3).
 
     H-DETR runs both sets in one pass behind an attention mask, which keeps them apart as two passes do. It divides the
-    one-to-many losses by the number of repeated objects; hence ``scale / copies``.
+    one-to-many losses by the number of repeated objects; hence ``LOSS_SCALE / COPIES``.
     """
-    if not isinstance(source, EncoderTopN):
-        raise ValueError("HYBRID.ENABLED needs queries from the encoder (QUERIES.NAME EncoderTopN)")
-    check_range("HYBRID.NUM_QUERIES", num_queries, "[1, inf)")
-    check_range("HYBRID.COPIES", copies, "[1, inf)")
-    assigner = HungarianAssigner(cost, copies)
+    D, main = cfg.MODEL.DETR, kit.routes["main"]
+    H, key = D.HYBRID, "MODEL.DETR.HYBRID"
+    if not isinstance(kit.sources["main"], EncoderTopN):
+        raise UserError(f"{ROUTES.key} hybrid needs queries from the encoder ({SOURCES.key} EncoderTopN)")
+    check_range(f"{key}.NUM_QUERIES", H.NUM_QUERIES, "[1, inf)")
+    check_range(f"{key}.COPIES", H.COPIES, "[1, inf)")
+    kit.sources["hybrid"] = HybridQueries(kit.sources["main"], H.NUM_QUERIES, D.HIDDEN_DIM)
+    assigner = HungarianAssigner(COSTS.build("focal_l1_giou", cfg, kit), H.COPIES)
     return Route(
         name="hybrid",
-        source=HybridQueries(source, num_queries, embed_dim),
-        decoder=Borrowed(decoder),
-        assigners=[assigner] * len(decoder.layers),
-        box_losses=box_losses,
-        scale=scale / copies,
+        source="hybrid",
+        decoder=Borrowed(main.decoder),
+        objectives=[replace(objective, assigner=assigner) for objective in main.objectives],
+        scale=H.LOSS_SCALE / H.COPIES,
         train_only=True,
     )

@@ -4,17 +4,21 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from paq_detr.modeling import matcher
-from paq_detr.modeling.criterion import SetCriterion, intersection_over_own_area
-from paq_detr.modeling.losses import FocalLoss, VarifocalLoss
-from paq_detr.modeling.matcher import HungarianAssigner, MatchCost, assign
-from paq_detr.structures import Assignment, LayerOutput, Prediction, Targets
+from paq_detr.layers import intersection_over_own_area
+from paq_detr.modeling import assignment as matcher
+from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, Pairs, assign
+from paq_detr.modeling.losses import ClassificationLoss, FocalLoss, VarifocalLoss
+from paq_detr.modeling.objective import box_losses, supervise
+from paq_detr.structures import Assignment, LayerOutput, Targets
+
+from .assemblies import predict
 
 
 def scene(counts=(2, 0, 3), num_queries=6, num_classes=3, seed=0):
@@ -58,7 +62,7 @@ def pair_cost(output, targets, b, query, target):
 @pytest.mark.parametrize("seed", range(5))
 def test_the_hungarian_assignment_is_the_cheapest_of_all(seed):
     output, targets = scene(seed=seed)
-    (pairs,) = assign([Prediction("final", output, HungarianAssigner(MatchCost()))], targets)
+    (pairs,) = assign([predict("final", output, HungarianAssigner(MatchCost()))], targets)
     found = list(zip(pairs.image.tolist(), pairs.query.tolist(), pairs.target.tolist()))
     for b, (start, stop) in enumerate(zip(targets.offsets, targets.offsets[1:])):
         ours = sum(pair_cost(output, targets, *pair) for pair in found if pair[0] == b)
@@ -79,7 +83,7 @@ def test_leaving_out_hopeless_queries_keeps_the_least_total_cost(kind, copies):
     elif kind == "mostly_forbidden":
         cost[generator.random(cost.shape) < 0.998] = matcher.FORBIDDEN
     targets = scene(counts=(4, 0, 5))[1]
-    query, target = matcher.solve_images(cost, np.full(9, copies), targets)
+    query, target, *_ = matcher.solve_images(cost, np.full(9, copies), targets)
     best = 0.0
     for start, stop in ((0, 4), (4, 9)):
         rows = np.repeat(np.arange(start, stop), copies)
@@ -95,7 +99,7 @@ def test_all_predictions_go_to_the_host_in_one_copy(monkeypatch):
     monkeypatch.setattr(matcher, "_to_host", lambda tensors: copies.append(len(tensors)) or to_host(tensors))
     assigner = HungarianAssigner(MatchCost())
     outputs = [scene(seed=s)[0] for s in range(3)] + [scene(num_queries=9)[0]]
-    assign([Prediction(str(i), o, assigner) for i, o in enumerate(outputs)], scene()[1])
+    assign([predict(str(i), o, assigner) for i, o in enumerate(outputs)], scene()[1])
     assert copies == [2]  # one call; layers of one shape measured together
 
 
@@ -103,21 +107,21 @@ def test_assignments_come_back_in_the_order_of_the_predictions():
     targets = scene()[1]
     assigner = HungarianAssigner(MatchCost())
     outputs = [scene(seed=1)[0], scene(num_queries=9, seed=2)[0], scene(seed=3)[0]]
-    together = assign([Prediction("", o, assigner) for o in outputs], targets)
+    together = assign([predict(str(i), o, assigner) for i, o in enumerate(outputs)], targets)
     for output, pairs in zip(outputs, together):
-        (alone,) = assign([Prediction("", output, assigner)], targets)
+        (alone,) = assign([predict("", output, assigner)], targets)
         assert torch.equal(pairs.query, alone.query) and torch.equal(pairs.target, alone.target)
 
 
 def test_known_pairs_are_kept():
     output, targets = scene()
     known = Assignment(torch.tensor([0]), torch.tensor([4]), torch.tensor([1]))
-    assert assign([Prediction("dn", output, known)], targets) == [known]
+    assert assign([predict("dn", output, known)], targets) == [known]
 
 
 def test_more_objects_than_queries_leaves_objects_out():
     output, targets = scene(counts=(9,))
-    (pairs,) = assign([Prediction("final", output, HungarianAssigner(MatchCost()))], targets)
+    (pairs,) = assign([predict("final", output, HungarianAssigner(MatchCost()))], targets)
     assert sorted(pairs.query.tolist()) == list(range(6))
 
 
@@ -146,8 +150,9 @@ def losses_by_hand(output, targets, pairs, varifocal):
 def test_losses_are_sums_over_queries_and_pairs_by_the_number_of_objects(loss):
     output, targets = scene()
     assigner = HungarianAssigner(MatchCost(), copies=2)
-    criterion = SetCriterion(classification=loss, class_weight=1.5, l1_weight=5.0, giou_weight=2.0)
-    losses, assignments = criterion([Prediction("layer1", output, assigner, scale=0.5)], targets)
+    p = predict("layer1", output, assigner, scale=0.25, classification=loss, class_weight=1.5)
+    p.objective = replace(p.objective, scale=2.0)
+    losses, assignments = supervise([p], targets)
     assert len(assignments["layer1"]) == 10  # the divisor is still 5
     expected = losses_by_hand(output, targets, assignments["layer1"], isinstance(loss, VarifocalLoss))
     for name, weight, value in zip(("class", "l1", "giou"), (1.5, 5.0, 2.0), expected):
@@ -157,11 +162,10 @@ def test_losses_are_sums_over_queries_and_pairs_by_the_number_of_objects(loss):
 def test_pair_weights_scale_the_losses_of_their_pair():
     output, targets = scene()
     image, query, target = torch.tensor([0, 2]), torch.tensor([1, 3]), torch.tensor([0, 4])
-    criterion = SetCriterion(classification=FocalLoss())
 
     def total(weight):
         pairs = Assignment(image, query, target, weight)
-        return {k: v.item() for k, v in criterion([Prediction("x", output, pairs)], targets)[0].items()}
+        return {k: v.item() for k, v in supervise([predict("x", output, pairs)], targets)[0].items()}
 
     plain, doubled = total(None), total(torch.tensor([2.0, 2.0]))
     assert doubled["loss_l1/x"] == pytest.approx(2 * plain["loss_l1/x"])
@@ -173,9 +177,8 @@ def test_binary_predictions_know_one_class_only():
     output, targets = scene()
     pairs = Assignment(torch.tensor([0]), torch.tensor([1]), torch.tensor([0]))
     targets.labels[:] = 2
-    criterion = SetCriterion(classification=FocalLoss())
     output.logits.requires_grad_()
-    losses, _ = criterion([Prediction("encoder", output, pairs, binary=True)], targets)
+    losses, _ = supervise([predict("encoder", output, pairs, view=Targets.binary)], targets)
     losses["loss_class/encoder"].backward()
     assert output.logits.grad[0, 1, 0] < 0 < output.logits.grad[0, 1, 2]
 
@@ -185,9 +188,7 @@ def test_filling_slots_have_no_loss():
     output.valid = torch.ones(3, 6, dtype=torch.bool)
     output.valid[1] = False
     output.logits.requires_grad_()
-    losses, _ = SetCriterion(classification=FocalLoss())(
-        [Prediction("x", output, HungarianAssigner(MatchCost()))], targets
-    )
+    losses, _ = supervise([predict("x", output, HungarianAssigner(MatchCost()))], targets)
     losses["loss_class/x"].backward()
     assert (output.logits.grad[1] == 0).all() and (output.logits.grad[0] != 0).all()
 
@@ -196,3 +197,94 @@ def test_overlap_with_a_region_is_measured_by_the_boxs_own_area():
     boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 0.5, 1.0], [0.9, 0.5, 0.1, 0.1]]])
     regions = torch.tensor([[0.25, 0.5, 0.5, 1.0]])
     torch.testing.assert_close(intersection_over_own_area(boxes, regions), torch.tensor([[1.0, 0.5, 0.0]]))
+
+
+def test_two_predictions_of_one_name_are_refused():
+    output, targets = scene()
+    twins = [predict("final", output, HungarianAssigner(MatchCost())) for _ in range(2)]
+    with pytest.raises(ValueError, match="several predictions are called final"):
+        supervise(twins, targets)
+
+
+def test_pairs_can_be_found_on_one_output_and_losses_taken_on_another():
+    """Matching on priors (Mr. DETR's encoder)."""
+    (priors, targets), (output, _) = scene(seed=1), scene(seed=2)
+    p = predict("encoder", output, HungarianAssigner(MatchCost()))
+    p.match = priors
+    losses, assignments = supervise([p], targets)
+    (on_priors,) = assign([predict("x", priors, HungarianAssigner(MatchCost()))], targets)
+    assert torch.equal(assignments["encoder"].query, on_priors.query)
+    by_hand = losses_by_hand(output, targets, on_priors, varifocal=False)
+    assert losses["loss_l1/encoder"].item() == pytest.approx(5 * by_hand[1] / 5, rel=1e-4)
+
+
+def test_a_prediction_can_bring_targets_of_its_own():
+    """Patches are small images: their objects are not the batch's, the divisor is (ASAG)."""
+    (output, targets), (patches, patch_targets) = scene(seed=1), scene(counts=(1, 2, 0, 1), seed=2)
+    p = predict("anchors", patches, HungarianAssigner(MatchCost()))
+    p.targets = patch_targets
+    final = predict("final", output, HungarianAssigner(MatchCost()))
+    losses, assignments = supervise([p, final], targets)
+    assert assignments["anchors"].target.tolist() == [0, 1, 2, 3] and len(assignments["final"]) == 5
+    by_hand = losses_by_hand(patches, patch_targets, assignments["anchors"], varifocal=False)
+    assert losses["loss_class/anchors"].item() == pytest.approx(2 * by_hand[0] / 5, rel=1e-4)
+
+
+class Ranked(HungarianAssigner):
+    """Weights and ranks beside the pairs, and a look at the layer before."""
+
+    def __init__(self):
+        super().__init__(MatchCost())
+        self.seen = []
+
+    def solve(self, measured, targets, previous=None):
+        self.seen.append(previous)
+        pairs = super().solve(measured, targets)
+        return Pairs(pairs.query, pairs.target, np.arange(len(pairs.query)) + 0.5, np.arange(len(pairs.query)) % 2)
+
+
+def test_an_assigners_weights_and_ranks_reach_the_loss_and_it_sees_the_layer_before():
+    output, targets = scene()
+    assigner = Ranked()
+    layers = [predict(name, output, assigner, view=None) for name in ("layer1", "final")]
+    layers[1].after = "layer1"
+    losses, assignments = supervise(layers, targets)
+    assert assigner.seen[0] is None and assigner.seen[1].query.tolist() == assignments["layer1"].query.tolist()
+    final = assignments["final"]
+    assert final.rank.tolist() == [0, 1, 0, 1, 0]
+    torch.testing.assert_close(final.weight, torch.arange(5) + 0.5)
+    by_pair = (output.boxes[final.image, final.query] - targets.boxes[final.target]).abs().sum(-1)
+    assert losses["loss_l1/final"].item() == pytest.approx((5 * by_pair * final.weight).sum().item() / 5, rel=1e-5)
+
+
+class HalvedGIoU(ClassificationLoss):
+    """A class loss whose view of a pair scales GIoU, and not L1."""
+
+    def __call__(self, matches):
+        return matches.spread(1 - matches.scores)
+
+    def pair_factors(self, matches):
+        return {"giou": torch.full((len(matches.pairs),), 0.5)}
+
+
+def test_a_class_loss_can_scale_giou_and_not_l1():
+    output, targets = scene()
+    plain, _ = supervise([predict("x", output, HungarianAssigner(MatchCost()))], targets)
+    halved, _ = supervise([predict("x", output, HungarianAssigner(MatchCost()), classification=HalvedGIoU())], targets)
+    assert halved["loss_l1/x"] == plain["loss_l1/x"]
+    assert halved["loss_giou/x"].item() == pytest.approx(plain["loss_giou/x"].item() / 2)
+
+
+def test_losses_of_pairs_and_normalizers_can_be_exchanged():
+    """One without boxes; one more loss (as masks are); a divisor of matched pairs."""
+    output, targets = scene()
+    assigner = HungarianAssigner(MatchCost(), copies=2)
+    without, _ = supervise([predict("x", output, assigner, pair_losses={})], targets)
+    assert set(without) == {"loss_class/x"}
+    more = {**box_losses(), "ones": (3.0, lambda matches: torch.ones(len(matches.pairs)))}
+    with_ones, _ = supervise([predict("x", output, assigner, pair_losses=more)], targets)
+    assert with_ones["loss_ones/x"].item() == pytest.approx(3 * 10 / 5)
+    by_pairs, _ = supervise(
+        [predict("x", output, assigner, normalizer=lambda matches: torch.tensor(float(len(matches.pairs))))], targets
+    )
+    assert by_pairs["loss_l1/x"].item() == pytest.approx(with_ones["loss_l1/x"].item() / 2)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,20 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .. import ops
+from ..registry import ASSIGNERS, COSTS
 from ..structures import Assignment, LayerOutput, Prediction, Targets
 
 #: Cost of a pair that must not be: the solver may take it for want of another, and it is dropped afterwards.
 FORBIDDEN = 2 * ops.NON_FINITE_COST
+
+
+class Pairs(NamedTuple):
+    """What an assigner found for one output, on the host; P pairs."""
+
+    query: np.ndarray  # (P,) within its image
+    target: np.ndarray  # (P,) index into the objects of the batch
+    weight: np.ndarray | None = None  # (P,) factor on the pair's losses
+    rank: np.ndarray | None = None  # (P,) place among the pairs of its object, best first
 
 
 class Assigner(Protocol):
@@ -31,8 +41,9 @@ class Assigner(Protocol):
     def measure(self, output: LayerOutput, targets: Targets) -> tuple[Tensor, ...]:
         """What ``solve`` needs to know, each (L, M, ...) on the device. Tensors of ``output`` are (L, B, N, ...)."""
 
-    def solve(self, measured: Sequence[np.ndarray], targets: Targets) -> tuple[np.ndarray, np.ndarray]:
-        """Query (within its image) and object of every pair of one layer. Arrays of ``measured`` are (M, ...)."""
+    def solve(self, measured: Sequence[np.ndarray], targets: Targets, previous: Pairs | None = None) -> Pairs:
+        """The pairs of one layer. Arrays of ``measured`` are (M, ...); ``previous`` are the pairs of the layer before,
+        where there is one."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +80,12 @@ class HungarianAssigner:
     def measure(self, output: LayerOutput, targets: Targets) -> tuple[Tensor, ...]:
         return (self.cost(output, targets),)
 
-    def solve(self, measured: Sequence[np.ndarray], targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+    def solve(self, measured: Sequence[np.ndarray], targets: Targets, previous: Pairs | None = None) -> Pairs:
         (cost,) = measured
         return solve_images(cost, np.full(len(cost), self.copies), targets)
 
 
-def solve_images(cost: np.ndarray, copies: np.ndarray, targets: Targets) -> tuple[np.ndarray, np.ndarray]:
+def solve_images(cost: np.ndarray, copies: np.ndarray, targets: Targets) -> Pairs:
     """Bipartite matching of every image, object j of (M, N) ``cost`` standing in it ``copies[j]`` times."""
     queries, objects = [], []
     for start, stop in zip(targets.offsets, targets.offsets[1:]):
@@ -85,7 +96,7 @@ def solve_images(cost: np.ndarray, copies: np.ndarray, targets: Targets) -> tupl
         allowed = cost[rows[row], query] < FORBIDDEN
         queries.append(query[allowed])
         objects.append(rows[row][allowed])
-    return np.concatenate(queries), np.concatenate(objects)
+    return Pairs(np.concatenate(queries), np.concatenate(objects))
 
 
 def _useful_columns(cost: np.ndarray, num_rows: int) -> np.ndarray:
@@ -102,37 +113,56 @@ def _useful_columns(cost: np.ndarray, num_rows: int) -> np.ndarray:
 
 @torch.no_grad()
 def assign(predictions: Sequence[Prediction], targets: Targets) -> list[Assignment]:
-    """The assignment of every prediction; those that come with one keep it."""
-    stacks = _stack_alike(predictions)
-    measured = [
-        assigner.measure(output, targets.binary() if binary else targets) for _, assigner, output, binary in stacks
-    ]
+    """The assignment of every prediction; those that come with known pairs keep them."""
+    stacks = _stack_alike(predictions, targets)
+    measured = [stack.assigner.measure(stack.output, stack.targets) for stack in stacks]
     on_host = iter(_to_host([tensor for tensors in measured for tensor in tensors]))
-    solved: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-    for (members, assigner, _, _), tensors in zip(stacks, measured):
+    to_solve: dict[int, tuple[_Stack, list[np.ndarray]]] = {}
+    for stack, tensors in zip(stacks, measured):
         arrays = [next(on_host) for _ in tensors]
-        for layer, member in enumerate(members):
-            solved[member] = assigner.solve([array[layer] for array in arrays], targets)
-    made = iter(_to_assignments([solved[i] for i in sorted(solved)], targets))
-    return [p.assign if isinstance(p.assign, Assignment) else next(made) for p in predictions]
+        for layer, member in enumerate(stack.members):
+            to_solve[member] = stack, [array[layer] for array in arrays]
+    solved: dict[str, Pairs] = {}
+    images = []
+    for member in sorted(to_solve):  # in the order of the predictions: a layer may look at the one before
+        stack, arrays = to_solve[member]
+        p = predictions[member]
+        solved[p.name] = stack.assigner.solve(arrays, stack.targets, solved.get(p.after))
+        images.append(stack.targets.image)
+    made = iter(_to_assignments(list(solved.values()), images))
+    return [next(made) if p.pairs is None else p.pairs for p in predictions]
 
 
-def _stack_alike(predictions: Sequence[Prediction]) -> list[tuple[list[int], Assigner, LayerOutput, bool]]:
-    """Predictions with the same assigner and shape as one stacked output, so that they are measured in one call."""
+@dataclass
+class _Stack:
+    """Predictions that are measured in one call."""
+
+    members: list[int]
+    assigner: Assigner
+    output: LayerOutput
+    targets: Targets
+
+
+def _stack_alike(predictions: Sequence[Prediction], targets: Targets) -> list[_Stack]:
+    """Predictions with the same assigner, targets and shape, each group as one stacked output."""
     alike: dict[tuple, list[int]] = defaultdict(list)
     for index, p in enumerate(predictions):
-        if not isinstance(p.assign, Assignment):
-            alike[id(p.assign), p.output.logits.shape, p.binary, p.output.valid is None].append(index)
+        if p.pairs is None:
+            output = p.match or p.output
+            view = p.objective.view, id(p.targets)
+            alike[id(p.objective.assigner), output.logits.shape, view, output.valid is None].append(index)
     stacks = []
     for members in alike.values():
         first = predictions[members[0]]
-        outputs = [predictions[i].output for i in members]
+        outputs = [predictions[i].match or predictions[i].output for i in members]
         stacked = LayerOutput(
             logits=torch.stack([o.logits.detach() for o in outputs]),
             boxes=torch.stack([o.boxes.detach() for o in outputs]),
-            valid=None if first.output.valid is None else torch.stack([o.valid for o in outputs]),
+            valid=None if outputs[0].valid is None else torch.stack([o.valid for o in outputs]),
         )
-        stacks.append((members, first.assign, stacked, first.binary))
+        stacks.append(
+            _Stack(members, first.objective.assigner, stacked, first.objective.seen(first.targets or targets))
+        )
     return stacks
 
 
@@ -145,12 +175,37 @@ def _to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [part.reshape(t.shape) for part, t in zip(np.split(flat, ends), tensors)]
 
 
-def _to_assignments(pairs: Sequence[tuple[np.ndarray, np.ndarray]], targets: Targets) -> list[Assignment]:
-    """Index arrays back to the device, in a single copy."""
-    if not pairs:
+def _to_assignments(found: Sequence[Pairs], images: Sequence[Tensor]) -> list[Assignment]:
+    """Arrays back to the device: one copy of all indices, one of all weights where there are any."""
+    if not found:
         return []
-    sizes = [len(query) for query, _ in pairs]
-    flat = np.stack([np.concatenate([p[0] for p in pairs]), np.concatenate([p[1] for p in pairs])])
-    query, target = torch.from_numpy(flat.astype(np.int64)).to(targets.boxes.device)
-    image = targets.image[target]
-    return [Assignment(*parts) for parts in zip(image.split(sizes), query.split(sizes), target.split(sizes))]
+    sizes = [len(pairs.query) for pairs in found]
+    ranks = [np.zeros(len(p.query)) if p.rank is None else p.rank for p in found]
+    columns = [[p.query for p in found], [p.target for p in found], ranks]
+    flat = np.stack([np.concatenate(column) for column in columns]).astype(np.int64)
+    parts = [part.split(sizes) for part in torch.from_numpy(flat).to(images[0].device)]
+    weights: Sequence[Tensor | None] = [None] * len(found)
+    if any(p.weight is not None for p in found):
+        ones = [np.ones(len(p.query)) if p.weight is None else p.weight for p in found]
+        weights = torch.from_numpy(np.concatenate(ones).astype(np.float32)).to(images[0].device).split(sizes)
+    return [
+        Assignment(
+            image=image[target],
+            query=query,
+            target=target,
+            weight=None if p.weight is None else weight,
+            rank=None if p.rank is None else rank,
+        )
+        for p, image, query, target, rank, weight in zip(found, images, *parts, weights)
+    ]
+
+
+@COSTS.register("focal_l1_giou")
+def build_match_cost(cfg, kit) -> MatchCost:
+    M = cfg.MODEL.DETR.MATCHER
+    return MatchCost(M.CLASS_COST, M.L1_COST, M.GIOU_COST)
+
+
+@ASSIGNERS.register("hungarian")
+def build_hungarian(cfg, kit, cost: MatchCost) -> HungarianAssigner:
+    return HungarianAssigner(cost)

@@ -1,0 +1,99 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""From the names in a config to the parts of a detector. It knows slots, and no paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from . import modeling  # noqa: F401  (its parts register themselves)
+from .errors import UserError
+from .modeling.backbone import build_backbone
+from .modeling.objective import Objective, build_objective
+from .modeling.route import Route
+from .registry import (
+    ASSIGNERS,
+    AUGMENTERS,
+    CLASS_LOSSES,
+    COSTS,
+    DECODERS,
+    ENCODERS,
+    INTERACTIONS,
+    NECKS,
+    READ_OUTS,
+    ROUTES,
+    SOURCES,
+    Kit,
+    per_layer,
+)
+
+
+def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
+    """The arguments of ``QueryDetector`` that are parts.
+
+    Raises:
+        UserError: a name that is not registered, a number out of range, parts that do not fit each other; one sentence
+            with the full key.
+    """
+    D = cfg.MODEL.DETR
+    backbone = build_backbone(cfg)
+    kit = Kit(num_classes, backbone.output_shape())
+    parts = {
+        "backbone": backbone,
+        "neck": NECKS.build(D.NECK.NAME, cfg, kit),
+        "encoder": ENCODERS.build(D.ENCODER.NAME, cfg, kit),
+    }
+    kit.sources["main"] = SOURCES.build(D.QUERIES.NAME, cfg, kit)
+    kit.routes["main"] = build_main_route(cfg, kit)
+    augmenter = AUGMENTERS.build(D.QUERIES.AUGMENT, cfg, kit)
+    if augmenter is not None:
+        _check_groups(cfg, kit.routes["main"])
+    for name in D.ROUTES:
+        if name in kit.routes:
+            raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once")
+        kit.routes[name] = ROUTES.build(name, cfg, kit)
+    augmenters = {} if augmenter is None else {"main": augmenter}
+    return {**parts, "sources": kit.sources, "augmenters": augmenters, "routes": list(kit.routes.values())}
+
+
+def build_main_route(cfg: CfgNode, kit: Kit) -> Route:
+    D = cfg.MODEL.DETR
+    decoder = DECODERS.build(D.DECODER.NAME, cfg, kit)
+    return Route(
+        name="main",
+        decoder=decoder,
+        objectives=layer_objectives(cfg, kit),
+        read_out=READ_OUTS.build(D.READ_OUT.NAME, cfg, kit),
+    )
+
+
+def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
+    """How each decoder layer is supervised; layers of one assigner and cost share them, to be matched in one call."""
+    D = cfg.MODEL.DETR
+    count = D.DECODER.NUM_LAYERS
+    classification = CLASS_LOSSES.build(D.LOSS.CLASSIFICATION, cfg, kit)
+    assigners: dict[tuple[str, str], Any] = {}
+    objectives = []
+    for layer, cost in enumerate(per_layer(COSTS.key, D.MATCHER.COST, count)):
+        name = D.ASSIGNER.FINAL if layer == count - 1 else D.ASSIGNER.INTERMEDIATE
+        if (name, cost) not in assigners:
+            assigners[name, cost] = ASSIGNERS.build(name, cfg, kit, COSTS.build(cost, cfg, kit))
+        boxes = D.LOSS.REPEAT_BOX_LOSSES or layer < (D.DECODER.BOX_LAYERS or count)
+        objectives.append(
+            build_objective(cfg, assigner=assigners[name, cost], classification=classification, boxes=boxes)
+        )
+    return objectives
+
+
+def _check_groups(cfg: CfgNode, route: nn.Module) -> None:
+    """Groups of denoising queries need interactions that keep them apart."""
+    for layer in route.decoder.layers:
+        for interaction in getattr(layer, "interactions", ()):
+            if "ungrouped" in interaction.needs:
+                raise UserError(
+                    f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} brings groups of queries, which "
+                    f"{INTERACTIONS.key} {list(cfg.MODEL.DETR.DECODER.INTERACTION)} cannot keep apart"
+                )

@@ -1,0 +1,135 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""How outputs are supervised: an ``Objective`` for each kind, and the losses of a step's predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from detectron2.utils import comm
+from torch import Tensor
+
+from ..layers import intersection_over_own_area
+from ..structures import Assignment, Prediction, Targets
+from .assignment import Assigner, assign
+from .losses import ClassificationLoss, Matches, giou_pair_loss, l1_loss
+
+#: A loss of the assigned pairs, (P,) each.
+PairLoss = Callable[[Matches], Tensor]
+
+
+def box_losses(l1_weight: float = 5.0, giou_weight: float = 2.0) -> dict[str, tuple[float, PairLoss]]:
+    """DETR's losses of the boxes, for ``Objective.pair_losses``."""
+    return {"l1": (l1_weight, l1_loss), "giou": (giou_weight, giou_pair_loss)}
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """How one kind of output is supervised: who finds its objects, as what it sees them, and which losses follow.
+
+    Everything is summed over queries and pairs, weighted, and divided by ``normalizer``. None is the number of objects
+    of the batch (mean over ranks, at least 1), not of pairs: DETR's, kept by PaQ-DETR's code.
+    """
+
+    assigner: Assigner
+    classification: ClassificationLoss
+    class_weight: float = 2.0
+    pair_losses: Mapping[str, tuple[float, PairLoss]] = field(default_factory=box_losses)  # name: weight, loss
+    view: Callable[[Targets], Targets] | None = None  # as what the objects are seen (Targets.binary); None: as they are
+    scale: float = 1.0  # factor on all its losses
+    normalizer: Callable[[Matches], Tensor] | None = None
+    # An unassigned query whose box lies in one ignore region by this share of its own area has no classification loss
+    # (DH-DETR's code).
+    ignore_ioa: float = 0.7
+
+    def seen(self, targets: Targets) -> Targets:
+        return targets if self.view is None else self.view(targets)
+
+    def losses(self, matches: Matches) -> dict[str, Tensor]:
+        """Weighted sums by name, not yet divided; "class" and one for every of ``pair_losses``."""
+        pairs = matches.pairs
+        elements = self.classification(matches)
+        if pairs.weight is not None:
+            elements = elements * torch.ones_like(elements).index_put(matches.entry, pairs.weight)
+        counted = self._counted_queries(matches)
+        if counted is not None:
+            elements = elements * counted[..., None]
+        sums = {"class": self.class_weight * elements.sum()}
+        factors = self.classification.pair_factors(matches)
+        for name, (weight, loss) in self.pair_losses.items():
+            each = loss(matches)
+            for factor in (pairs.weight, factors.get(name)):
+                each = each if factor is None else factor * each
+            sums[name] = weight * each.sum()
+        return sums
+
+    def _counted_queries(self, matches: Matches) -> Tensor | None:
+        """(B, N) False for queries without a classification loss; None where all have one."""
+        output, pairs, targets = matches.output, matches.pairs, matches.targets
+        counted = output.valid
+        if len(targets.ignore_boxes):
+            batch, num_queries = output.logits.shape[:2]
+            ignored = output.boxes.new_zeros(batch, num_queries)
+            ioa = intersection_over_own_area(output.boxes.detach()[targets.ignore_image], targets.ignore_boxes)
+            ignored.scatter_reduce_(0, targets.ignore_image[:, None].expand_as(ioa), ioa, "amax")
+            keep = ignored < self.ignore_ioa
+            keep[pairs.image, pairs.query] = True
+            counted = keep if counted is None else keep & counted
+        return counted
+
+
+def supervise(predictions: Sequence[Prediction], targets: Targets) -> tuple[dict[str, Tensor], dict[str, Assignment]]:
+    """
+    Returns:
+        Weighted losses ``loss_class/NAME``, ``loss_l1/NAME``, ``loss_giou/NAME`` and so on of every prediction, as far
+        as its objective has them, and the assignments by name.
+
+    Raises:
+        ValueError: two predictions of one name.
+    """
+    names = [p.name for p in predictions]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"several predictions are called {', '.join(twice)}; their losses would overwrite each other")
+    objects = mean_over_ranks(torch.full((), float(len(targets.boxes)), device=targets.boxes.device)).clamp(min=1)
+    assignments = assign(predictions, targets)
+    losses: dict[str, Tensor] = {}
+    for p, pairs in zip(predictions, assignments):
+        objective = p.objective
+        matches = Matches(p.output, pairs, objective.seen(p.targets or targets))
+        divisor = objects if objective.normalizer is None else objective.normalizer(matches)
+        for name, value in objective.losses(matches).items():
+            losses[f"loss_{name}/{p.name}"] = value * (p.scale * objective.scale / divisor)
+    return losses, dict(zip(names, assignments))
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a 0-d tensor over all processes, in place where there are several."""
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(value)
+        value = value / comm.get_world_size()
+    return value
+
+
+def build_objective(
+    cfg,
+    *,
+    assigner: Assigner,
+    classification: ClassificationLoss,
+    boxes: bool = True,
+    view: Callable[[Targets], Targets] | None = None,
+    scale: float = 1.0,
+) -> Objective:
+    """An objective with the weights of ``cfg``; ``boxes`` False leaves the box losses out."""
+    L = cfg.MODEL.DETR.LOSS
+    return Objective(
+        assigner=assigner,
+        classification=classification,
+        class_weight=L.CLASS_WEIGHT,
+        pair_losses=box_losses(L.L1_WEIGHT, L.GIOU_WEIGHT) if boxes else {},
+        view=view,
+        scale=scale,
+        ignore_ioa=L.IGNORE_IOA,
+    )

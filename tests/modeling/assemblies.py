@@ -1,0 +1,178 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Small detectors of every kind, images for them, and what tests of parts build by hand."""
+
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
+from detectron2.structures import Boxes, Instances
+from torch import nn
+
+from paq_detr import add_paq_detr_config
+from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.objective import Objective
+from paq_detr.structures import Assignment, Prediction
+
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.BACKBONE.NAME": "build_patch_backbone",
+    "MODEL.DETR.CLASS_NAMES": ["cat", "dog", "owl"],
+    "MODEL.DETR.HIDDEN_DIM": 64,
+    "MODEL.DETR.NUM_HEADS": 4,
+    "MODEL.DETR.ENCODER.NUM_LAYERS": 1,
+    "MODEL.DETR.ENCODER.FFN_DIM": 48,
+    "MODEL.DETR.DECODER.NUM_LAYERS": 3,
+    "MODEL.DETR.DECODER.FFN_DIM": 48,
+    "MODEL.DETR.QUERIES.NUM": 12,
+    "MODEL.DETR.PATTERNS.NUM": 10,
+    "MODEL.DETR.HYBRID.NUM_QUERIES": 20,
+}
+
+SINGLE_STAGE = {"MODEL.DETR.DECODER.BOX_REFINE": False}
+REFINE: dict = {}
+TWO_STAGE = {"MODEL.DETR.QUERIES.NAME": "EncoderTopN", "MODEL.DETR.QUERIES.CONTENT": "proposal"}
+PLUSPLUS = {"MODEL.DETR.QUERIES.NAME": "EncoderTopN", "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": True}
+ANCHORS = {"MODEL.DETR.QUERIES.NAME": "LearnedAnchors", "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp"}
+PATTERNS = {"MODEL.DETR.QUERIES.CONTENT": "patterns"}
+ASSIGNMENT = {"MODEL.DETR.ASSIGNER.INTERMEDIATE": "quality_count", "MODEL.DETR.LOSS.CLASSIFICATION": "varifocal"}
+DEHOMO = {
+    "MODEL.DETR.QUERIES.NAME": "EncoderTopN",
+    "MODEL.DETR.QUERIES.CONTENT": "proposal",
+    "MODEL.DETR.QUERIES.SCORE": "max",
+    "MODEL.DETR.DECODER.INTERACTION": ["none", "dehomo", "dehomo"],
+    "MODEL.DETR.DECODER.BOX_LAYERS": 1,
+    "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "center_inside", "center_inside"],
+    "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal",
+}
+HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
+
+ASSEMBLIES = {
+    "single_stage": SINGLE_STAGE,
+    "refine": REFINE,
+    "two_stage": TWO_STAGE,
+    "plusplus": PLUSPLUS,
+    "plusplus_max_score": {**PLUSPLUS, "MODEL.DETR.QUERIES.SCORE": "max"},
+    "anchors": ANCHORS,
+    "single_stage_paq": {**SINGLE_STAGE, **PATTERNS, **ASSIGNMENT},
+    "anchors_paq": {**ANCHORS, **PATTERNS, **ASSIGNMENT},
+    "plusplus_patterns": {**PLUSPLUS, **PATTERNS},
+    "plusplus_assignment": {**PLUSPLUS, **ASSIGNMENT},
+    "plusplus_paq": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT},
+    "plusplus_paq_score_select": {
+        **PLUSPLUS,
+        **PATTERNS,
+        **ASSIGNMENT,
+        "MODEL.DETR.QUALITY_ASSIGNMENT.SELECT": "score",
+    },
+    "dehomo": DEHOMO,
+    "dehomo_released": {**DEHOMO, "MODEL.DETR.SOFT_TARGET.GRADIENT": True, "MODEL.DETR.SOFT_TARGET.MIN": -1.0},
+    "dehomo_not_aligned": {
+        **DEHOMO,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "self_attention", "dehomo + self_attention"],
+        "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "focal_l1_giou", "center_inside"],
+    },
+    "dehomo_paq": {**DEHOMO, **PATTERNS, **ASSIGNMENT},
+    "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "sine_positions_output_norm": {
+        **PLUSPLUS,
+        "MODEL.DETR.QUERIES.SCORE": "max",
+        "MODEL.DETR.QUERIES.SUPERVISE": "selected",
+        "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+        "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+    },
+    "no_positions_rcnn_delta": {
+        **PLUSPLUS,
+        "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+        "MODEL.DETR.CODEC": "rcnn_delta",
+    },
+    "parallel_xyzr": {
+        **PLUSPLUS,
+        "MODEL.DETR.DECODER.NAME": "parallel",
+        "MODEL.DETR.CODEC": "xyzr",
+        "MODEL.DETR.READ_OUT.LAYER": 2,
+        "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
+    },
+}
+
+
+@BACKBONE_REGISTRY.register()
+class build_patch_backbone(Backbone):
+    """Patches through linear maps: quick, and no pixel of the padding reaches one outside it."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.strides = {"res3": 8, "res4": 16, "res5": 32}
+        self.convs = nn.ModuleDict({name: nn.Conv2d(3, 16, s, stride=s) for name, s in self.strides.items()})
+
+    def forward(self, x):
+        maps = {}
+        for name, stride in self.strides.items():
+            full = nn.functional.pad(x, (0, -x.shape[-1] % stride, 0, -x.shape[-2] % stride))
+            maps[name] = self.convs[name](full).tanh()
+        return maps
+
+    def output_shape(self):
+        return {name: ShapeSpec(channels=16, stride=s) for name, s in self.strides.items()}
+
+
+def make_cfg(options=None, **more):
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    for key, value in {**SMALL, **(options or {}), **more}.items():
+        cfg.merge_from_list([key, value])
+    return cfg
+
+
+def make_model(options=None, seed=0, **more):
+    torch.manual_seed(seed)
+    return build_model(make_cfg(options, **more))
+
+
+def wake_up(model, seed=1):
+    """Random values where the initialisation has zeros, so that a comparison has something to compare."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+                parameter.add_(noise * 0.1)
+            elif "_head" in name:
+                parameter.add_(noise * 0.3)
+    return model
+
+
+def make_image(height, width, boxes=(), labels=(), seed=0):
+    """One input dict; ``boxes`` are xyxy in pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    image = (torch.rand(3, height, width, generator=generator) * 255).to(torch.uint8)
+    return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def make_objective(assigner=None, **options):
+    """DETR's losses with the focal loss, unless ``options`` say else."""
+    return Objective(**{"assigner": assigner, "classification": FocalLoss(), **options})
+
+
+def predict(name, output, assigner, scale=1.0, **options):
+    """A prediction whose pairs an assigner finds, or that are known."""
+    pairs = assigner if isinstance(assigner, Assignment) else None
+    return Prediction(name, output, make_objective(assigner, **options), pairs=pairs, scale=scale)
+
+
+def memory_of(model, images):
+    return model.encode(model.preprocess(images))
+
+
+def decode(model, images):
+    """What every layer of the main route predicts."""
+    memory = memory_of(model, images)
+    return model.routes["main"](model.sources["main"](memory), memory)
+
+
+def predictions_of(model, images, targets=None):
+    """What a training step supervises, by name."""
+    return {p.name: p for p in model.predictions(memory_of(model, images), targets)[0]}
