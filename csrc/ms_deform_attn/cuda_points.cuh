@@ -29,7 +29,11 @@ PAQ_HD To convert(From x) {
 template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int kThreads = 128;
+// Threads of a block. More of them share one head's tile in the first-level cache; fewer fill the chip with less work.
+#ifndef PAQ_DETR_MSDA_THREADS
+#define PAQ_DETR_MSDA_THREADS 128
+#endif
+constexpr int kThreads = PAQ_DETR_MSDA_THREADS;
 constexpr int kMaxLevels = 32;
 constexpr int kChunk = 16;        // points prepared at a time
 constexpr int kTile = 8;          // queries of an encoder tile along each side
