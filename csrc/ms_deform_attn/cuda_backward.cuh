@@ -82,7 +82,7 @@ struct PointBackward {
   Real reference[4] = {};     // of this lane's points
 
   __device__ void add(
-      const Row<T>& row, int first, int size, int lane, const Real (*dots)[4], Real* grad_xy, Real* grad_scores) {
+      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy, Real* grad_scores) {
     for (int p = lane; p < size; p += kLanes) {
       const int i = first + p;
       const Point<T> point(row, i);
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   __shared__ Slot<Real> shared[groups][kChunk];
   __shared__ Real shared_dots[groups][kChunk][4];
   const int lane = static_cast<int>(threadIdx.x) % kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
-  Slot<Real>* slots = shared[group];
-  Real(*dots)[4] = shared_dots[group];
+  const Rotated<Slot<Real>> slots{shared[group], group};
+  const Rotated<Real[4]> dots{shared_dots[group], group};
   const Tile<T> tile(a, blockIdx.x);
   const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
   const int64_t token_elements = static_cast<int64_t>(a.heads) * a.channels;

@@ -203,6 +203,16 @@ struct alignas(16) Slot {
   }
 };
 
+// What a group keeps for each point of a chunk. The groups of a warp read the same point at the same time; every group
+// starts at a slot of its own, else their slots would lie in the same banks.
+template <class Entry>
+struct Rotated {
+  Entry* entries;
+  int group;
+
+  __device__ Entry& operator[](int p) const { return entries[static_cast<unsigned>(p + group) % kChunk]; }
+};
+
 // 16 bytes of values, or a single one where the layout does not allow more.
 template <class T, int kVec>
 struct alignas(sizeof(T) * kVec) Pack {
