@@ -220,10 +220,19 @@ struct alignas(sizeof(T) * kVec) Pack {
 };
 
 template <class T, int kVec>
-__device__ __forceinline__ void load_values(const T* from, RealOf<T> (&to)[kVec]) {
-  const Pack<T, kVec> pack = *reinterpret_cast<const Pack<T, kVec>*>(from);
+__device__ __forceinline__ Pack<T, kVec> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kVec>*>(from);
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void unpack(const Pack<T, kVec>& pack, RealOf<T> (&to)[kVec]) {
 #pragma unroll
   for (int v = 0; v < kVec; ++v) to[v] = static_cast<RealOf<T>>(pack.x[v]);
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void load_values(const T* from, RealOf<T> (&to)[kVec]) {
+  unpack(load_pack<T, kVec>(from), to);
 }
 
 template <class T, int kVec>
