@@ -8,7 +8,10 @@
 
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "form.h"
@@ -226,6 +229,17 @@ __device__ __forceinline__ Pack<T, kVec> load_pack(const T* from) {
 
 template <class T, int kVec>
 __device__ __forceinline__ void unpack(const Pack<T, kVec>& pack, RealOf<T> (&to)[kVec]) {
+  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16> && kVec % 2 == 0) {
+    // bfloat16 is the upper half of a float: of each pair one is shifted up and the other masked, one instruction each.
+    uint32_t pairs[kVec / 2];
+    memcpy(pairs, &pack, sizeof(pack));
+#pragma unroll
+    for (int v = 0; v < kVec; v += 2) {
+      to[v] = __uint_as_float(pairs[v / 2] << 16);
+      to[v + 1] = __uint_as_float(pairs[v / 2] & 0xffff0000u);
+    }
+    return;
+  }
 #pragma unroll
   for (int v = 0; v < kVec; ++v) to[v] = static_cast<RealOf<T>>(pack.x[v]);
 }
