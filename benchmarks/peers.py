@@ -7,7 +7,9 @@ ms-deform-attn      the wheel of that name: the original CUDA kernel; float32. I
 transformers 4.46   the same kernel opened for 16 bits. Its sources lie in the wheel that PAQ_DETR_TRANSFORMERS_WHEEL
                     names (4.46.3) and are compiled at the first call, in the torch_extensions cache. A CUDA toolkit
                     without cuSPARSE finds its headers by CPATH=.../site-packages/nvidia/cu13/include.
+                    PAQ_DETR_TRANSFORMERS_KERNEL may name the module compiled before (a file .so) instead.
 FlashDeformAttn     DCNv4's fused kernel; float16, and its locations are float16 as well.
+deformops           its own choice of backend (on CUDA 13 and torch 2.11 a Triton kernel); the softmax is its own.
 
 Every function takes value, levels, reference, raw offsets and raw logits, as ours does, and does in eager torch what
 its kernel leaves out.
@@ -15,6 +17,7 @@ its kernel leaves out.
 
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import zipfile
@@ -33,10 +36,10 @@ class Peer:
     run: Callable[..., torch.Tensor]
 
 
-def eager_locations(levels, reference, offsets, logits):
+def eager_locations(levels, reference, offsets, logits, softmax=True):
     _, _, sizes = _shapes_on_device(tuple(levels), offsets.device)
     locations = reference[:, :, None, None, None] + offsets / sizes[:, None]
-    return locations, logits.softmax(-1).view(offsets.shape[:-1])
+    return locations, logits.softmax(-1).view(offsets.shape[:-1]) if softmax else None
 
 
 def msda_peers(device: str) -> dict[str, Peer]:
@@ -48,6 +51,7 @@ def msda_peers(device: str) -> dict[str, Peer]:
         "ms-deform-attn": (("float32",), _wheel),
         "transformers 4.46": (("float32", "bfloat16", "float16"), _transformers),
         "FlashDeformAttn": (("float16",), _flash_deform_attn),
+        "deformops": (("float32", "bfloat16", "float16"), _deformops),
     }.items():
         try:
             found[name] = Peer(types, load())
@@ -61,6 +65,11 @@ def _wheel():
 
 
 def _transformers():
+    if built := os.environ.get("PAQ_DETR_TRANSFORMERS_KERNEL"):
+        spec = importlib.util.spec_from_file_location("transformers_deformable_detr", built)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return functools.partial(_run_kernel, module)
     wheel = os.environ.get("PAQ_DETR_TRANSFORMERS_WHEEL")
     if not wheel:
         raise ImportError("PAQ_DETR_TRANSFORMERS_WHEEL names no wheel of transformers 4.46.3")
@@ -128,13 +137,29 @@ def _run_kernel(kernel, value, levels, reference, offsets, logits):
 
 
 def _flash_deform_attn():
-    function = importlib.import_module("DCNv4.functions.flash_deform_attn_func").FlashDeformAttnFunction
+    module = importlib.import_module("DCNv4.functions.flash_deform_attn_func")
+    for name in ("factors", "findspec", "findspec_bwd"):  # loops in Python at every call; a user would keep the answer
+        if hasattr(module, name):
+            setattr(module, name, functools.cache(getattr(module, name)))
+    function = module.FlashDeformAttnFunction
 
     def run(value, levels, reference, offsets, logits):
-        locations, _ = eager_locations(levels, reference, offsets, logits)  # the softmax is its own
+        locations, _ = eager_locations(levels, reference, offsets, logits, softmax=False)  # it is the kernel's own
         joined = torch.cat([locations.flatten(3), logits], -1).to(value.dtype)
         shapes, starts, _ = _shapes_on_device(tuple(levels), value.device)
         return function.apply(value, shapes, starts, joined, IM2COL_STEP, offsets.shape[4])
+
+    return run
+
+
+def _deformops():
+    msda = importlib.import_module("deformops.registry").msda
+
+    def run(value, levels, reference, offsets, logits):
+        locations, _ = eager_locations(levels, reference, offsets, logits, softmax=False)
+        shapes, starts, _ = _shapes_on_device(tuple(levels), value.device)
+        out = msda(value, shapes, starts, locations.to(value.dtype), logits.to(value.dtype), method="softmax")
+        return out.flatten(2)
 
     return run
 
