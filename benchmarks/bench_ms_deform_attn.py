@@ -208,7 +208,7 @@ def measured(args):
     args.peers = {} if args.only_ours else msda_peers(args.device)
     cases = {"tiny": (1, [(4, 5), (2, 3)], 3)} if args.tiny else CASES | (GPU_CASES if on_gpu else {})
     for name, case in cases.items():
-        if args.cases and not any(part in name for part in args.cases):
+        if args.cases and not args.tiny and not any(part in name for part in args.cases):
             continue
         for dtype in GPU_TYPES if on_gpu else CPU_TYPES:
             for offsets in args.offsets:

@@ -19,7 +19,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import signal
+import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from pathlib import Path
 import torch
 
 IM2COL_STEP = 64
+TRY_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ def eager_locations(levels, reference, offsets, logits, softmax=True):
     return locations, logits.softmax(-1).view(offsets.shape[:-1]) if softmax else None
 
 
-def msda_peers(device: str) -> dict[str, Peer]:
-    """Those that can be had here; of the others one line says why not."""
+def msda_peers(device: str, tried: bool = False) -> dict[str, Peer]:
+    """Those that can be had here; of the others one line says why not. Unless ``tried``, each is called once first."""
     if not device.startswith("cuda"):
         return {}
     found = {}
@@ -56,8 +60,49 @@ def msda_peers(device: str) -> dict[str, Peer]:
         try:
             found[name] = Peer(types, load())
         except Exception as error:  # whatever a foreign package does when it is imported or compiled
-            print(f"{name} is left out: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
-    return found
+            _tell(name, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+    return found if tried else _tried(found)
+
+
+def _tell(name, reason):
+    print(f"{name} is left out: {reason}", file=sys.stderr)
+
+
+def _tried(peers: dict[str, Peer]) -> dict[str, Peer]:
+    """Those that survive a small call in a process of their own: a foreign kernel that ends the process, or hangs,
+    would take the measurements of all others with it."""
+    tries = {
+        name: subprocess.Popen(
+            [sys.executable, __file__, name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        for name in peers
+    }
+    good, end = {}, time.monotonic() + TRY_SECONDS
+    for name, process in tries.items():
+        try:
+            output, _ = process.communicate(timeout=max(1, end - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            _tell(name, f"a small call took more than {TRY_SECONDS} s")
+            continue
+        if process.returncode == 0:
+            good[name] = peers[name]
+        else:
+            last = (output.decode(errors="replace").strip() or "no output").splitlines()[-1]
+            _tell(name, f"a small call ended with {process.returncode}: {last}")
+    return good
+
+
+def _try(name: str) -> None:
+    peer = msda_peers("cuda", tried=True)[name]
+    levels, shape = [(8, 8), (4, 4), (2, 2), (1, 1)], (1, 64, 8, 4, 4, 2)
+    for dtype in peer.types:
+        value = torch.randn(1, 85, 8, 32, device="cuda", dtype=getattr(torch, dtype), requires_grad=True)
+        reference, offsets = torch.rand(1, 64, 2, device="cuda"), torch.randn(shape, device="cuda", requires_grad=True)
+        logits = torch.randn(1, 64, 8, 16, device="cuda", requires_grad=True)
+        peer.run(value, levels, reference, offsets, logits).sum().backward()
+    torch.cuda.synchronize()
 
 
 def _wheel():
@@ -171,3 +216,7 @@ def linear_assignment() -> Callable[[torch.Tensor], torch.Tensor] | None:
     except ImportError as error:
         print(f"torch-linear-assignment is left out: {error}", file=sys.stderr)
         return None
+
+
+if __name__ == "__main__":
+    _try(sys.argv[1])
