@@ -7,8 +7,8 @@
 Every rival starts from value, reference points, raw offsets and raw logits. "grid_sample" is the form that runs where
 no kernel is built: transformers' own function where transformers is installed, else the same written here. On a GPU the
 kernels of peers.py run beside it, as far as they are installed, and ours once more, the backward deterministically.
-There every case is timed twice, called from Python as a model does ("eager") and replayed as a CUDA graph ("graph": what
-the device alone takes, whatever a rival's Python costs). "error" is the largest against the twin in float64, relative
+There every case is timed twice, called from Python as a model does ("eager") and replayed as a CUDA graph ("graph", what
+the device alone takes). "error" is the largest against the twin in float64, relative
 to the largest value. "GB/s" counts the bytes that ours must at least read and write.
 """
 
@@ -124,7 +124,11 @@ def errors_of(rivals, inputs):
                 raise
             print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
         else:
-            errors[name] = ((out.double() - expected).abs().max() / expected.abs().max()).item()
+            error = ((out.double() - expected).abs().max() / expected.abs().max()).item()
+            if value.dtype == torch.float32 and name not in ("ours", "grid_sample") and not error <= 1e-3:
+                print(f"{name} is left out: it does not compute the same, the error is {error:.1e}", file=sys.stderr)
+                continue
+            errors[name] = error
     bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[value.dtype]
     assert errors["ours"] <= bound, f"ours differs from the twin by {errors['ours']:.1e}"
     if value.dtype == torch.float32:

@@ -65,7 +65,11 @@ def our_step(config, batch, args):
 def their_step(batch, args):
     import transformers
 
-    sizes = {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 50, "two_stage_num_proposals": 50} if args.tiny else {}
+    sizes = (
+        {"encoder_layers": 1, "decoder_layers": 2, "num_queries": 50, "two_stage_num_proposals": 50}
+        if args.tiny
+        else {}
+    )
     backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
     config = transformers.DeformableDetrConfig(
         use_timm_backbone=False, backbone_config=backbone, use_pretrained_backbone=False, backbone=None,

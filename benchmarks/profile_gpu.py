@@ -56,7 +56,17 @@ def ncu_output() -> str:
     ncu = shutil.which("ncu")
     if not ncu:
         sys.exit("profile_gpu: Nsight Compute (ncu) is not on the path")
-    options = ["--csv", "--print-units", "base", "--clock-control", "none", "--kernel-name-base", "demangled"]
+    options = [
+        "--csv",
+        "--target-processes",
+        "all",
+        "--print-units",
+        "base",
+        "--clock-control",
+        "none",
+        "--kernel-name-base",
+        "demangled",
+    ]
     options += ["--kernel-name", "regex:paq_detr"]
     for metrics in (METRICS | MORE_METRICS, METRICS):
         command = [ncu, *options, "--metrics", ",".join(metrics), sys.executable, __file__, "--once"]
