@@ -7,8 +7,8 @@
 Every rival starts from value, reference points, raw offsets and raw logits. "grid_sample" is the form that runs where
 no kernel is built: transformers' own function where transformers is installed, else the same written here. On a GPU the
 kernels of peers.py run beside it, as far as they are installed, and ours once more, the backward deterministically.
-There every case is timed twice, called from Python as a model does ("eager") and replayed as a CUDA graph ("graph", what
-the device alone takes). "error" is the largest against the twin in float64, relative
+There every case is timed twice, called from Python as a model does ("eager") and replayed as a CUDA graph ("graph",
+what the device alone takes). "error" is the largest against the twin in float64, relative
 to the largest value. "GB/s" counts the bytes that ours must at least read and write.
 """
 
