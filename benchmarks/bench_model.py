@@ -43,10 +43,8 @@ def our_model(theirs: torch.nn.Module, options: list, device: str) -> torch.nn.M
 
 
 @torch.inference_mode()
-def main() -> None:
-    args = arguments(__doc__.splitlines()[0])
+def measured(args):
     image = (torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1)) * 255).to(args.device)
-    rows = []
     for name, (their_options, our_options) in CASES.items():
         theirs = their_model(their_options).to(args.device)
         ours = our_model(theirs, our_options, args.device)
@@ -59,8 +57,12 @@ def main() -> None:
             "transformers": lambda theirs=theirs, pixels=pixels: theirs(pixel_values=pixels),
         }
         timings = time_ms(rivals, args)
-        rows.append({"model": name, "image": f"{HEIGHT}x{WIDTH}", "max |logit difference|": apart, **compared(timings)})
-    report(rows, args)
+        yield {"model": name, "image": f"{HEIGHT}x{WIDTH}", "max |logit difference|": apart, **compared(timings)}
+
+
+def main() -> None:
+    args = arguments(__doc__.splitlines()[0])
+    report(measured(args), args)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@
 
 Every rival starts from value, reference points, raw offsets and raw logits. "grid_sample" is the form that runs where
 no kernel is built: transformers' own function where transformers is installed, else the same written here. On a GPU the
-kernels of peers.py run beside it, as far as they are installed, and ours once more: the backward deterministically, the
-forward as a CUDA graph (what a call costs the device alone). "error" is the largest against the twin in float64,
-relative to the largest value. "GB/s" counts the bytes that ours must at least read and write.
+kernels of peers.py run beside it, as far as they are installed, and ours once more, the backward deterministically.
+There every case is timed twice, called from Python as a model does ("eager") and replayed as a CUDA graph ("graph",
+what the device alone takes). "error" is the largest against the twin in float64, relative
+to the largest value. "GB/s" counts the bytes that ours must at least read and write.
 """
 
 import math
@@ -17,7 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import arguments, compared, report, time_ms
+from measure import arguments, compared, parser_of, report, time_ms
 from peers import eager_locations, msda_peers
 
 from paq_detr.ops import fused_ms_deform_attn, fused_ms_deform_attn_torch
@@ -33,7 +34,11 @@ CASES = {
     "small training step": (4, [(20, 25), (10, 13), (5, 7)], 300),
 }
 CPU_TYPES, GPU_TYPES = ("float32",), ("float32", "bfloat16", "float16")
-GPU_CASES = {"encoder, batch 2": (2, LEVELS, None), "decoder, 900, batch 2": (2, LEVELS, 900)}
+GPU_CASES = {
+    "encoder, batch 2": (2, LEVELS, None),
+    "decoder, 900, batch 2": (2, LEVELS, 900),
+    "decoder, 300, batch 2": (2, LEVELS, 300),
+}
 HEADS, CHANNELS, POINTS = 8, 32, 4
 OFFSETS = ("init", "sigma 2", "sigma 8")
 
@@ -119,7 +124,11 @@ def errors_of(rivals, inputs):
                 raise
             print(f"{name} is left out: {type(error).__name__}: {error}", file=sys.stderr)
         else:
-            errors[name] = ((out.double() - expected).abs().max() / expected.abs().max()).item()
+            error = ((out.double() - expected).abs().max() / expected.abs().max()).item()
+            if value.dtype == torch.float32 and name not in ("ours", "grid_sample") and not error <= 1e-3:
+                print(f"{name} is left out: it does not compute the same, the error is {error:.1e}", file=sys.stderr)
+                continue
+            errors[name] = error
     bound = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}[value.dtype]
     assert errors["ours"] <= bound, f"ours differs from the twin by {errors['ours']:.1e}"
     if value.dtype == torch.float32:
@@ -130,6 +139,7 @@ def errors_of(rivals, inputs):
 def deterministic(function):
     def run():
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid of torch, 137 MB of writes here
         try:
             return function()
         finally:
@@ -138,56 +148,84 @@ def deterministic(function):
     return run
 
 
-def graphed(function):
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+def graphed(rivals, stream):
+    """The rivals as CUDA graphs; one that cannot be captured is told and left out. ``rivals`` were made on ``stream``,
+    because a backward runs where its forward ran."""
+    found = {}
+    for name, function in rivals.items():
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(stream):
+                function()
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph, stream=stream):
+                function()
+            graph.replay()
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            if name.startswith("ours"):
+                raise
+            print(f"{name} is left out of the graphs: {str(error).splitlines()[0]}", file=sys.stderr)
+        else:
+            found[name] = graph.replay
+    return found
 
 
 def measure(name, case, offsets, dtype, args):
     inputs = make_inputs(case, offsets, getattr(torch, dtype), args.device)
-    functions = {"grid_sample": grid_sample_form()}
+    functions = {} if args.only_ours else {"grid_sample": grid_sample_form()}
     functions |= {peer: its.run for peer, its in args.peers.items() if dtype in its.types}
     functions["ours"] = fused_ms_deform_attn
     with torch.no_grad():
         errors = errors_of(functions, inputs)
         out = fused_ms_deform_attn(*inputs)
     grad_out = torch.randn_like(out)
-    forward = {rival: partial(functions[rival], *inputs) for rival in errors}
-    backward = {rival: backward_of(functions[rival], inputs, grad_out) for rival in errors}
-    again = {"forward": {}, "backward": {}}
-    if args.device.startswith("cuda"):
-        with torch.no_grad():
-            again["forward"]["ours in a graph"] = graphed(forward["ours"])
-        again["backward"]["ours deterministic"] = deterministic(backward["ours"])
+    on_gpu = args.device.startswith("cuda")
+    stream = torch.cuda.Stream() if on_gpu else None
     moved = sum(tensor.nbytes for tensor in (*inputs, out) if isinstance(tensor, torch.Tensor))
     bytes_of = {"forward": moved, "backward": 2 * moved}  # the backward writes a gradient for whatever it reads
-    for direction, rivals in (("forward", forward), ("backward", backward)):
-        with torch.set_grad_enabled(direction == "backward"):
-            timings = time_ms(rivals | again[direction], args)
-        row = {"case": name, "type": dtype, "offsets": offsets, "direction": direction}
-        row |= compared({rival: timings[rival] for rival in rivals})
-        row |= {f"{name} ms": timings[name].best for name in again[direction]}
-        row |= {f"{rival} error": error for rival, error in errors.items()}
-        yield row | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}
+    for direction in ("forward", "backward"):
+        for calls in ("eager", "graph") if on_gpu else ("eager",):
+            with torch.cuda.stream(stream if calls == "graph" else None):
+                rivals = {rival: rival_of(direction, functions[rival], inputs, grad_out) for rival in errors}
+            if on_gpu and direction == "backward":
+                rivals["ours deterministic"] = deterministic(rivals["ours"])
+            with torch.set_grad_enabled(direction == "backward"):
+                if calls == "graph":
+                    torch.cuda.synchronize()
+                    rivals = graphed(rivals, stream)
+                timings = time_ms(rivals, args)
+            row = {"case": name, "type": dtype, "offsets": offsets, "direction": direction, "calls": calls}
+            row |= compared({rival: timing for rival, timing in timings.items() if rival != "ours deterministic"})
+            if "ours deterministic" in timings:
+                row["ours deterministic ms"] = timings["ours deterministic"].best
+            row |= {f"{rival} error": error for rival, error in errors.items()}
+            yield row | {"GB/s": bytes_of[direction] / timings["ours"].best / 1e6}
+
+
+def rival_of(direction, function, inputs, grad_out):
+    return partial(function, *inputs) if direction == "forward" else backward_of(function, inputs, grad_out)
+
+
+def measured(args):
+    on_gpu = args.device.startswith("cuda")
+    args.peers = {} if args.only_ours else msda_peers(args.device)
+    cases = {"tiny": (1, [(4, 5), (2, 3)], 3)} if args.tiny else CASES | (GPU_CASES if on_gpu else {})
+    for name, case in cases.items():
+        if args.cases and not args.tiny and not any(part in name for part in args.cases):
+            continue
+        for dtype in GPU_TYPES if on_gpu else CPU_TYPES:
+            for offsets in args.offsets:
+                yield from measure(name, case, offsets, dtype, args)
 
 
 def main():
-    args = arguments(__doc__.splitlines()[0])
-    on_gpu = args.device.startswith("cuda")
-    args.peers = msda_peers(args.device)
-    rows = []
-    for name, case in (CASES | (GPU_CASES if on_gpu else {})).items():
-        for dtype in GPU_TYPES if on_gpu else CPU_TYPES:
-            for offsets in OFFSETS:
-                rows += measure(name, case, offsets, dtype, args)
-    report(rows, args)
+    parser = parser_of(__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", help="only cases whose names hold one of these")
+    parser.add_argument("--offsets", nargs="+", default=OFFSETS, choices=OFFSETS)
+    parser.add_argument("--only-ours", action="store_true", help="no rivals, to compare builds of ours")
+    args = arguments("", parser)
+    report(measured(args), args)
 
 
 if __name__ == "__main__":

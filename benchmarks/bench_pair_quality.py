@@ -153,20 +153,22 @@ def agree(inputs) -> None:
     torch.testing.assert_close(ours, eager, atol=1e-3, rtol=1e-3)
 
 
-def main():
-    args = arguments(__doc__.splitlines()[0])
+def measured(args):
     on_gpu = args.device.startswith("cuda")
     solver = linear_assignment() if on_gpu else None
-    rows = []
-    for case, sizes in CASES.items():
+    for case, sizes in ({"tiny": (2, 2, 20, 3, 4)} if args.tiny else CASES).items():
         inputs = scene(*sizes, args.device)
         agree(inputs)
         operators = [*rivals(inputs), *([("assignment", assignments(inputs, solver))] if on_gpu else [])]
         for name, functions in operators:
             timings = time_ms(functions, args)
             row = {"case": case, "L,B,N,C,M": ",".join(map(str, sizes)), "operator": name}
-            rows.append(row | compared(timings))
-    report(rows, args)
+            yield row | compared(timings)
+
+
+def main():
+    args = arguments(__doc__.splitlines()[0])
+    report(measured(args), args)
 
 
 if __name__ == "__main__":

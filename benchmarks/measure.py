@@ -8,14 +8,14 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 
-def arguments(description: str) -> argparse.Namespace:
+def parser_of(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="torch's threads on CPU")
@@ -31,8 +31,13 @@ def arguments(description: str) -> argparse.Namespace:
         action="store_true",
         help="single calls, each after the caches were emptied, instead of one call after the other",
     )
-    parser.add_argument("--json", type=Path, help="write machine and rows there as well")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="write machine and rows there as well, row by row")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that the script runs")
+    return parser
+
+
+def arguments(description: str, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    args = (parser or parser_of(description)).parse_args()
     torch.set_num_threads(args.threads)
     return args
 
@@ -105,22 +110,29 @@ def compared(timings: Mapping[str, Timing], ours: str = "ours") -> dict[str, obj
     same of the medians, for the record)."""
     row: dict[str, object] = {f"{name} ms": timing.best for name, timing in timings.items()}
     others = [timing for name, timing in timings.items() if name != ours]
+    if not others:
+        return row
     row["speed-up"] = round(min(t.best for t in others) / timings[ours].best, 1)
     row["of medians"] = round(min(t.median for t in others) / timings[ours].median, 1)
     return row
 
 
-def report(rows: Sequence[Mapping[str, object]], args: argparse.Namespace) -> None:
-    """Prints the rows as a table under the machine's name; a row may lack columns that another one has."""
+def report(rows: Iterable[Mapping[str, object]], args: argparse.Namespace) -> None:
+    """Prints the rows as a table under the machine's name; a row may lack columns that another one has. The JSON is
+    written anew with every row, so that a run that is cut off keeps what it measured."""
     about = machine(args.device) | {"clock": args.clock, "caches": "cold" if args.cold else "warm"}
+    made: list[Mapping[str, object]] = []
+    for row in rows:
+        made.append(row)
+        if args.json:
+            args.json.write_text(json.dumps({"machine": about, "rows": made}, indent=2) + "\n")
+    rows = made
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names] + [[_text(row.get(name, "-")) for name in names] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if args.json:
-        args.json.write_text(json.dumps({"machine": about, "rows": list(rows)}, indent=2) + "\n")
 
 
 def _text(value: object) -> str:

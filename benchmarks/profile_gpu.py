@@ -31,6 +31,12 @@ METRICS = {
     "dram__bytes.sum": "DRAM bytes",
     "lts__t_bytes.sum": "L2 bytes",
 }
+MORE_METRICS = {  # asked for first; a release of ncu that lacks one of them is asked again without
+    "l1tex__t_sector_hit_rate.pct": "L1 hits, %",
+    "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum": "bank conflicts",
+    "sm__warps_active.avg.pct_of_peak_sustained_active": "warps, % of peak",
+    "lts__t_sectors_op_red.sum": "L2 reduction sectors",
+}
 NAME = re.compile(r"\w+(<.*>)?(?=\([^()]*\)$)")  # without namespaces and arguments
 
 
@@ -39,7 +45,10 @@ def run_once():
         value, levels, *rest = make_inputs(CASES[CASE], OFFSETS, getattr(torch, dtype), "cuda")
         leaves = [tensor.requires_grad_() for tensor in (value, *rest)]
         out = fused_ms_deform_attn(leaves[0], levels, *leaves[1:])
+        torch.autograd.grad(out, leaves, torch.ones_like(out), retain_graph=True)
+        torch.use_deterministic_algorithms(True)
         torch.autograd.grad(out, leaves, torch.ones_like(out))
+        torch.use_deterministic_algorithms(False)
 
 
 def ncu_output() -> str:
@@ -47,10 +56,24 @@ def ncu_output() -> str:
     ncu = shutil.which("ncu")
     if not ncu:
         sys.exit("profile_gpu: Nsight Compute (ncu) is not on the path")
-    options = ["--csv", "--print-units", "base", "--clock-control", "none", "--kernel-name-base", "demangled"]
-    options += ["--kernel-name", "regex:paq_detr", "--metrics", ",".join(METRICS)]
-    done = subprocess.run([ncu, *options, sys.executable, __file__, "--once"], capture_output=True, text=True)
-    if done.returncode:
+    options = [
+        "--csv",
+        "--target-processes",
+        "all",
+        "--print-units",
+        "base",
+        "--clock-control",
+        "none",
+        "--kernel-name-base",
+        "demangled",
+    ]
+    options += ["--kernel-name", "regex:paq_detr"]
+    for metrics in (METRICS | MORE_METRICS, METRICS):
+        command = [ncu, *options, "--metrics", ",".join(metrics), sys.executable, __file__, "--once"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 0:
+            break
+    else:
         sys.exit(f"profile_gpu: ncu exits with {done.returncode}: {(done.stdout + done.stderr)[-800:]}")
     return done.stdout
 
@@ -64,7 +87,12 @@ def kernels_of(output: str) -> list[dict[str, object]]:
     rows: dict[str, dict[str, object]] = {}
     for line in csv.DictReader(lines[header:]):
         row = rows.setdefault(line["ID"], {"kernel": short_name(line["Kernel Name"])})
-        row[METRICS[line["Metric Name"]]] = float(line["Metric Value"].replace(",", ""))
+        name = line["Metric Name"]
+        try:
+            row[(METRICS | MORE_METRICS)[name]] = float(line["Metric Value"].replace(",", ""))
+        except ValueError:  # "n/a"
+            if name in METRICS:
+                raise
     return list(rows.values())
 
 
@@ -85,6 +113,7 @@ def described(row: dict[str, object], floors: dict[str, float]) -> dict[str, obj
         "DRAM MB": dram,
         "L2 MB": row["L2 bytes"] / 1e6,
         "DRAM GB/s": dram / microseconds * 1e3,
+        **{name: row[name] for name in MORE_METRICS.values() if name in row},
     }
 
 

@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +108,35 @@ def test_ncu_table_is_read(benchmarks):
         "L2 MB": 900.0,
         "DRAM GB/s": pytest.approx(2000),
     }
+
+
+def test_a_step_out_of_time_takes_its_children_along(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run_gpu
+
+    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
+    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    step = run_gpu.Step("slow", [sys.executable, "-c", parent], 1)
+    result = run_gpu.run(step, 1.0, run_gpu.PACKAGE.parent, tmp_path / "log")
+    assert result["exit_code"] == 124 and "begun" in result["output_end"]
+    time.sleep(3)
+    assert not (tmp_path / "late").exists()
+
+
+def test_rows_are_written_as_they_are_made(benchmarks, tmp_path):
+    import json
+
+    from measure import report
+
+    args = SimpleNamespace(device="cpu", clock="wall", cold=False, json=tmp_path / "out.json")
+
+    def rows():
+        yield {"a": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        report(rows(), args)
+    assert json.loads(args.json.read_text())["rows"] == [{"a": 1}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would start the whole run")

@@ -71,7 +71,8 @@ void run(const Problem& p, const Tensor& grad_out, bool deterministic, Gradients
     constexpr int vec = decltype(pack)::value, lanes = kLanesOf<T, vec>;
     const Arguments<T> a = make_arguments<T>(p, kThreads / lanes);
     const unsigned blocks = Launch::blocks(p.batch * p.heads * a.tiles);
-    backward_kernel<T, vec, lanes><<<blocks, kThreads, 0, launch.stream()>>>(a, grad, to, grads);
+    const auto go = [&](auto* kernel) { kernel<<<blocks, kThreads, 0, launch.stream()>>>(a, grad, to, grads); };
+    deterministic ? go(&backward_kernel<T, vec, lanes, true>) : go(&backward_kernel<T, vec, lanes, false>);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   if (deterministic) g.value = sums->template finish<T>(p, launch.stream());

@@ -16,41 +16,69 @@ struct GradSums {
   const double* scale;  // one number on the device; zero if a gradient is not finite
 };
 
-template <class Real, int kVec>
-__device__ __forceinline__ void add_each(Real* to, Real weight, const Real (&grad)[kVec]) {
-#pragma unroll
-  for (int v = 0; v < kVec; ++v) atomicAdd(to + v, weight * grad[v]);
-}
-
-// One addition for four floats, where the hardware has it.
-template <int kVec>
-__device__ __forceinline__ void add_fours(float* to, float weight, const float (&grad)[kVec]) {
+// How one lane adds its share of a group's channels to a token. Four floats go at once where the hardware has it; else
+// each addition is of one number, and then the lanes take turns over the channels, so that one instruction of the group
+// touches neighbouring numbers and not one in every sector.
+template <class T, int kVec, int kLanes, bool kDeterministic>
+struct Adder {
+  using Real = RealOf<T>;
+  using Sum = std::conditional_t<kDeterministic, long long, Real>;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-#pragma unroll
-  for (int v = 0; v < kVec; v += 4) {
-    const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
-    atomicAdd(reinterpret_cast<float4*>(to + v), four);
-  }
+  static constexpr bool kFours = !kDeterministic && std::is_same_v<Real, float> && kVec % 4 == 0;
 #else
-  add_each(to, weight, grad);
+  static constexpr bool kFours = false;
 #endif
-}
 
-template <class Real, int kVec>
-__device__ __forceinline__ void add_gradient(
-    const GradSums<Real>& to, double scale, int64_t at, Real weight, const Real (&grad)[kVec]) {
-  if (to.units) {
+  char* sums;            // of token 0 and this lane's first channel
+  uint32_t token_bytes;
+  double scale;
+  int channels;          // from this lane's first one to the last
+  Real grad[kVec];
+
+  // `row` is the (query, head)'s grad_out, `own` its channels that this lane has loaded.
+  __device__ Adder(
+      const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row, int first_channel,
+      int lane, bool active, const Real (&own)[kVec])
+      : scale(scale_) {
+    const int channel = first_channel + (kFours ? lane * kVec : lane);
+    Sum* start;
+    if constexpr (kDeterministic) start = to.units; else start = to.sums;
+    sums = reinterpret_cast<char*>(start + first_sum + channel);
+    token_bytes = static_cast<uint32_t>(a.heads) * static_cast<uint32_t>(a.channels) * sizeof(Sum);
+    channels = active ? a.channels - channel : 0;
 #pragma unroll
     for (int v = 0; v < kVec; ++v) {
-      const long long units = __double2ll_rn(static_cast<double>(weight * grad[v]) * scale);
-      atomicAdd(reinterpret_cast<unsigned long long*>(to.units + at + v), static_cast<unsigned long long>(units));
+      if constexpr (kFours) {
+        grad[v] = own[v];
+      } else {
+        grad[v] = v * kLanes < channels ? static_cast<Real>(row[channel + v * kLanes]) : Real(0);
+      }
     }
-  } else if constexpr (std::is_same_v<Real, float> && kVec % 4 == 0) {
-    add_fours(to.sums + at, weight, grad);
-  } else {
-    add_each(to.sums + at, weight, grad);
   }
-}
+
+  __device__ __forceinline__ void add(int token, Real weight) const {
+    if (weight == 0 || channels <= 0) return;
+    Sum* to = reinterpret_cast<Sum*>(sums + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes);
+#pragma unroll
+    for (int v = 0; v < kVec; v += kFours ? 4 : 1) {
+      if constexpr (kFours) {
+        const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
+        atomicAdd(reinterpret_cast<float4*>(to + v), four);
+      } else if (v * kLanes < channels) {
+        add_one(to + v * kLanes, weight * grad[v]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void add_one(Sum* to, Real x) const {
+    if constexpr (kDeterministic) {
+      const long long units = __double2ll_rn(static_cast<double>(x) * scale);
+      atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(units));
+    } else {
+      atomicAdd(to, x);
+    }
+  }
+};
 
 // Sums four numbers over the group with one shuffle less than half of four plain reductions: lane k of every four
 // ends with the total of x[k].
@@ -82,7 +110,7 @@ struct PointBackward {
   Real reference[4] = {};     // of this lane's points
 
   __device__ void add(
-      const Row<T>& row, int first, int size, int lane, const Real (*dots)[4], Real* grad_xy, Real* grad_scores) {
+      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy, Real* grad_scores) {
     for (int p = lane; p < size; p += kLanes) {
       const int i = first + p;
       const Point<T> point(row, i);
@@ -129,7 +157,24 @@ struct PointBackward {
   }
 };
 
-template <class T, int kVec, int kLanes>
+// All four corners are asked for before the first is used, and before any addition, which loads could not pass.
+template <class T, int kVec>
+__device__ __forceinline__ void dots_of_corners(
+    const Arguments<T>& a, const T* values, const Slot<RealOf<T>>& slot, const RealOf<T> (&grad)[kVec],
+    RealOf<T> (&dot)[4]) {
+  Pack<T, kVec> packs[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) packs[k] = load_pack<T, kVec>(token_values(a, values, slot.token[k]));
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    RealOf<T> x[kVec];
+    unpack(packs[k], x);
+#pragma unroll
+    for (int v = 0; v < kVec; ++v) dot[k] += grad[v] * x[v];
+  }
+}
+
+template <class T, int kVec, int kLanes, bool kDeterministic>
 __global__ void __launch_bounds__(kThreads) backward_kernel(
     const __grid_constant__ Arguments<T> a, const T* grad_out, const GradSums<RealOf<T>> to,
     const PointGradients<T> grads) {
@@ -138,13 +183,13 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   __shared__ Slot<Real> shared[groups][kChunk];
   __shared__ Real shared_dots[groups][kChunk][4];
   const int lane = static_cast<int>(threadIdx.x) % kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
-  Slot<Real>* slots = shared[group];
-  Real(*dots)[4] = shared_dots[group];
+  const Rotated<Slot<Real>> slots{shared[group], group};
+  const Rotated<Real[4]> dots{shared_dots[group], group};
   const Tile<T> tile(a, blockIdx.x);
   const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
-  const int64_t token_elements = static_cast<int64_t>(a.heads) * a.channels;
-  const int64_t first_sum = tile.b * a.tokens * token_elements + static_cast<int64_t>(tile.h) * a.channels;
-  const double scale = to.units ? *to.scale : 0.0;
+  const int64_t first_sum = static_cast<int64_t>(tile.b) * a.tokens * a.heads * a.channels +
+      static_cast<int64_t>(tile.h) * a.channels;
+  const double scale = kDeterministic ? *to.scale : 0.0;
   const int count = a.levels * a.points;
 
   // queries_per_block is a multiple of `groups`: all lanes of a warp stay together for the shuffles.
@@ -165,22 +210,17 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
         const int channel = first_channel + lane * kVec;
         const bool works = active && channel < a.channels;
         Real grad[kVec] = {};
-        if (works) load_values<T, kVec>(grad_out + out_row * a.channels + channel, grad);
+        const T* grad_row = grad_out + (active ? out_row * a.channels : 0);
+        if (works) load_values<T, kVec>(grad_row + channel, grad);
+        const Adder<T, kVec, kLanes, kDeterministic> adder(
+            a, to, scale, first_sum, grad_row, first_channel, lane, active, grad);
         for (int p = 0; p < size; ++p) {
           const Slot<Real> slot = slots[p];
           Real dot[4] = {};
-          if (works && slot.token[0] >= 0) {
+          if (slot.token[0] >= 0) {
+            if (works) dots_of_corners<T, kVec>(a, values + channel, slot, grad, dot);
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              Real x[kVec];
-              load_values<T, kVec>(token_values(a, values + channel, slot.token[k]), x);
-#pragma unroll
-              for (int v = 0; v < kVec; ++v) dot[k] += grad[v] * x[v];
-              if (slot.weight[k] != 0) {
-                add_gradient<Real, kVec>(
-                    to, scale, first_sum + slot.token[k] * token_elements + channel, slot.weight[k], grad);
-              }
-            }
+            for (int k = 0; k < 4; ++k) adder.add(slot.token[k], slot.weight[k]);
           }
           const Real total = group_sum_of_four<kLanes>(dot, lane);
           if (lane < 4) dots[p][lane] = first_channel == 0 ? total : dots[p][lane] + total;

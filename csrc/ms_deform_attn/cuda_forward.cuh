@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   constexpr int groups = kThreads / kLanes;
   __shared__ Slot<Real> shared[groups][kChunk];
   const int lane = static_cast<int>(threadIdx.x) % kLanes, group = static_cast<int>(threadIdx.x) / kLanes;
-  Slot<Real>* slots = shared[group];
+  const Rotated<Slot<Real>> slots{shared[group], group};
   const Tile<T> tile(a, blockIdx.x);
   const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
   const int count = a.levels * a.points;

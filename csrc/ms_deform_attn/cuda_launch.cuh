@@ -39,6 +39,7 @@ Arguments<T> make_arguments(const Problem& p, int groups) {
   a.scores_image = p.scores.stride(0), a.scores_query = p.scores.stride(1);
   if (p.reference) a.reference_image = p.reference->stride(0), a.reference_query = p.reference->stride(1);
   a.value_token_bytes = static_cast<uint32_t>(as_int(p.value.stride(1) * sizeof(T), "the bytes of a token"));
+  as_int(p.heads * p.channels * 8, "the bytes of a token's sums");
   set_tiles(a, p.shapes.data(), groups);
   return a;
 }

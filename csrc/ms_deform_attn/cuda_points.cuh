@@ -8,7 +8,10 @@
 
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "form.h"
@@ -29,7 +32,11 @@ PAQ_HD To convert(From x) {
 template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-constexpr int kThreads = 128;
+// Threads of a block. More of them share one head's tile in the first-level cache; fewer fill the chip with less work.
+#ifndef PAQ_DETR_MSDA_THREADS
+#define PAQ_DETR_MSDA_THREADS 128
+#endif
+constexpr int kThreads = PAQ_DETR_MSDA_THREADS;
 constexpr int kMaxLevels = 32;
 constexpr int kChunk = 16;        // points prepared at a time
 constexpr int kTile = 8;          // queries of an encoder tile along each side
@@ -199,6 +206,16 @@ struct alignas(16) Slot {
   }
 };
 
+// What a group keeps for each point of a chunk. The groups of a warp read the same point at the same time; every group
+// starts at a slot of its own, else their slots would lie in the same banks.
+template <class Entry>
+struct Rotated {
+  Entry* entries;
+  int group;
+
+  __device__ Entry& operator[](int p) const { return entries[static_cast<unsigned>(p + group) % kChunk]; }
+};
+
 // 16 bytes of values, or a single one where the layout does not allow more.
 template <class T, int kVec>
 struct alignas(sizeof(T) * kVec) Pack {
@@ -206,10 +223,30 @@ struct alignas(sizeof(T) * kVec) Pack {
 };
 
 template <class T, int kVec>
-__device__ __forceinline__ void load_values(const T* from, RealOf<T> (&to)[kVec]) {
-  const Pack<T, kVec> pack = *reinterpret_cast<const Pack<T, kVec>*>(from);
+__device__ __forceinline__ Pack<T, kVec> load_pack(const T* from) {
+  return *reinterpret_cast<const Pack<T, kVec>*>(from);
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void unpack(const Pack<T, kVec>& pack, RealOf<T> (&to)[kVec]) {
+  if constexpr (std::is_same_v<T, torch::headeronly::BFloat16> && kVec % 2 == 0) {
+    // bfloat16 is the upper half of a float: of each pair one is shifted up and the other masked, one instruction each.
+    uint32_t pairs[kVec / 2];
+    memcpy(pairs, &pack, sizeof(pack));
+#pragma unroll
+    for (int v = 0; v < kVec; v += 2) {
+      to[v] = __uint_as_float(pairs[v / 2] << 16);
+      to[v + 1] = __uint_as_float(pairs[v / 2] & 0xffff0000u);
+    }
+    return;
+  }
 #pragma unroll
   for (int v = 0; v < kVec; ++v) to[v] = static_cast<RealOf<T>>(pack.x[v]);
+}
+
+template <class T, int kVec>
+__device__ __forceinline__ void load_values(const T* from, RealOf<T> (&to)[kVec]) {
+  unpack(load_pack<T, kVec>(from), to);
 }
 
 template <class T, int kVec>

@@ -105,6 +105,7 @@ T atomicMax(T* to, T x) {
 }
 
 inline float __expf(float x) { return std::exp(x); }
+inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline long long __double2ll_rn(double x) { return std::llrint(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }

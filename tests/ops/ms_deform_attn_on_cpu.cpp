@@ -67,7 +67,13 @@ void run(const Tensors& t, int form, const int* sizes, const int64_t* shapes, bo
   const GradSums<Real> to{deterministic ? nullptr : static_cast<Real*>(t.sums), deterministic ? t.units : nullptr, &scale};
   const PointGradients<T> points{
       static_cast<Real*>(t.grad_xy), static_cast<Real*>(t.grad_scores), static_cast<Real*>(t.grad_reference)};
-  launch(blocks, kThreads, [&] { backward_kernel<T, kVec, kLanes>(a, grad_out, to, points); });
+  launch(blocks, kThreads, [&] {
+    if (deterministic) {
+      backward_kernel<T, kVec, kLanes, true>(a, grad_out, to, points);
+    } else {
+      backward_kernel<T, kVec, kLanes, false>(a, grad_out, to, points);
+    }
+  });
   if (!deterministic) return;
   T* grad_value = static_cast<T*>(t.grad_value);
   launch(static_cast<unsigned>((values + 63) / 64), 64, [&] { finish_kernel<T>(t.units, &scale, values, grad_value); });

@@ -16,6 +16,7 @@ a point that does not count is not looked at. Arithmetic is float32 (float64 for
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ def ms_deform_attn(
     value, sampling_locations, attention_weights = _working_types(value, sampling_locations, attention_weights)
     if _extension.use_native("ms_deform_attn", value):
         shapes = [size for shape in spatial_shapes for size in shape]
-        return torch.ops.paq_detr.ms_deform_attn(value, shapes, sampling_locations, attention_weights)
+        return _call(_Classical, "ms_deform_attn", value, shapes, sampling_locations, attention_weights)
     return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
 
 
@@ -116,8 +117,8 @@ def fused_ms_deform_attn(
     value, reference, offsets, logits, valid_ratios = _working_types(value, reference, offsets, logits, valid_ratios)
     if _extension.use_native("fused_ms_deform_attn", value):
         shapes = [size for shape in spatial_shapes for size in shape]
-        return torch.ops.paq_detr.fused_ms_deform_attn(
-            value, shapes, reference, offsets, logits, valid_ratios, padding_mask
+        return _call(
+            _Fused, "fused_ms_deform_attn", value, shapes, reference, offsets, logits, valid_ratios, padding_mask
         )
     return fused_ms_deform_attn_torch(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
 
@@ -251,6 +252,89 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
 # because a sum over heads inside of the kernel would need atomic additions.
 
 
+def _keep(ctx, inputs, output=None):
+    ctx.shapes = inputs[1]
+    ctx.save_for_backward(inputs[0], *inputs[2:])
+
+
+def _classical_backward(ctx, grad_out):
+    value, *rest = ctx.saved_tensors
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grad_value, *grads = torch.ops.paq_detr.ms_deform_attn_backward(grad_out, value, ctx.shapes, *rest, deterministic)
+    return grad_value, None, *grads
+
+
+def _fused_backward(ctx, grad_out):
+    value, *rest = ctx.saved_tensors
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    grad_value, grad_reference, *grads = torch.ops.paq_detr.fused_ms_deform_attn_backward(
+        grad_out, value, ctx.shapes, *rest, deterministic
+    )
+    grad_reference = grad_reference.sum(2) if ctx.needs_input_grad[2] else None
+    return grad_value, None, grad_reference, *grads, None, None
+
+
+# What register_autograd installs is Python that runs at every call and costs more than the kernel of a decoder layer on
+# a GPU. In eager mode an autograd.Function of our own does the same below the dispatcher's autograd keys.
+
+
+class _Classical(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep(ctx, inputs)
+        return _below_autograd("ms_deform_attn", inputs)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return _eager_backward(_classical_backward, ctx, grad_out)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep(ctx, inputs)
+        return _below_autograd("fused_ms_deform_attn", inputs)
+
+    @staticmethod
+    def backward(ctx, grad_out):
+        return _eager_backward(_fused_backward, ctx, grad_out)
+
+
+def _call(function: type[torch.autograd.Function], name: str, *inputs) -> Tensor:
+    """The native operator ``name``, by the shortest way that keeps gradients."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._are_functorch_transforms_active()
+    ):  # they want to see the operator itself
+        return getattr(torch.ops.paq_detr, name)(*inputs)
+    if torch.is_grad_enabled() and any([t.requires_grad for t in inputs if isinstance(t, Tensor)]):
+        return function.apply(*inputs)
+    return _below_autograd(name, inputs)
+
+
+def _below_autograd(name: str, inputs: Sequence) -> Tensor:
+    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST), torch._C._AutoDispatchBelowAutograd():  # types are chosen by now
+        return _overload(name)(*inputs)
+
+
+def _eager_backward(backward, ctx, grad_out):
+    if torch.is_grad_enabled():  # create_graph: let the backward operator refuse a second derivative
+        return backward(ctx, grad_out)
+    with torch._C._AutoDispatchBelowAutograd():
+        return backward(ctx, grad_out)
+
+
+@cache
+def _overload(name: str):
+    return getattr(torch.ops.paq_detr, name).default
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
 def _register() -> None:
     fake, autograd = torch.library.register_fake, torch.library.register_autograd
 
@@ -272,29 +356,8 @@ def _register() -> None:
         grad_value, grad_offsets, grad_logits = (t.new_empty(t.shape) for t in (value, offsets, logits))
         return grad_value, grad_reference, grad_offsets, grad_logits
 
-    def keep(ctx, inputs, output):
-        ctx.shapes = inputs[1]
-        ctx.save_for_backward(inputs[0], *inputs[2:])
-
-    def classical_backward(ctx, grad_out):
-        value, *rest = ctx.saved_tensors
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        grad_value, *grads = torch.ops.paq_detr.ms_deform_attn_backward(
-            grad_out, value, ctx.shapes, *rest, deterministic
-        )
-        return grad_value, None, *grads
-
-    def fused_backward(ctx, grad_out):
-        value, *rest = ctx.saved_tensors
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        grad_value, grad_reference, *grads = torch.ops.paq_detr.fused_ms_deform_attn_backward(
-            grad_out, value, ctx.shapes, *rest, deterministic
-        )
-        grad_reference = grad_reference.sum(2) if ctx.needs_input_grad[2] else None
-        return grad_value, None, grad_reference, *grads, None, None
-
-    autograd("paq_detr::ms_deform_attn", classical_backward, setup_context=keep)
-    autograd("paq_detr::fused_ms_deform_attn", fused_backward, setup_context=keep)
+    autograd("paq_detr::ms_deform_attn", _classical_backward, setup_context=_keep)
+    autograd("paq_detr::fused_ms_deform_attn", _fused_backward, setup_context=_keep)
     _extension.register_once_differentiable("ms_deform_attn_backward")
     _extension.register_once_differentiable("fused_ms_deform_attn_backward")
     for name in ("ms_deform_attn", "fused_ms_deform_attn"):
