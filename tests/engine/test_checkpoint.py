@@ -97,7 +97,7 @@ def test_long_lists_are_cut():
         "",
         "MODEL.DETR.DECODER.BOX_REFINE False",
         "MODEL.DETR.QUERIES.NAME EncoderTopN MODEL.DETR.QUERIES.SCORE max",
-        "MODEL.DETR.QUERIES.NAME EncoderTopN MODEL.DETR.HYBRID.ENABLED True MODEL.DETR.HYBRID.NUM_QUERIES 12",
+        "MODEL.DETR.QUERIES.NAME EncoderTopN MODEL.DETR.ROUTES ['hybrid'] MODEL.DETR.HYBRID.NUM_QUERIES 12",
     ],
 )
 def test_every_tensor_that_depends_on_the_classes_is_declared(make_cfg, opts):
