@@ -22,7 +22,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from measure import arguments, parser_of, report
 
-from paq_detr.config import add_paq_detr_config
+from paq_detr import add_paq_detr_config
 from paq_detr.engine.solver import build_optimizer
 from paq_detr.ops import _extension
 

@@ -92,8 +92,8 @@ def test_an_unknown_precision_is_named(make_cfg):
 
 
 def test_parts_that_do_not_fit_together_give_one_sentence(make_cfg):
-    with pytest.raises(UserError, match="cannot be built: HYBRID.ENABLED needs"):
-        Trainer(make_cfg("MODEL.DETR.HYBRID.ENABLED", True))
+    with pytest.raises(UserError, match="cannot be built: MODEL.DETR.ROUTES hybrid needs"):
+        Trainer(make_cfg("MODEL.DETR.ROUTES", "['hybrid']"))
     with pytest.raises(UserError, match=r"cannot be built: DEHOMO.LAYERS is \['a'\]") as caught:
         Trainer(make_cfg("MODEL.DETR.DEHOMO.LAYERS", "['a']"))
     assert "\n" not in str(caught.value)
