@@ -94,8 +94,8 @@ def test_an_unknown_precision_is_named(make_cfg):
 def test_parts_that_do_not_fit_together_give_one_sentence(make_cfg):
     with pytest.raises(UserError, match="cannot be built: MODEL.DETR.ROUTES hybrid needs"):
         Trainer(make_cfg("MODEL.DETR.ROUTES", "['hybrid']"))
-    with pytest.raises(UserError, match=r"cannot be built: DEHOMO.LAYERS is \['a'\]") as caught:
-        Trainer(make_cfg("MODEL.DETR.DEHOMO.LAYERS", "['a']"))
+    with pytest.raises(UserError, match="cannot be built: MODEL.DETR.DECODER.INTERACTION is .a., must be one of") as caught:
+        Trainer(make_cfg("MODEL.DETR.DECODER.INTERACTION", "['a']"))
     assert "\n" not in str(caught.value)
 
 
@@ -217,7 +217,8 @@ def test_progress_is_one_short_line_whatever_the_number_of_losses(make_cfg, capl
 
 
 def test_the_progress_line_tells_how_many_queries_dh_detr_keeps(make_cfg, caplog):
-    dehomo = ("MODEL.DETR.DEHOMO.LAYERS", "[2]", "MODEL.DETR.DEHOMO.FLOOR_SCORE", 0.9)
+    interaction = ("MODEL.DETR.DECODER.INTERACTION", "['self_attention', 'dehomo']")
+    dehomo = ("MODEL.DETR.QUERIES.NAME", "EncoderTopN", *interaction, "MODEL.DETR.DEHOMO.FLOOR_SCORE", 0.9)
     for options in (dehomo, ()):
         with caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
             train(make_cfg("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", *options))
