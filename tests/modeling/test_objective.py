@@ -18,6 +18,7 @@ from paq_detr.modeling.losses import ClassificationLoss, FocalLoss, VarifocalLos
 from paq_detr.modeling.objective import box_losses, supervise
 from paq_detr.structures import Assignment, LayerOutput, Targets
 
+from ..boxes import iou_and_giou
 from .assemblies import predict
 
 
@@ -35,19 +36,6 @@ def scene(counts=(2, 0, 3), num_queries=6, num_classes=3, seed=0):
     shape = (len(counts), num_queries)
     logits = torch.randn(*shape, num_classes, generator=generator)
     return LayerOutput(logits, torch.rand(*shape, 4, generator=generator) * 0.4 + 0.1), targets
-
-
-def corners(box):
-    x, y, w, h = box
-    return x - w / 2, y - h / 2, x + w / 2, y + h / 2
-
-
-def iou_and_giou(a, b):
-    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = corners(a), corners(b)
-    inter = max(min(ax1, bx1) - max(ax0, bx0), 0) * max(min(ay1, by1) - max(ay0, by0), 0)
-    union = a[2] * a[3] + b[2] * b[3] - inter
-    hull = (max(ax1, bx1) - min(ax0, bx0)) * (max(ay1, by1) - min(ay0, by0))
-    return inter / union, inter / union - (hull - union) / hull
 
 
 def pair_cost(output, targets, b, query, target):

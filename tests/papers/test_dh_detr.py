@@ -22,6 +22,7 @@ from paq_detr.papers.dh_detr import AdmissibleCost, Dehomo, DehomoGenerator, Sof
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner
 from paq_detr.structures import Assignment, DecoderState, LayerOutput, Targets
 
+from ..boxes import iou
 from ..modeling.assemblies import (
     ASSIGNMENT,
     DEHOMO,
@@ -99,13 +100,6 @@ def crowd_of_queries(batch=2, num_queries=14, dim=8, seed=0):
     boxes = torch.cat([0.45 + 0.1 * rand(batch, num_queries, 2), 0.3 + 0.1 * rand(batch, num_queries, 2)], -1)
     content = torch.randn(batch, num_queries, dim, generator=generator, dtype=torch.float64)
     return content, boxes, rand(batch, num_queries) ** 2
-
-
-def iou(a, b):
-    left, top = max(a[0] - a[2] / 2, b[0] - b[2] / 2), max(a[1] - a[3] / 2, b[1] - b[3] / 2)
-    right, bottom = min(a[0] + a[2] / 2, b[0] + b[2] / 2), min(a[1] + a[3] / 2, b[1] + b[3] / 2)
-    inter = max(right - left, 0) * max(bottom - top, 0)
-    return inter / (a[2] * a[3] + b[2] * b[3] - inter)
 
 
 def neighbors_by_hand(boxes, scores, i, k):

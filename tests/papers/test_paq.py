@@ -16,6 +16,7 @@ from paq_detr.modeling.losses import Matches, VarifocalLoss
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
 from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 
+from ..boxes import iou
 from ..modeling.assemblies import (
     ASSIGNMENT,
     HYBRID,
@@ -137,14 +138,6 @@ def random_scene(counts=(3, 0, 5), num_queries=20, num_classes=4, seed=0, spread
             predicted[b] = near + spread * torch.randn(num_queries, 4, generator=generator)
     logits = torch.randn(len(counts), num_queries, num_classes, generator=generator)
     return LayerOutput(logits, predicted.clamp(0.05, 0.95)), targets
-
-
-def iou(a, b):
-    """IoU of two cxcywh boxes, the plain way."""
-    left, top = max(a[0] - a[2] / 2, b[0] - b[2] / 2), max(a[1] - a[3] / 2, b[1] - b[3] / 2)
-    right, bottom = min(a[0] + a[2] / 2, b[0] + b[2] / 2), min(a[1] + a[3] / 2, b[1] + b[3] / 2)
-    inter = max(right - left, 0) * max(bottom - top, 0)
-    return inter / (a[2] * a[3] + b[2] * b[3] - inter)
 
 
 def quality_by_hand(output, targets, gamma):

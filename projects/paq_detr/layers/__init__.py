@@ -7,7 +7,6 @@ from .blocks import MLP, FeedForward, MaskedGroupNorm
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
-    giou_loss,
     intersection_over_own_area,
     inverse_sigmoid,
     paired_giou,

@@ -13,7 +13,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers import giou_loss, paired_iou
+from ..layers import paired_giou, paired_iou
 from ..registry import CLASS_LOSSES
 from ..structures import Assignment, LayerOutput, Targets
 
@@ -113,9 +113,9 @@ def l1_loss(matches: Matches) -> Tensor:
     return (matches.boxes - matches.wanted).abs().sum(-1)
 
 
-def giou_pair_loss(matches: Matches) -> Tensor:
+def giou_loss(matches: Matches) -> Tensor:
     """(P,) 1 - GIoU."""
-    return giou_loss(matches.boxes, matches.wanted)
+    return 1 - paired_giou(matches.boxes, matches.wanted)
 
 
 @CLASS_LOSSES.register("focal")

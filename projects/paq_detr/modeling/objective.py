@@ -14,7 +14,7 @@ from torch import Tensor
 from ..layers import intersection_over_own_area
 from ..structures import Assignment, Prediction, Targets
 from .assignment import Assigner, assign
-from .losses import ClassificationLoss, Matches, giou_pair_loss, l1_loss
+from .losses import ClassificationLoss, Matches, giou_loss, l1_loss
 
 #: A loss of the assigned pairs, (P,) each.
 PairLoss = Callable[[Matches], Tensor]
@@ -22,7 +22,7 @@ PairLoss = Callable[[Matches], Tensor]
 
 def box_losses(l1_weight: float = 5.0, giou_weight: float = 2.0) -> dict[str, tuple[float, PairLoss]]:
     """DETR's losses of the boxes, for ``Objective.pair_losses``."""
-    return {"l1": (l1_weight, l1_loss), "giou": (giou_weight, giou_pair_loss)}
+    return {"l1": (l1_weight, l1_loss), "giou": (giou_weight, giou_loss)}
 
 
 @dataclass(frozen=True, eq=False)

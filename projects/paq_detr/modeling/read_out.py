@@ -78,8 +78,8 @@ def build_layer_read_out(cfg, kit) -> ReadOut:
     running = D.DECODER.TEST_LAYERS or D.DECODER.NUM_LAYERS
     if not 0 <= D.READ_OUT.LAYER <= running:
         raise UserError(
-            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{running}, the layers that run at inference "
-            "(0: the last)"
+            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{running}, the layers "
+            "that run at inference (0: the last)"
         )
     nms_iou = check_range("MODEL.DETR.READ_OUT.NMS_IOU", D.READ_OUT.NMS_IOU, "[0, 1]")
     return ReadOut(cfg.TEST.DETECTIONS_PER_IMAGE, D.READ_OUT.LAYER or None, nms_iou)
