@@ -27,6 +27,7 @@ from .registry import (
     ROUTES,
     SOURCES,
     Kit,
+    load_plugins,
     per_layer,
 )
 
@@ -39,6 +40,7 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
             with the full key.
     """
     D = cfg.MODEL.DETR
+    load_plugins(D.PLUGINS)  # in a process that was handed a finished config
     backbone = build_backbone(cfg)
     kit = Kit(num_classes, backbone.output_shape())
     parts = {

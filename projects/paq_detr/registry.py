@@ -8,13 +8,14 @@ A slot is a ``Registry``. A builder is registered beside its class and called as
     def build_patterns(cfg, kit):
         return PatternContent(num_patterns=cfg.MODEL.DETR.PATTERNS.NUM, ...)
 
-The config keys of a paper are added by a function that ``adds_config`` marks. A module that does both is a plug-in;
-those of ``papers/`` are found by themselves, others by ``MODEL.DETR.PLUGINS`` or by an import before the config is made.
+The config keys of a paper are added by a function that ``adds_config`` marks. A module that does both is a plug-in:
+those of ``papers/`` are found by themselves, others by ``MODEL.DETR.PLUGINS`` or by an import before the config is
+made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, TypeVar
@@ -104,8 +105,8 @@ def add_plugin_keys(cfg: Any, since: int = 0) -> None:
         add(cfg)
 
 
-def load_plugins(cfg: Any, modules: list[str]) -> None:
-    """Import the modules that ``MODEL.DETR.PLUGINS`` names and add their keys to ``cfg``.
+def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
+    """Import the modules that ``MODEL.DETR.PLUGINS`` names; to ``cfg``, where given, their keys are added.
 
     Raises:
         UserError: a module that cannot be imported.
@@ -116,7 +117,8 @@ def load_plugins(cfg: Any, modules: list[str]) -> None:
             import_module(name)
         except ImportError as error:
             raise UserError(f"MODEL.DETR.PLUGINS names {name}, which cannot be imported: {error}") from error
-        add_plugin_keys(cfg, since=known)
+        if cfg is not None:
+            add_plugin_keys(cfg, since=known)
 
 
 def per_layer(key: str, names: Any, num_layers: int) -> list[Any]:

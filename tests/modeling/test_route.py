@@ -199,7 +199,7 @@ def test_a_borrowed_module_may_stand_in_lists_and_is_not_registered():
     twin = copy.deepcopy(both)
     assert twin["heads"][0].weight is twin["owner"].weight is not owner.weight
     with pytest.raises(AttributeError):
-        both["heads"][0].nothing
+        _ = both["heads"][0].nothing
 
 
 def test_everything_marked_train_only_is_dropped_wherever_it_is():

@@ -23,6 +23,7 @@ from detectron2.utils.logger import setup_logger
 from ..data import register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import NonFiniteLossError, UserError
+from ..registry import load_plugins
 from .checks import check_values, value_of
 from .weights import missing_file
 
@@ -121,34 +122,65 @@ def _merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"The config file {path} does not exist{hint}.")
     try:
         given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=True))
-        _whole_numbers_to_floats(given, cfg)
+        _load_plugins(cfg, _plugins_of(given))
+        _mend_types(given, cfg)
         cfg.merge_from_other_cfg(given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}.") from error
     except KeyError as error:
-        key = re.search(r"[Nn]on-existent config key: ([\w.]+)", str(error))
+        key = re.search(r"(?:[Nn]on-existent config key: |Key )([\w.]+)", str(error))
         raise UserError(f"{path}: {_unknown(cfg, key[1]) if key else error}.") from error
     except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
 
 
-def _whole_numbers_to_floats(given: CfgNode, cfg: CfgNode) -> None:
-    """1 means 1.0 where ``cfg`` holds a float; without this yacs refuses it."""
+def _plugins_of(given: CfgNode) -> object:
+    for name in ("MODEL", "DETR"):
+        given = given.get(name)
+        if not isinstance(given, CfgNode):
+            return []
+    return given.get("PLUGINS", [])
+
+
+def _load_plugins(cfg: CfgNode, names: object) -> None:
+    """Imports what MODEL.DETR.PLUGINS names, also from the working directory, before keys are merged."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    load_plugins([names] if isinstance(names, str) else names, cfg)
+
+
+def _mend_types(given: CfgNode, cfg: CfgNode) -> None:
+    """1 means 1.0 where ``cfg`` holds a float, and a name a list of one where it holds a list; yacs refuses both."""
     for name, value in given.items():
         now = cfg.get(name)
         if isinstance(value, CfgNode) and isinstance(now, CfgNode):
-            _whole_numbers_to_floats(value, now)
-        elif type(value) is int and isinstance(now, float):
-            given[name] = float(value)
+            _mend_types(value, now)
+        else:
+            given[name] = _mended(value, now)
+
+
+def _mended(value: object, now: object) -> object:
+    if type(value) is int and isinstance(now, float):
+        return float(value)
+    if isinstance(value, str) and isinstance(now, list) and not value.lstrip().startswith(("[", "(")):
+        return [value]
+    return value
 
 
 def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
     if len(opts) % 2:
         raise UserError(f"Options come as pairs KEY VALUE, but these are {len(opts)}: {' '.join(opts)}.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key == "MODEL.DETR.PLUGINS":
+            names = yaml.safe_load(value)
+            _load_plugins(cfg, names if isinstance(names, (str, list)) else [value])
     known = set(_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
             raise UserError(f"{_unknown(cfg, key)}.")
         if isinstance(value_of(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value):
             value = float(value)
+        value = _mended(value, value_of(cfg, key))
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, TypeError, AssertionError) as error:
@@ -166,7 +198,10 @@ def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:
-    """That there is no such key, and which was probably meant."""
+    """That there is no such key, and which was probably meant, or how it is written now."""
+    if cfg.key_is_renamed(key):
+        _, how = cfg.__dict__[CfgNode.RENAMED_KEYS][key]
+        return f"{key} is gone: {how}"
     known = list(_keys(cfg))
     leaf = key.split(".")[-1].upper()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
