@@ -14,14 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from .modeling.objective import Objective
-
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What the image gives
@@ -140,7 +136,7 @@ class QueryGroup:
     stop: int
     pairs: Assignment
     scale: float = 1.0  # factor on its losses (1 / number of denoising groups)
-    objective: Objective | None = None  # how it is supervised; None: as the layer's other queries
+    objective: Supervision | None = None  # how it is supervised; None: as the layer's other queries
 
 
 @dataclass
@@ -215,6 +211,18 @@ class DecoderState:
 # Supervision
 
 
+class Supervision(Protocol):
+    """How one kind of output is supervised; modeling/objective.py has the class ``Objective``."""
+
+    scale: float
+
+    def seen(self, targets: Targets) -> Targets:
+        """The objects as this output sees them."""
+
+    def losses(self, matches: Any) -> dict[str, Tensor]:
+        """Weighted sums by name, not yet divided."""
+
+
 @dataclass
 class Targets:
     """The ground truth of a batch; objects of all images stand one behind the other.
@@ -262,7 +270,7 @@ class Prediction:
 
     name: str  # suffix of the loss names: "final", "layer1", "encoder", "hybrid_layer1", ...
     output: LayerOutput
-    objective: Objective
+    objective: Supervision
     pairs: Assignment | None = None  # known partners; None: the objective's assigner finds them
     match: LayerOutput | None = None  # what the pairs are found on, where that is not ``output`` (priors)
     targets: Targets | None = None  # the objects, where they are not the batch's (patches)
