@@ -83,15 +83,14 @@ def measure(model: nn.Module, batches: Iterable[list[dict]], score: float) -> li
     entered, scores = [], []
 
     def enter(layer, inputs):
-        content, _, reference, queries, _, _ = inputs
-        entered.append((content, reference, queries.valid))
+        entered.append(inputs[0].content)
 
     def behind(cross_attention, inputs):
-        before, reference, valid = entered.pop()
-        seen.append((before, inputs[0], reference, valid))
+        state = inputs[0]
+        seen.append((entered.pop(), state.content, state.reference, state.alive))
 
     def finish(decoder, inputs, outputs):
-        scores.append(outputs[0].logits.float().sigmoid().amax(-1))
+        scores.append(outputs[0].best_score())
 
     hooks = [decoder.register_forward_hook(finish)]
     for layer in decoder.layers:
