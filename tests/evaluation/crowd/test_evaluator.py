@@ -9,21 +9,21 @@ from detectron2.config import get_cfg
 
 from paq_detr.config import add_paq_detr_config
 from paq_detr.evaluation import CocoBoxEvaluator, CrowdHumanEvaluator, QueryUseEvaluator, build_evaluator
-from paq_detr.evaluation.crowdhuman import evaluate_files
+from paq_detr.evaluation.crowd.cli import evaluate_files
 
-from . import crowd_reference
-from .scenes import feed, instances
+from ..scenes import feed, instances
+from . import reference
 
 METRICS = ("AP", "MR", "JI", "Recall")
 
 
 def crowd(seed=5):
     """A random crowd as a dataset's images, as predictions and as odgt records of the size that ``feed`` has."""
-    annotations, dump = crowd_reference.random_scene(seed, size=(200, 300))
+    annotations, dump = reference.random_scene(seed, size=(200, 300))
     by_id = {record["ID"]: record for record in dump}
     images, predictions = [], {}
     for record in annotations:
-        objects = [(0, corners(b["fbox"]), crowd_reference.tag(b, "fbox") == -1) for b in record["gtboxes"]]
+        objects = [(0, corners(b["fbox"]), reference.tag(b, "fbox") == -1) for b in record["gtboxes"]]
         images.append((record["ID"], objects))
         found = by_id[record["ID"]]["dtboxes"]
         predictions[record["ID"]] = instances([corners(d["box"]) for d in found], [d["score"] for d in found])
@@ -31,14 +31,14 @@ def crowd(seed=5):
 
 
 def corners(box):
-    return [float(v) for v in crowd_reference.corners(box)]
+    return [float(v) for v in reference.corners(box)]
 
 
 @pytest.mark.parametrize("protocol", ["crowddet", "dh"])
 def test_evaluator_gives_the_numbers_of_the_loops(register_dataset, protocol):
     images, predictions, annotations, dump = crowd()
     result = feed(CrowdHumanEvaluator(register_dataset(images), protocol=protocol), predictions)["crowd"]
-    expected = crowd_reference.evaluate(annotations, dump, protocol=protocol)
+    expected = reference.evaluate(annotations, dump, protocol=protocol)
     assert {m: result[m] for m in METRICS} == pytest.approx({m: 100 * expected[m] for m in METRICS}, abs=1e-7)
     assert result["JI_threshold"] == expected["JI_threshold"]
 

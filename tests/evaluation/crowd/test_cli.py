@@ -9,15 +9,15 @@ import sys
 
 import pytest
 
-from paq_detr.evaluation.crowd_report import describe
-from paq_detr.evaluation.crowdhuman import evaluate_files, main
+from paq_detr.evaluation.crowd.cli import evaluate_files, main
+from paq_detr.evaluation.crowd.report import describe
 
-from . import crowd_reference
+from . import reference
 from .odgt_scenes import A, B, mask, one_image, person, same, warnings
 
 
 def test_coco_results_give_the_same_as_the_dump(evaluate):
-    annotations, dump = crowd_reference.random_scene(70)
+    annotations, dump = reference.random_scene(70)
     annotations = [{**record, "height": 120, "width": 200} for record in annotations]
     place = {record["ID"]: i for i, record in enumerate(annotations, start=1)}
     rows = [(r["ID"], d) for r in dump for d in r["dtboxes"]]
@@ -117,7 +117,7 @@ def test_coco_results_of_several_categories_are_refused(evaluate):
 
 
 def test_boxes_are_named_in_words_or_as_in_the_file(evaluate):
-    annotations, dump = crowd_reference.random_scene(71, num_images=5)
+    annotations, dump = reference.random_scene(71, num_images=5)
     for word, kind in (("full", "fbox"), ("visible", "vbox"), ("head", "hbox")):
         assert same(evaluate(annotations, dump, box=word), evaluate(annotations, dump, box=kind))
     with pytest.raises(ValueError, match="gt.odgt: the box must be 'full', 'visible' or 'head' .*, got 'body'"):
@@ -125,7 +125,7 @@ def test_boxes_are_named_in_words_or_as_in_the_file(evaluate):
 
 
 def test_command_writes_json_at_full_precision(tmp_path):
-    annotations, dump = crowd_reference.random_scene(80, num_images=12)
+    annotations, dump = reference.random_scene(80, num_images=12)
     gt, dt, out = (tmp_path / name for name in ("gt.odgt", "dt.json", "out.json"))
     gt.write_text("".join(json.dumps(record) + "\n" for record in annotations))
     dt.write_text("".join(json.dumps(record) + "\n" for record in dump))

@@ -16,11 +16,13 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..checks import check_choice
-from ..data.json_file import write_json
-from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, evaluate_images, join, summarize
-from .crowd_report import describe
-from .records import Detections, finite_detections, gather_records
+from ...checks import check_choice
+from ...data.json_file import write_json
+from ..records import Detections, finite_detections, gather_records
+from .images import CrowdImage, Truth, evaluate_images, join
+from .metrics import summarize
+from .protocols import PROTOCOLS
+from .report import describe
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ METRICS = ("AP", "MR", "JI", "JI_threshold", "Recall")
 
 
 class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, MR-2, JI and recall by CrowdHuman's definitions (``crowd_metrics``), also split by crowdedness.
+    """AP, MR-2, JI and recall by CrowdHuman's definitions (``metrics``), also split by crowdedness.
 
     Annotations with ``iscrowd`` are ignore regions. With several classes every metric is computed per class, on the
     detections and annotations of that class, and averaged over the classes that have objects; where one of them has no
@@ -40,7 +42,7 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     Args:
         dataset_name: registered dataset whose dicts have ``height`` and ``width``.
-        output_dir: folder for ``crowd_metrics.json`` (fractions, null for NaN) and, for one class,
+        output_dir: folder for ``metrics.json`` (fractions, null for NaN) and, for one class,
             ``crowd_detections.json`` (CrowdHuman's json lines, ground truth included, which the public programs read);
             None writes nothing.
         protocol: "crowddet" or "dh".

@@ -15,9 +15,9 @@ from collections.abc import Hashable, Iterator
 
 import numpy as np
 
-from ..data.json_file import open_file, parse_json, value_of
-from ..data.odgt import box_kind, boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
-from .crowd_metrics import CrowdImage, Truth
+from ...data.json_file import open_file, parse_json, value_of
+from ...data.odgt import box_kind, boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
+from .images import CrowdImage, Truth
 
 
 class Annotations:
