@@ -136,7 +136,8 @@ def pairs_of_image(truth, size, found, threshold, protocol):
             overlap = iou(box, person)
             if protocol == "crowddet" and overlap > 0.5:
                 weights[d, p] = overlap
-            if protocol == "dh" and overlap >= 0.5:
+            slack = overlap > 0.5 - 1e-7 and min(len(boxes), len(persons)) == 1
+            if protocol == "dh" and (overlap >= 0.5 or slack):
                 weights[d, p] = 1000 + overlap
     matched = [(d, p) for d, p in zip(*linear_sum_assignment(weights, maximize=True), strict=True) if weights[d, p]]
     with_d, with_p = {d for d, _ in matched}, {p for _, p in matched}

@@ -167,6 +167,39 @@ def test_half_an_overlap_is_not_enough(evaluate):
     assert ours["AP"] == 1 * (1 / 2 + 0) / 2 and counts(ours) == (1, 2, 1)
 
 
+# The detection covers a person of 40 x 100 by half and lies inside it: IoU = 2000 / (4000 + 1e-6), just below 0.5.
+HALF = (10, 10, 40, 50)
+FAR = (250, 150, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "persons, detections, k",
+    [
+        ([A], [(HALF, 0.9)], 1),  # one person, one detection
+        ([A], [(HALF, 0.9), (FAR, 0.9)], 1),  # one person
+        ([A, B], [(HALF, 0.9)], 1),  # one detection
+        ([A, B], [(HALF, 0.9), (FAR, 0.15)], 1),  # one detection above 0.2, two at first
+        ([A, B], [(HALF, 0.9), (FAR, 0.9)], 0),  # two and two: not below 0.5
+        ([A, B], [(A, 0.9), (HALF, 0.8), (B, 0.7)], 2),  # nor may the lax comparison match a third time
+    ],
+)
+def test_dh_takes_half_an_overlap_only_where_one_box_stands_alone(evaluate, persons, detections, k):
+    records = one_image([person(*box) for box in persons], detections)
+    assert counts(evaluate(*records, protocol="dh"), 0.2)[0] == k
+    assert_equal(evaluate(*records, protocol="dh"), reference.evaluate(*records, protocol="dh"))
+    assert_equal(evaluate(*records), reference.evaluate(*records))
+
+
+def test_the_slack_of_dh_ends_at_a_ten_millionth(evaluate):
+    for width, k in ((39.9999999, 1), (39.999, 0)):  # IoU 0.5 - 1.5e-9 and 0.5 - 1.2e-5
+        records = one_image([person(*A)], [((10, 10, width, 50), 0.9)])
+        assert counts(evaluate(*records, protocol="dh"), 0.1)[0] == k
+        assert counts(evaluate(*records), 0.1)[0] == 0
+    two = one_image([person(*A), person(*B)], [((10, 10, 39.9999999, 50), 0.9), (FAR, 0.15)])
+    lines = evaluate(*two, protocol="dh")["thresholds"]
+    assert [line["k"] for line in lines[:2]] == [0, 1]  # alone from the threshold on that leaves one detection
+
+
 def test_a_region_absorbs_any_number_of_detections(evaluate):
     ours = evaluate(*one_image([mask(0, 0, 300, 200), person(*A)], [(A, 0.5), (B, 0.4)] + [(B, 0.9)] * 8))
     assert (ours["Recall"], ours["MR"]) == (1.0, 0.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from .matching import Pairs, box_iou, clip_boxes, find_pairs, join_pairs, match_by_weight, match_greedily
-from .protocols import Protocol
+from .protocols import LONE_SLACK, Protocol
 
 DUMP_ROUNDING = 0.1 + 1e-6  # pixels: CrowdDet's dumps hold x, y, w and h to one decimal, so x + w is at most 0.1 off
 
@@ -200,20 +200,29 @@ def _jaccard_counts(reduced: Sequence[_Reduced], protocol: Protocol) -> dict[str
     scores, image_of = _concatenate(r.scores for r in reduced), _image_of(r.scores for r in reduced)
     image_of_person = _image_of(r.ji_pairs.person_covered for r in reduced)
     weight = pairs.iou + 9 if protocol.count_first else pairs.iou  # a missing pair costs 10 there, a pair 1 - IoU
-    linked = np.flatnonzero(pairs.iou >= 0.5 if protocol.pairs_at_half else pairs.iou > 0.5)
-    linked = linked[np.argsort(-pairs.iou[linked], kind="stable")]
+    linked = np.argsort(-pairs.iou, kind="stable")
+    image_of_pair, one_person = image_of[pairs.detection], np.bincount(image_of_person, minlength=num_images) < 2
     counts = {"matched": [], "detections": [], "persons": []}
     for threshold in protocol.score_thresholds:
         kept = scores > threshold
-        now = linked[kept[pairs.detection[linked]]]
+        lone = one_person | (np.bincount(image_of[kept], minlength=num_images) < 2)
+        close = _is_pair(pairs.iou, lone[image_of_pair], protocol) & kept[pairs.detection]
+        now = linked[close[linked]]
         person, detection = pairs.person[now], pairs.detection[now]
-        chosen = match_by_weight(person, detection, weight[now], image_of[detection])
+        chosen = match_by_weight(person, detection, weight[now], image_of_pair[now])
         counted, counted_person = kept & ~pairs.detection_covered, ~pairs.person_covered
         counted[detection[chosen]] = counted_person[person[chosen]] = True
         counts["matched"].append(np.bincount(image_of[detection[chosen]], minlength=num_images))
         counts["detections"].append(np.bincount(image_of[counted], minlength=num_images))
         counts["persons"].append(np.bincount(image_of_person[counted_person], minlength=num_images))
     return {name: np.stack(rows) for name, rows in counts.items()}
+
+
+def _is_pair(iou: np.ndarray, lone: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """(P,) bool: the overlap is enough for JI; ``lone``: the image has but one person or one detection."""
+    if not protocol.pairs_at_half:
+        return iou > 0.5
+    return (iou >= 0.5) | (lone & (iou > 0.5 - LONE_SLACK))
 
 
 def _concatenate(arrays: Iterable[np.ndarray]) -> np.ndarray:
