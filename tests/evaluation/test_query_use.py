@@ -75,5 +75,23 @@ def test_no_active_slot_at_all_is_nan_with_a_warning(tmp_path, caplog):
 def test_missing_or_impossible_slots_are_refused():
     with pytest.raises(ValueError, match="query_indices"):
         feed(QueryUseEvaluator(4), {1: instances([BOX], [0.9])})
-    with pytest.raises(ValueError, match="has 4 queries"):
-        feed(QueryUseEvaluator(4), {1: seen([4], [0.9])})
+    with pytest.raises(ValueError, match="query_indices of image 1 go down to -1; slots count from 0"):
+        feed(QueryUseEvaluator(4), {1: seen([-1], [0.9])})
+
+
+def test_images_with_more_slots_than_the_model_names_enlarge_the_count(tmp_path):
+    """As where the number of queries follows from the image."""
+    images = {1: seen([0, 6], [0.9, 0.9]), 2: seen([0, 7], [0.9, 0.1]), 3: seen([1], [0.9])}
+    use = feed(QueryUseEvaluator(4, 0.3, str(tmp_path)), images)["query_use"]
+    counts = [2, 1, 0, 0, 0, 0, 1, 0]  # slot 7 was there, though never active
+    assert use["gini@0.3"] == pytest.approx(naive_gini(counts))
+    with open(tmp_path / "query_use.csv", newline="") as file:
+        assert [int(row["images_above_0.3"]) for row in csv.DictReader(file)] == counts
+    evaluator = QueryUseEvaluator(4, 0.3)
+    feed(evaluator, images)
+    assert feed(evaluator, {1: seen([0], [0.9])})["query_use"]["gini@0.3"] == pytest.approx(3 / 4)  # 4 again
+
+
+def test_scores_that_are_not_finite_count_as_no_activity():
+    use = feed(QueryUseEvaluator(2, 0.3), {1: seen([0, 0, 1], [math.inf, math.nan, 0.9])})["query_use"]
+    assert use["active_slots@0.3"] == 1

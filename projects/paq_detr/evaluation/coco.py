@@ -13,19 +13,17 @@ import csv
 import io
 import json
 import logging
-import os
-from typing import Any
+from collections.abc import Hashable
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
 from ..data.json_file import open_file, parse_json
-from .records import Detections, finite_detections, gather_records
+from .records import Detections, RecordingEvaluator, check_detections
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ IOU_50, IOU_75 = 0, 5  # places in COCOeval's IoU thresholds 0.50, 0.55, ..., 0.
 CLASS_COLUMNS = ("AP", "AP50", "AP75", "AR", "boxes")
 
 
-class CocoBoxEvaluator(DatasetEvaluator):
+class CocoBoxEvaluator(RecordingEvaluator):
     """AP, AP50, AP75, AP by object size, AR and the same per class.
 
     Ground truth is the annotation file where the dataset has one (``MetadataCatalog.get(name).json_file``, as in
@@ -54,30 +52,18 @@ class CocoBoxEvaluator(DatasetEvaluator):
     def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None):
         if max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, got {max_detections}")
+        super().__init__(output_dir)
         self.max_detections = max_detections
-        self.output_dir = output_dir
         self._truth = GroundTruth(dataset_name)
-        self._records: dict[Any, Detections] = {}
 
-    def reset(self) -> None:
-        self._records = {}
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for image, output in zip(inputs, outputs):
-            self._records[image["image_id"]] = finite_detections(output["instances"])
-
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"bbox": {"AP": ..., "AP-person": ...}}`` in percent on the main process, ``{}`` on the others.
+    def results_of(self, records: dict[Hashable, Detections]) -> dict[str, dict[str, float]]:
+        """``{"bbox": {"AP": ..., "AP-person": ...}}`` in percent.
 
         A value without any ground truth is NaN. Without detections every AP is 0.
         """
-        records = gather_records(self._records)
-        if records is None:
-            return {}
         self._check(records)
         results = self._truth.results(records)
         if self.output_dir:
-            os.makedirs(self.output_dir, exist_ok=True)
             self._write_results(results)
         evaluation = _run_pycocotools(self._truth.coco, results, self.max_detections)
         summary = _summarize(evaluation, self.max_detections)
@@ -86,18 +72,9 @@ class CocoBoxEvaluator(DatasetEvaluator):
         classes = {f"AP-{name}": table[name][0] for name in self._truth.class_names}
         return {"bbox": {**summary, **classes}}
 
-    def _check(self, records: dict[Any, Detections]) -> None:
+    def _check(self, records: dict[Hashable, Detections]) -> None:
         name = self._truth.dataset_name
-        unknown = [image_id for image_id in records if image_id not in self._truth.image_index]
-        if unknown:
-            raise ValueError(f"image_id {unknown[0]!r} of a prediction is not in the dataset {name!r}")
-        missing = len(self._truth.image_index) - len(records)
-        if missing:
-            logger.warning("%d of %d images of %s were not predicted; they count as images without detections",
-                           missing, len(self._truth.image_index), name)  # fmt: skip
-        dropped = sum(record.num_dropped for record in records.values())
-        if dropped:
-            logger.warning("%d detections with a NaN or infinite box or score were dropped", dropped)
+        check_detections(records, self._truth.image_index, name, logger)
         if not self._truth.boxes_per_class.any():
             logger.warning("%s has no ground truth boxes: every metric is NaN", name)
         elif not any(len(record) for record in records.values()):
@@ -114,7 +91,7 @@ class CocoBoxEvaluator(DatasetEvaluator):
             }
             for r in results
         ]
-        path = os.path.join(self.output_dir, "coco_instances_results.json")
+        path = self._path("coco_instances_results.json")
         with open(path, "w") as file:
             json.dump(rows, file, separators=(",", ":"))
         logger.info("%d detections written to %s", len(rows), path)
@@ -128,7 +105,7 @@ class CocoBoxEvaluator(DatasetEvaluator):
                     self._truth.dataset_name, self.max_detections, headline, per_class)  # fmt: skip
         if not self.output_dir:
             return
-        path = os.path.join(self.output_dir, "per_class_ap.csv")
+        path = self._path("per_class_ap.csv")
         with open(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("class", *CLASS_COLUMNS))
@@ -164,7 +141,7 @@ class GroundTruth:
             counts[row["category_id"]] += not row["iscrowd"]
         self.boxes_per_class = np.array([counts[c] for c in self.category_ids])
 
-    def results(self, records: dict[Any, Detections]) -> list[dict]:
+    def results(self, records: dict[Hashable, Detections]) -> list[dict]:
         """Detections as pycocotools rows: places for image ids, original category ids, xywh boxes."""
         rows = []
         for index, image_id in enumerate(self.image_ids):
