@@ -5,6 +5,7 @@ import itertools
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..figures import figures  # noqa: F401  (a fixture)
 from .scenes import dataset_dicts
 
 _numbers = itertools.count()

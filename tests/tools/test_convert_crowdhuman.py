@@ -2,18 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from convert_crowdhuman import main, to_odgt
 from detectron2.data import DatasetCatalog
 
 from paq_detr.data import register_coco_json, register_crowdhuman
 
-from .crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from convert_crowdhuman import main, to_odgt  # noqa: E402
+from ..data.crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
 
 
 def test_coco_form_has_the_layout_of_other_crowdhuman_code(write, tmp_path):

@@ -1,0 +1,17 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Overlap of two boxes as plain arithmetic, what faster code is tested against. Boxes are x0, y0, x1, y1."""
+
+
+def area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def intersection(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
+
+
+def iou(a, b, eps=0.0):
+    """``eps`` is added to the union."""
+    return intersection(a, b) / (area(a) + area(b) - intersection(a, b) + eps)
