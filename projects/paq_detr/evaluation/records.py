@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from detectron2.data import Metadata
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -84,6 +85,14 @@ class RecordingEvaluator(DatasetEvaluator, ABC):
 
     def _path(self, name: str) -> str:
         return os.path.join(self.output_dir, name)
+
+
+def has_annotations(dicts: list[dict], metadata: Metadata) -> bool:
+    """Whether a dataset knows annotations at all, be there none in any image: a test set of COCO's does not.
+
+    Read from ``metadata.annotated`` where it is set, else from the key ``annotations`` in the dicts.
+    """
+    return metadata.get("annotated", not dicts or any("annotations" in image for image in dicts))
 
 
 def check_detections(

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from ...checks import check_choice
 from ...data.json_file import write_json
-from ..records import Detections, RecordingEvaluator, check_detections
+from ...data.json_values import as_flag
+from ..records import Detections, RecordingEvaluator, check_detections, has_annotations
 from .images import CrowdImage, Truth, evaluate_images, join
 from .metrics import summarize
 from .protocols import PROTOCOLS
@@ -53,25 +54,34 @@ class CrowdHumanEvaluator(RecordingEvaluator):
         self.dataset_name = dataset_name
         self.protocol = PROTOCOLS[protocol]
         self._dicts = DatasetCatalog.get(dataset_name)
-        self._class_names = list(MetadataCatalog.get(dataset_name).thing_classes)
+        metadata = MetadataCatalog.get(dataset_name)
+        self._annotated = has_annotations(self._dicts, metadata)
+        self._class_names = list(metadata.thing_classes)
 
     def results_of(self, records: dict[Hashable, Detections]) -> dict[str, dict[str, float]]:
         """``{"crowd": {"AP", "MR", "JI", "JI_threshold", "Recall", "AP-crowded0.3", ...}}``.
 
         In percent, JI_threshold excepted. ``-crowded0.3`` is for the images whose persons' mean crowdedness is 0.3 to
-        0.4, and ``AP-person`` for one class of several.
+        0.4, and ``AP-person`` for one class of several. Without objects a value is NaN; ``{}`` for a dataset
+        without annotations.
         """
         check_detections(records, {d["image_id"] for d in self._dicts}, self.dataset_name, logger)
+        if self.output_dir and len(self._class_names) == 1:
+            self._write_dump(records)
+        if not self._annotated:
+            logger.warning("%s has no annotations: there are no crowd metrics", self.dataset_name)
+            return {}
         summaries = {name: self._summarize(index, records) for index, name in enumerate(self._class_names)}
         for name, summary in summaries.items():
-            if summary["persons"] and math.isnan(summary["MR"]):
+            if not summary["persons"]:
+                logger.warning("%s holds no object of the class %s: its AP, MR-2 and recall are NaN",
+                               self.dataset_name, name)  # fmt: skip
+            elif math.isnan(summary["MR"]):
                 logger.warning("no detections of %s on %s: its MR-2 is NaN, and so is the mean over classes",
                                name, self.dataset_name)  # fmt: skip
             logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
         if self.output_dir:
             write_json({"protocol": self.protocol.name, "classes": summaries}, self._path("crowd_metrics.json"))
-            if len(self._class_names) == 1:
-                self._write_dump(records)
         return {"crowd": _average(summaries)}
 
     def _summarize(self, category: int, records: dict[Hashable, Detections]) -> dict[str, Any]:
@@ -93,14 +103,16 @@ class CrowdHumanEvaluator(RecordingEvaluator):
         path = self._path("crowd_detections.json")
         with open(path, "w") as file:
             for image in self._dicts:
-                found, truth = _found(records.get(image["image_id"]), 0), _truth(image, 0)
+                found = _found(records.get(image["image_id"]), 0)
                 record = {
                     "ID": image["image_id"],
                     "height": image["height"],
                     "width": image["width"],
                     "dtboxes": [{"box": b, "score": s, "tag": 1} for b, s in zip(*(rows.tolist() for rows in found))],
-                    "gtboxes": [{"box": b, "tag": t} for b, t in zip(*(rows.tolist() for rows in truth))],
                 }
+                if self._annotated:
+                    truth = _truth(image, 0)
+                    record["gtboxes"] = [{"box": b, "tag": t} for b, t in zip(*(rows.tolist() for rows in truth))]
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
         logger.info("detections written to %s", path)
 
@@ -119,7 +131,7 @@ def _truth(image: dict, category: int) -> tuple[np.ndarray, np.ndarray]:
     """The xywh boxes (G, 4) of one class, and their tags (G,): 1, or -1 for an ignore region."""
     rows = [a for a in image.get("annotations", ()) if a["category_id"] == category]
     boxes = [[float(v) for v in BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS)] for a in rows]
-    tags = [-1 if a.get("iscrowd", 0) else 1 for a in rows]
+    tags = [-1 if as_flag(a.get("iscrowd")) else 1 for a in rows]
     return np.array(boxes).reshape(-1, 4), np.array(tags, dtype=np.int8)
 
 
