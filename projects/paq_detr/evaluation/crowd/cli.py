@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ...data.json_file import write_json
 from ...data.odgt import BOX_KINDS
+from .doubts import Noted, note_truths, other_reading
 from .files import Annotations, CocoResults, JsonLines, open_detections
 from .images import ImageResults, evaluate_images, join
 from .metrics import summarize
@@ -59,48 +60,81 @@ def evaluate_files(
         workers: processes; None: as many as there are CPUs.
 
     Raises:
-        ValueError: a file is missing or broken, or a detected image is unknown or comes twice.
+        ValueError: a file is missing or broken, a detected image is unknown or comes twice, or boxes or scores hardly
+            mean what they seem to, such as corners or percent.
     """
     rules = PROTOCOLS[protocol]
     annotations = Annotations(gt, box, image_folder)
-    parts = list(_evaluate_pieces(open_detections(dt, annotations), rules, workers or _num_cpus()))
-    found = np.bincount(join(parts).places, minlength=len(annotations.ids))
-    if found.max() > 1:
-        raise ValueError(f"{dt} holds the image {annotations.ids[int(found.argmax())]!r} more than once")
-    missing = np.flatnonzero(found == 0).tolist()
-    if missing:
-        logger.warning("%s has no detections for %d of %d annotated images", dt, len(missing), len(found))
-        parts.append(evaluate_images(map(annotations.without_detections, missing), rules))
-    results = join(parts)
+    file = open_detections(dt, annotations)
+    results, noted = _evaluate_pieces(file, rules, workers or _num_cpus())
+    _refuse(noted, results, file)
+    results = _with_missing(results, dt, annotations, rules)
     _warn(results, dt, annotations)
     return {"protocol": protocol, "box": annotations.box, **summarize(results, rules)}
 
 
-def _evaluate_pieces(file: JsonLines | CocoResults, rules: Protocol, workers: int) -> Iterator[ImageResults]:
-    """The results of the file's pieces, with a progress bar over its images."""
+def _evaluate_pieces(file: JsonLines | CocoResults, rules: Protocol, workers: int) -> tuple[ImageResults, Noted]:
+    """The results of the file's pieces and what is odd in them, with a progress bar over its images."""
     pieces = file.pieces(PIECES_PER_WORKER * workers)
+    parts, noted = [], Noted()
     with tqdm(total=len(file.annotations.ids), unit=" images", desc="evaluating") as progress:
-        for results in _map(file, rules, pieces, workers):
+        for results, noted_here in _map(file, rules, pieces, workers):
             progress.update(len(results.places))
-            yield results
+            parts.append(results)
+            noted.join(noted_here)
+    return join(parts), noted
 
 
-def _map(file: JsonLines | CocoResults, rules: Protocol, pieces: list, workers: int) -> Iterator[ImageResults]:
+def _map(
+    file: JsonLines | CocoResults, rules: Protocol, pieces: list, workers: int
+) -> Iterator[tuple[ImageResults, Noted]]:
     if workers == 1 or sys.platform != "linux":  # elsewhere a new process costs more than it saves
-        yield from (evaluate_images(file.images(piece), rules) for piece in pieces)
+        _set_job(file, rules)
+        yield from map(_do_piece, pieces)
         return
     context = multiprocessing.get_context("fork")
     with context.Pool(workers, initializer=_set_job, initargs=(file, rules)) as pool:
-        yield from pool.imap_unordered(_do_piece, pieces)
+        yield from pool.imap(_do_piece, pieces)
 
 
 def _set_job(*job: Any) -> None:
     _do_piece.job = job
 
 
-def _do_piece(piece: Any) -> ImageResults:
-    file, rules = _do_piece.job
-    return evaluate_images(file.images(piece), rules)
+def _do_piece(piece: Any) -> tuple[ImageResults, Noted]:
+    (file, rules), noted = _do_piece.job, Noted()
+    return evaluate_images(file.images(piece, noted), rules), noted
+
+
+def _refuse(noted: Noted, results: ImageResults, file: JsonLines | CocoResults) -> None:
+    """Raise one sentence if a file holds images twice, unknown images or values that hardly mean what they seem to."""
+    dt, annotations = file.path, file.annotations
+    if noted.unknown:
+        where = noted.first_unknown
+        raise ValueError(f"{noted.unknown} images of {dt} are not annotated in {annotations.path}; the first: {where}")
+    found = np.bincount(results.places, minlength=len(annotations.ids))
+    twice = np.flatnonzero(found > 1)
+    if len(twice):
+        raise ValueError(f"{dt} holds {len(twice)} images more than once, the first is {annotations.ids[twice[0]]!r}")
+    truths = note_truths(annotations.truths, annotations.sizes)
+    for path, of_file, key in ((dt, noted, file.key), (annotations.path, truths, annotations.box)):
+        doubt = of_file.sentence(key, annotations.ids)
+        if doubt:
+            raise ValueError(f"{path}: {doubt}")
+    if 2 * results.person_found.sum() < len(results.person_found):
+        images = (image for piece in file.pieces(PIECES_PER_WORKER) for image in file.images(piece, Noted()))
+        doubt = other_reading(images, dt, annotations.path)
+        if doubt:
+            raise ValueError(doubt)
+
+
+def _with_missing(results: ImageResults, dt: str, annotations: Annotations, rules: Protocol) -> ImageResults:
+    """The results with those of the annotated images that ``dt`` has no record of."""
+    missing = np.setdiff1d(np.arange(len(annotations.ids)), results.places).tolist()
+    if not missing:
+        return results
+    logger.warning("%s has no detections for %d of %d annotated images", dt, len(missing), len(annotations.ids))
+    return join([results, evaluate_images(map(annotations.without_detections, missing), rules)])
 
 
 def _num_cpus() -> int:
@@ -144,4 +178,4 @@ def main(arguments: list[str] | None = None) -> None:
         if options.json:
             write_json(summary, options.json)
     except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")

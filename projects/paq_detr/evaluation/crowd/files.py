@@ -10,14 +10,23 @@ which only ``ID`` and ``dtboxes`` are needed. What a file gets wrong is said wit
 from __future__ import annotations
 
 import codecs
+import logging
 import os
+from collections import Counter
 from collections.abc import Hashable, Iterator
 
 import numpy as np
 
 from ...data.json_file import open_file, parse_json, value_of
-from ...data.odgt import box_kind, boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
+from ...data.json_values import Unfit, absent, as_id, shown
+from ...data.odgt import box_kind, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
+from .doubts import Noted
 from .images import CrowdImage, Truth
+from .values import boxes_xyxy_of, entries_of, scores_of, tags_of
+
+logger = logging.getLogger(__name__)
+
+NEWLINE = b"\n"
 
 
 class Annotations:
@@ -34,30 +43,42 @@ class Annotations:
         self.ids: list[Hashable] = []
         self.truths: list[Truth] = []
         self.sizes: list[tuple[float, float] | None] = []
-        wheres = []
+        wheres, odd_tags = [], Counter()
         for where, record in read_odgt(path):
             boxes = record["gtboxes"]
+            odd_tags.update(shown(entry.get("tag")) for entry in boxes if entry.get("tag") not in ("person", "mask"))
             tags = np.array([tag_of(entry, self.box, where) for entry in boxes], dtype=np.int8)
             self.ids.append(record["ID"])
             self.truths.append(Truth(boxes_xyxy_of(boxes, self.box, where), tags))
             self.sizes.append(size_of(record, where))
             wheres.append(where)
+        if odd_tags:
+            logger.warning("%s: %d boxes have other tags than 'person' and 'mask' and are ignore regions: %s", path,
+                           sum(odd_tags.values()), ", ".join(sorted(odd_tags))[:100])  # fmt: skip
         if image_folder is not None:
             unknown = [place for place, size in enumerate(self.sizes) if size is None]
             pictures = [(os.path.join(image_folder, f"{self.ids[place]}.jpg"), wheres[place]) for place in unknown]
             for place, size in zip(unknown, sizes_of_pictures(pictures)):
                 self.sizes[place] = size
-        self._places = {key: place for place, key in enumerate(self.ids)}
-        self._numbered = not any(isinstance(key, int) for key in self.ids)
+        self._places = {as_id(key): place for place, key in enumerate(self.ids)}
+        self._numbered = not any(isinstance(key, int) for key in self._places)
 
-    def place_of(self, key: Hashable, where: str) -> int:
-        """Place of an image in the file. An integer may be the image's number, counted from 1, as in COCO forms."""
-        place = self._places.get(key)
-        if place is None and self._numbered and isinstance(key, int) and 1 <= key <= len(self.ids):
+    def place_of(self, key: Hashable) -> int | None:
+        """Place of an image in the file, None where it is not annotated.
+
+        7 and "7" are the same ID. Where no ID is a number, an integer may be the image's number, counted from 1, as in
+        COCO forms.
+        """
+        key = as_id(key)
+        if key not in self._places and self._numbered and isinstance(key, int) and 1 <= key <= len(self.ids):
             return key - 1
-        if place is None:
-            raise ValueError(f"{where}: the image {key!r} is not annotated in {self.path}")
-        return place
+        return self._places.get(key)
+
+    def hint_for(self, key: Hashable) -> str:
+        """What an unknown ID is probably meant for."""
+        bare = os.path.splitext(os.path.basename(str(key)))[0]
+        place = self._places.get(as_id(bare)) if bare else None
+        return "" if place is None else f" (an ID is {self.ids[place]!r}, without folder and ending)"
 
     def without_detections(self, place: int) -> CrowdImage:
         return CrowdImage(place, self.truths[place], np.zeros((0, 4)), np.zeros(0), self.sizes[place])
@@ -67,14 +88,15 @@ class JsonLines:
     """Detections in CrowdHuman's dump form, read in pieces so that several processes can share the work."""
 
     def __init__(self, path: str, annotations: Annotations):
-        self.path, self.annotations = path, annotations
+        self.path, self.annotations, self.key = path, annotations, "box"
 
     def pieces(self, count: int) -> list[tuple[int, int]]:
         """Byte ranges; a line belongs to the range that it starts in."""
         edges = np.linspace(0, os.path.getsize(self.path), count + 1).astype(int).tolist()
         return list(zip(edges[:-1], edges[1:]))
 
-    def images(self, piece: tuple[int, int]) -> Iterator[CrowdImage]:
+    def images(self, piece: tuple[int, int], noted: Noted) -> Iterator[CrowdImage]:
+        """The annotated images of a piece; what is odd goes into ``noted``."""
         start, stop = piece
         with open(self.path, "rb") as file:
             if start:
@@ -82,41 +104,57 @@ class JsonLines:
                 file.readline()
             while (offset := file.tell()) < stop:
                 line = file.readline()
-                if line.strip():
-                    yield self._image(line, offset)
+                if line.strip() and (image := self._image(line, offset, noted)):
+                    noted.note(image.place, image.boxes_xyxy, image.scores, image.size)
+                    yield image
 
-    def _image(self, line: bytes, offset: int) -> CrowdImage:
+    def _image(self, line: bytes, offset: int, noted: Noted) -> CrowdImage | None:
         try:
-            return self._read(line, self.path)
+            image = self._read(line, self.path)
         except ValueError:
-            with open(self.path, "rb") as file:
-                number = file.read(offset).count(b"\n") + 1
-            self._read(line, f"{self.path}, line {number}")  # raises again, with the line's number
+            self._read(line, self._where(offset))  # raises again, with the line's number
             raise
+        if image is None:
+            key = image_name(parse_json(line, self.path), "ID", self.path)
+            noted.note_unknown(f"{self._where(offset)}, {key!r}{self.annotations.hint_for(key)}")
+        return image
 
-    def _read(self, line: bytes, where: str) -> CrowdImage:
+    def _where(self, offset: int) -> str:
+        with open(self.path, "rb") as file:
+            return f"{self.path}, line {file.read(offset).count(NEWLINE) + 1}"
+
+    def _read(self, line: bytes, where: str) -> CrowdImage | None:
+        """The image of a line; None where it is not annotated."""
         record = parse_json(line, where)
+        if isinstance(record, dict) and "ID" not in record and "annotations" in record:
+            raise ValueError(f"{where}: a COCO json with 'annotations'; detections are json lines or a results list, "
+                             '[{"image_id", "bbox", "score"}, ...]')  # fmt: skip
         key = image_name(record, "ID", where)
         where = f"{where}, image {key!r}"
-        place, found = self.annotations.place_of(key, where), value_of(record, "dtboxes", where)
+        value_of(record, "dtboxes", where)
+        place, found = self.annotations.place_of(key), entries_of(record, "dtboxes", where)
+        if place is None:
+            return None
         own_size = size_of(record, where)
         return CrowdImage(
             place,
             self.annotations.truths[place],
-            _boxes(found, self.annotations.box, where),
-            _scores(found, where),
+            boxes_xyxy_of(found, self._key(found), where),
+            scores_of(found, where),
             size=self.annotations.sizes[place] or own_size,
             ji_truth=self._own_truth(record, where),
             ji_size=own_size,
         )
 
+    def _key(self, entries: list[dict]) -> str:
+        """The boxes' key: "box" or, in all entries, the kind's own, such as "fbox"."""
+        return self.annotations.box if entries and self.annotations.box in entries[0] else "box"
+
     def _own_truth(self, record: dict, where: str) -> Truth | None:
-        if "gtboxes" not in record:
+        if absent(record.get("gtboxes")):
             return None
-        boxes, box = record["gtboxes"], self.annotations.box
-        boxes_xyxy = _boxes(boxes, box, where)
-        tags = [b["tag"] if isinstance(b.get("tag"), int) else tag_of(b, box, where) for b in boxes]
-        return Truth(boxes_xyxy, np.array(tags, dtype=np.int8))
+        boxes = entries_of(record, "gtboxes", where)
+        return Truth(boxes_xyxy_of(boxes, self._key(boxes), where), tags_of(boxes, self.annotations.box, where))
 
 
 class CocoResults:
@@ -126,13 +164,14 @@ class CocoResults:
     """
 
     def __init__(self, path: str, annotations: Annotations):
-        self.path, self.annotations = path, annotations
+        self.path, self.annotations, self.key = path, annotations, "bbox"
         with open_file(path) as file:
             rows = parse_json(file.read(), path)
         self._found: dict[Hashable, list[dict]] = {}
-        for row in rows:
-            self._found.setdefault(image_name(row, "image_id", path), []).append(row)
-        categories = sorted({str(row.get("category_id")) for row in rows})
+        for number, row in enumerate(rows, start=1):
+            key = image_name(row, "image_id", f"{path}, result {number}")
+            self._found.setdefault(as_id(key), []).append(row)
+        categories = sorted({_category(row) for row in rows})
         if len(categories) > 1:
             ids = ", ".join(categories)[:60]
             raise ValueError(
@@ -145,12 +184,17 @@ class CocoResults:
         edges = np.linspace(0, len(self._keys), count + 1).astype(int).tolist()
         return [self._keys[start:stop] for start, stop in zip(edges[:-1], edges[1:])]
 
-    def images(self, piece: list[Hashable]) -> Iterator[CrowdImage]:
+    def images(self, piece: list[Hashable], noted: Noted) -> Iterator[CrowdImage]:
+        """The annotated images of a piece; what is odd goes into ``noted``."""
         for key in piece:
-            place, where = self.annotations.place_of(key, self.path), f"{self.path}, image {key!r}"
-            found = self._found[key]
-            truth, size = self.annotations.truths[place], self.annotations.sizes[place]
-            yield CrowdImage(place, truth, boxes_xyxy_of(found, "bbox", where), _scores(found, where), size)
+            place, where, found = self.annotations.place_of(key), f"{self.path}, image {key!r}", self._found[key]
+            if place is None:
+                noted.note_unknown(f"{self.path}, {key!r}{self.annotations.hint_for(key)}")
+                continue
+            boxes_xyxy, scores = boxes_xyxy_of(found, "bbox", where), scores_of(found, where)
+            image = CrowdImage(place, self.annotations.truths[place], boxes_xyxy, scores, self.annotations.sizes[place])
+            noted.note(place, boxes_xyxy, scores, image.size)
+            yield image
 
 
 def open_detections(path: str, annotations: Annotations) -> JsonLines | CocoResults:
@@ -162,20 +206,8 @@ def open_detections(path: str, annotations: Annotations) -> JsonLines | CocoResu
     return CocoResults(path, annotations) if first == b"[" else JsonLines(path, annotations)
 
 
-def _boxes(entries: list[dict], kind: str, where: str) -> np.ndarray:
-    """(G, 4) xyxy of a dump's entries, which hold xywh under "box" or, all of them, under ``kind``."""
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"{where}: boxes that are no list of objects: {str(entries)[:60]}")
-    return boxes_xyxy_of(entries, kind if entries and kind in entries[0] else "box", where)
-
-
-def _scores(entries: list[dict], where: str) -> np.ndarray:
+def _category(row: dict) -> str:
     try:
-        scores = np.array([entry["score"] for entry in entries], dtype=np.float64)
-    except KeyError:
-        raise ValueError(f"{where}: a detection without 'score'") from None
-    except (TypeError, ValueError):
-        scores = np.array(np.nan)
-    if scores.shape != (len(entries),) or not np.isfinite(scores).all():
-        raise ValueError(f"{where}: a score that is not a finite number")
-    return scores
+        return str(as_id(row.get("category_id")))
+    except Unfit:
+        return str(row.get("category_id"))
