@@ -245,6 +245,7 @@ ODD = {
     "logits": (scores_as(lambda s: 200 * s), "4 of 4 scores are above 1, .*; they are probably logits"),
     "negative scores": (scores_as(lambda s: s - 0.75), "2 of 4 scores are below 0, .* of the image 'a'"),
     "negative sizes": (boxes_as(from_the_far_corner), NEGATIVE % (4, 4)),
+    "one negative width": (box([50, 10, -40, 100]), "1 of 4 boxes have a negative size, .* of the image 'a'"),
     "fractions": (boxes_as(fraction), PIXEL % (4, 4)),
     "fractions as corners": (boxes_as(lambda *b: corners(*fraction(*b))), r"corners .* in fractions of the image"),
     "corners": (boxes_as(corners), CORNERS),

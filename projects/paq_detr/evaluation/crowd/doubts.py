@@ -41,11 +41,11 @@ class Noted:
     """What is odd about the boxes and scores that were noted."""
 
     count: int = 0
-    max_score: float = 0.0
+    max_score: float = 0.0  # where one is above 1
     found: dict[str, tuple[int, int, str]] = field(default_factory=dict)  # by kind: how many, first place, its value
     in_first_pixel: int = 0
-    outside: int = 0
     may_be_corners: bool = True  # all that were noted
+    outside: int = 0  # if so
     unknown: int = 0  # images of the detections that are not annotated
     first_unknown: str = ""  # where it was
 
@@ -53,15 +53,20 @@ class Noted:
         """Look at one image's boxes (D, 4) and scores (D,), or (0,) of a ground truth."""
         if not len(boxes_xyxy):
             return
+        # Every image passes here: what is rare is looked at only where the extremes allow it.
         start, end = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+        sides = end - start
         self.count += len(boxes_xyxy)
-        self.max_score = max(self.max_score, scores.max(initial=0.0))
-        self._add("above", place, scores, scores > 1 + _ROUNDING)
-        self._add("below", place, scores, scores < -_ROUNDING)
-        self._add("negative", place, np.concatenate([start, end - start], 1), (end < start).any(1))
-        self.in_first_pixel += int(((start >= 0) & (end <= 1) & (end > start)).all(1).sum())
-        self.may_be_corners &= size is not None and _are_corners(start, end - start, size)
-        if size is not None:
+        if len(scores) and (scores.max() > 1 + _ROUNDING or scores.min() < -_ROUNDING):
+            self.max_score = max(self.max_score, scores.max())
+            self._add("above", place, scores, scores > 1 + _ROUNDING)
+            self._add("below", place, scores, scores < -_ROUNDING)
+        if sides.min() < 0:
+            self._add("negative", place, np.concatenate([start, sides], 1), (sides < 0).any(1))
+        if end.min() <= 1:
+            self.in_first_pixel += int(((start >= 0) & (end <= 1) & (sides > 0)).all(1).sum())
+        self.may_be_corners = self.may_be_corners and size is not None and _are_corners(start, sides, size)
+        if self.may_be_corners:
             self.outside += int((end > np.array(size)[::-1] * (1 + _SLACK) + 1).any(1).sum())
 
     def _add(self, kind: str, place: int, values: np.ndarray, odd: np.ndarray) -> None:
