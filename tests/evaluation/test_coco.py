@@ -34,10 +34,20 @@ def test_half_of_the_objects_found_gives_51_of_101_recall_points(register_datase
     assert box["AR"] == pytest.approx(50)
 
 
-def test_overlap_of_0_62_counts_at_three_of_ten_thresholds(register_dataset):
+@pytest.mark.parametrize(
+    "width, expected", [(62, (30, 100, 0)), (72, (50, 100, 0)), (77, (60, 100, 100)), (97, (100, 100, 100))]
+)
+def test_an_overlap_counts_at_the_thresholds_below_it(register_dataset, width, expected):
     name = register_dataset([(1, [(0, (0, 0, 100, 100), 0)])])
-    box = feed(CocoBoxEvaluator(name, 100), {1: instances([(0, 0, 62, 100)], [0.9])})["bbox"]
-    assert (box["AP"], box["AP50"], box["AP75"]) == pytest.approx((30, 100, 0))
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([(0, 0, width, 100)], [0.9])})["bbox"]
+    assert (box["AP"], box["AP50"], box["AP75"]) == pytest.approx(expected)
+
+
+def test_results_are_written_to_a_thousandth_of_a_pixel(register_dataset, tmp_path):
+    name = register_dataset([(1, [(0, A, 0)])])
+    feed(CocoBoxEvaluator(name, 100, str(tmp_path)), {1: instances([(10.12345, 20.5, 30.62345, 50.75)], [0.1234567])})
+    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert row == {"image_id": 1, "category_id": 0, "bbox": [10.123, 20.5, 20.5, 30.25], "score": 0.123457}
 
 
 def test_sizes_are_reported_apart(register_dataset):

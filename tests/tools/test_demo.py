@@ -5,7 +5,9 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from demo import ground_truth
 from demo_figures import DPI, PAIRS, PANEL, Labelled, draw_losses, draw_predictions
+from detectron2.structures import BoxMode
 from matplotlib.colors import same_color
 
 from ..figures import curves, rectangles, texts
@@ -65,3 +67,19 @@ def test_the_curves_come_from_detectron2s_metrics_file(tmp_path, figures):
     assert curves(left) == {"total_loss": ([19, 39], [3, 2]), "loss_l1/final": ([19, 39], [1, 0.5])}
     assert curves(right) == {"bbox/AP": ([39], [12]), "bbox/AP50": ([39], [30])}
     assert (left.get_yscale(), right.get_ylim(), right.get_xlim()) == ("log", (0, 100), left.get_xlim())
+
+
+def test_the_ground_truth_keeps_regions_apart():
+    def annotation(category, box, mode, **flags):
+        return {"category_id": category, "bbox": box, "bbox_mode": mode, **flags}
+
+    record = {
+        "annotations": [
+            annotation(2, [1, 2, 3, 4], BoxMode.XYWH_ABS),
+            annotation(0, [5, 6, 9, 9], BoxMode.XYXY_ABS, iscrowd=1),
+            annotation(1, [5, 6, 9, 9], BoxMode.XYXY_ABS, iscrowd=0),
+        ]
+    }
+    labelled = ground_truth(record)
+    assert labelled.boxes_xyxy.tolist() == [[1, 2, 4, 6], [5, 6, 9, 9]] and labelled.classes == [2, 1]
+    assert labelled.ignored_xyxy.tolist() == [[5, 6, 9, 9]] and labelled.scores is None
