@@ -21,16 +21,19 @@ import json
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from paq_detr.data.json_file import open_file, parse_json, value_of
-from paq_detr.data.odgt import boxes_xyxy_of, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
+from paq_detr.data.json_values import Unfit, absent, as_flag, as_id, as_number, as_text, shown
+from paq_detr.data.odgt import image_name, read_odgt, size_of, sizes_of_pictures, tag_of
 
 BOX_KEYS = {"bbox": "fbox", "bbox_vis": "vbox", "bbox_head": "hbox"}
 KEPT_KEYS = ("tag", "extra", "head_attr")
 ODGT_KEYS = {"ID", "height", "width", "gtboxes"}
 ODGT_BOX_KEYS = {*BOX_KEYS.values(), *KEPT_KEYS}
 COCO_IMAGE_KEYS = {"id", "file_name", "height", "width", "ID"}
-COCO_BOX_KEYS = {"id", "image_id", "category_id", "area", "iscrowd", *BOX_KEYS, *KEPT_KEYS}
+COCO_BOX_KEYS = {"id", "image_id", "category_id", "area", "iscrowd", "ignore", *BOX_KEYS, *KEPT_KEYS}
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +58,9 @@ def to_coco(odgt: str, image_folder: str | None = None) -> dict:
         else:
             image.update(height=size[0], width=size[1])
         images.append(image)
-        boxes_xyxy_of(record["gtboxes"], "fbox", where)  # for its checks
-        for box in record["gtboxes"]:
-            annotations.append({"id": len(annotations) + 1, "image_id": number, **_annotation(box, where)})
+        for place, box in enumerate(record["gtboxes"], start=1):
+            annotation = _annotation(box, f"{where}, box {place}")
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
             left_out.update(box.keys() - ODGT_BOX_KEYS)
     for (image, _), size in zip(unknown, sizes_of_pictures([picture for _, picture in unknown])):
         image.update(height=size[0], width=size[1])
@@ -66,10 +69,38 @@ def to_coco(odgt: str, image_folder: str | None = None) -> dict:
 
 
 def _annotation(box: dict, where: str) -> dict:
-    boxes = {key: box[kind] for key, kind in BOX_KEYS.items() if kind in box}
+    value_of(box, "fbox", where)
+    boxes = {key: _numbers(box[kind], kind, where) for key, kind in BOX_KEYS.items() if kind in box}
     kept = {key: box[key] for key in KEPT_KEYS if key in box}
     ignored = int(tag_of(box, "fbox", where) != 1)
-    return {"category_id": 1, **boxes, "area": box["fbox"][2] * box["fbox"][3], "iscrowd": ignored, **kept}
+    return {"category_id": 1, **boxes, "area": boxes["bbox"][2] * boxes["bbox"][3], "iscrowd": ignored, **kept}
+
+
+def _numbers(box: Any, key: str, where: str) -> list[float]:
+    """The four numbers of a box, integers as they are."""
+    try:
+        if not isinstance(box, list) or len(box) != 4:
+            raise Unfit(shown(box))
+        return [value if type(value) is int else as_number(value) for value in box]
+    except Unfit:
+        raise ValueError(f"{where}: {key!r} is {shown(box)}, must be four finite numbers") from None
+
+
+def _taken(convert: Callable[[Any], Any], entry: Any, key: str, where: str) -> Any:
+    """The value of ``entry`` under ``key`` as what ``convert`` makes of it."""
+    value = value_of(entry, key, where)
+    try:
+        return convert(value)
+    except Unfit as error:
+        raise ValueError(f"{where}: {key!r} is {error}") from None
+
+
+def _entries(coco: Any, key: str, where: str) -> list[tuple[str, Any]]:
+    """The list under ``key`` as ("WHERE, entry N of 'KEY'", entry)."""
+    entries = value_of(coco, key, where)
+    if not isinstance(entries, list):
+        raise ValueError(f"{where}: {key!r} is {shown(entries)}, must be a list")
+    return [(f"{where}, entry {place} of {key!r}", entry) for place, entry in enumerate(entries, start=1)]
 
 
 def to_odgt(coco: dict, where: str) -> list[dict]:
@@ -82,14 +113,15 @@ def to_odgt(coco: dict, where: str) -> list[dict]:
     Raises:
         ValueError: naming the entry that is broken.
     """
-    categories = value_of(coco, "categories", where)
+    categories = _entries(coco, "categories", where)
     if len(categories) != 1:
         raise ValueError(f"{where}: CrowdHuman has one category, person; there are {len(categories)} here")
     records, names, misnamed, left_out = {}, set(), [], Counter()
-    for image in value_of(coco, "images", where):
-        file_name = value_of(image, "file_name", where)
-        name = image_name(image, "ID", where) if "ID" in image else _bare_name(file_name)
-        key, size = value_of(image, "id", where), {k: image[k] for k in ("height", "width") if k in image}
+    for here, image in _entries(coco, "images", where):
+        file_name = _taken(as_text, image, "file_name", here)
+        name = image_name(image, "ID", here) if "ID" in image else _bare_name(file_name)
+        key, size = _taken(as_id, image, "id", here), size_of(image, here)
+        size = {} if size is None else {"height": size[0], "width": size[1]}
         if key in records or name in names:
             raise ValueError(f"{where}: two images have the id {key} or the name {name!r}")
         records[key] = {"ID": name, **size, "gtboxes": []}
@@ -97,11 +129,11 @@ def to_odgt(coco: dict, where: str) -> list[dict]:
         left_out.update(image.keys() - COCO_IMAGE_KEYS)
         if file_name != f"{name}.jpg":
             misnamed.append((file_name, name))
-    for annotation in value_of(coco, "annotations", where):
-        image = value_of(annotation, "image_id", where)
+    for here, annotation in _entries(coco, "annotations", where):
+        image = _taken(as_id, annotation, "image_id", here)
         if image not in records:
-            raise ValueError(f"{where}: an annotation is of image {image!r}, which is not in 'images'")
-        records[image]["gtboxes"].append(_box(annotation, where))
+            raise ValueError(f"{here} is of image {image!r}, which is not in 'images'")
+        records[image]["gtboxes"].append(_box(annotation, here))
         left_out.update(annotation.keys() - COCO_BOX_KEYS)
     if misnamed:
         logger.warning("%s: %d of %d pictures are not named ID.jpg, where an odgt's pictures are looked for; the first "
@@ -112,10 +144,11 @@ def to_odgt(coco: dict, where: str) -> list[dict]:
 
 def _box(annotation: dict, where: str) -> dict:
     value_of(annotation, "bbox", where)
-    boxes = {kind: annotation[key] for key, kind in BOX_KEYS.items() if key in annotation}
-    kept = {key: annotation[key] for key in KEPT_KEYS if key in annotation}
+    boxes = {kind: _numbers(annotation[k], k, where) for k, kind in BOX_KEYS.items() if k in annotation}
+    kept = {key: annotation[key] for key in KEPT_KEYS if not absent(annotation.get(key))}
     if "tag" not in kept:  # not written by this tool
-        ignored = int(annotation.get("iscrowd", 0))
+        flags = [_taken(as_flag, annotation, key, where) for key in ("iscrowd", "ignore") if key in annotation]
+        ignored = int(any(flags))
         kept = {"tag": "mask" if ignored else "person", "extra": {"ignore": ignored}}
     return {**boxes, **kept}
 
@@ -155,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         convert(options.source, options.target, options.images)
     except (OSError, ValueError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(2, f"error: {error}\n")
 
 
 if __name__ == "__main__":

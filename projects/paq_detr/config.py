@@ -45,6 +45,8 @@ def _add_data_keys(cfg: CN) -> None:
     # Images without objects are kept as pure negatives; True drops them.
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = False
     cfg.INPUT.FORMAT = "RGB"
+    # Larger pictures are refused, as a small file can unpack to many gigabytes; 0: none is.
+    cfg.INPUT.MAX_PIXELS = 178_956_970
     # DETR's augmentation: when CROP.ENABLED, half of the training images are resized to a short side out of
     # CROP.RESIZE, cropped to CROP.SIZE (smallest and largest side) and then resized like the other half.
     cfg.INPUT.CROP.TYPE = "absolute_range"

@@ -118,20 +118,19 @@ def _no_section(key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_no_section("annotations"), "the list 'annotations' is missing"),
         (_no_section("categories"), "the list 'categories' is missing"),
         (lambda content: content["categories"].clear(), "the list 'categories' is empty"),
-        (_drop("images", 0, "file_name"), "image entry without 'file_name'"),
-        (_drop("images", 0, "id"), "image entry without 'id'"),
-        (_drop("annotations", 1, "bbox"), "annotation entry without 'bbox'"),
-        (_drop("categories", 1, "name"), "category entry without 'name'"),
-        (_set("images", 1, "width", 0), "image 9 has the width 0 and the height 50, which must be positive integers"),
-        (_set("images", 1, "height", "50"), "image 9 has the width 20 and the height '50'"),
+        (_drop("images", 0, "file_name"), "image 5 has no 'file_name'"),
+        (_drop("images", 0, "id"), "image entry 1 has no 'id'"),
+        (_drop("annotations", 1, "bbox"), "annotation 2 has no 'bbox'"),
+        (_drop("categories", 1, "name"), "category 1 has no 'name'"),
+        (_set("images", 1, "width", 0), "the width of image 9 is 0, must be a positive integer"),
+        (_set("images", 1, "height", "50 px"), "the height of image 9 is '50 px', must be a positive integer"),
         (_set("images", 1, "id", 5), "two entries have the image id 5"),
         (_set("annotations", 1, "id", 1), "two entries have the annotation id 1"),
         (_set("categories", 1, "id", 90), "two entries have the category id 90"),
         (_set("categories", 1, "name", "cell"), "two categories are named 'cell'"),
-        (_set("categories", 1, "id", "1"), "the category id '1' is no integer"),
+        (_set("categories", 1, "id", "dust"), "the category id 'dust' is no integer"),
         (_set("annotations", 1, "image_id", 77), "annotation 2 is of image 77, which is not in 'images'"),
         (_set("annotations", 1, "category_id", 2), "annotation 2 is of category 2, which is not in 'categories'"),
         (_set("annotations", 1, "bbox", [1, 2, float("nan"), 3]), "the bbox of annotation 2 is not finite"),
@@ -179,5 +178,5 @@ def test_a_missing_size_of_an_unreadable_file_is_named(content, save, tmp_path):
     del content["images"][0]["width"]
     path, root = save(content)
     (tmp_path / "a.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="no width and height of .*a.png, and the file cannot be read"):
+    with pytest.raises(ValueError, match="image 5 has no width and height, and the image .*a.png cannot be read"):
         register_coco_json("cells", path, root)

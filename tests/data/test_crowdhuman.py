@@ -179,7 +179,7 @@ def _break(key, value=None):
         (_break("fbox", "here"), "line 2, image '12,a1': a 'fbox' that is not four finite numbers"),
         (_break("tag"), "line 2, image '12,a1': no 'tag' in {'fbox'"),
         (_break("extra", [1]), "line 2, image '12,a1': 'extra' is no object: [1]"),
-        (_break("extra", {"ignore": "1"}), "line 2, image '12,a1': 'extra.ignore' is '1', must be a number"),
+        (_break("extra", {"ignore": "yes"}), "line 2, image '12,a1': 'extra.ignore' is 'yes', must be a number"),
         (lambda records: records[1].update(height=0, width=3), "line 2, image '12,a1': height 0 and width 3 are no"),
         (lambda records: records[1].update(ID="7,b0"), "line 2 annotates the image '7,b0' more than once; line 1 does"),
     ],
@@ -234,7 +234,7 @@ def test_an_unreadable_picture_is_named_before_training_where_its_size_is_needed
     Path(root, "12,a1.jpg").write_bytes(b"no picture")
     cfg.DATASETS.CROWDHUMAN = [["crowd", path, root, "full"]]
     cfg.DATASETS.TEST = cfg.DATASETS.TRAIN = ("crowd",)
-    text = f"{path}, line 2, image '12,a1': no image size there, and {root}/12,a1.jpg cannot be read"
+    text = f"{path}, line 2, image '12,a1': no image size there, and the image {root}/12,a1.jpg cannot be read"
     with pytest.raises(ValueError, match=re.escape(text)):
         register_datasets(cfg)
 

@@ -7,19 +7,21 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 
 def dataset_dicts(images, height=200, width=300):
+    """Of ``[(image_id, [(class, xyxy, iscrowd), ...]), ...]``; None for the objects leaves the key out."""
     return [
         {
             "image_id": image_id,
             "file_name": f"{image_id}.jpg",
             "height": height,
             "width": width,
-            "annotations": [
-                {"category_id": c, "bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": int(crowd)}
-                for c, box, crowd in objects
-            ],
+            **({} if objects is None else {"annotations": [_annotation(*item) for item in objects]}),
         }
         for image_id, objects in images
     ]
+
+
+def _annotation(category, box, iscrowd):
+    return {"category_id": category, "bbox": list(box), "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": int(iscrowd)}
 
 
 def instances(boxes, scores, classes=None, query_indices=None, size=(200, 300)):

@@ -34,10 +34,20 @@ def test_half_of_the_objects_found_gives_51_of_101_recall_points(register_datase
     assert box["AR"] == pytest.approx(50)
 
 
-def test_overlap_of_0_62_counts_at_three_of_ten_thresholds(register_dataset):
+@pytest.mark.parametrize(
+    "width, expected", [(62, (30, 100, 0)), (72, (50, 100, 0)), (77, (60, 100, 100)), (97, (100, 100, 100))]
+)
+def test_an_overlap_counts_at_the_thresholds_below_it(register_dataset, width, expected):
     name = register_dataset([(1, [(0, (0, 0, 100, 100), 0)])])
-    box = feed(CocoBoxEvaluator(name, 100), {1: instances([(0, 0, 62, 100)], [0.9])})["bbox"]
-    assert (box["AP"], box["AP50"], box["AP75"]) == pytest.approx((30, 100, 0))
+    box = feed(CocoBoxEvaluator(name, 100), {1: instances([(0, 0, width, 100)], [0.9])})["bbox"]
+    assert (box["AP"], box["AP50"], box["AP75"]) == pytest.approx(expected)
+
+
+def test_results_are_written_to_a_thousandth_of_a_pixel(register_dataset, tmp_path):
+    name = register_dataset([(1, [(0, A, 0)])])
+    feed(CocoBoxEvaluator(name, 100, str(tmp_path)), {1: instances([(10.12345, 20.5, 30.62345, 50.75)], [0.1234567])})
+    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert row == {"image_id": 1, "category_id": 0, "bbox": [10.123, 20.5, 20.5, 30.25], "score": 0.123457}
 
 
 def test_sizes_are_reported_apart(register_dataset):
@@ -107,13 +117,6 @@ def test_no_detections_give_0_with_a_warning(register_dataset, caplog):
     assert "no detections" in caplog.text
 
 
-def test_no_ground_truth_gives_nan_with_a_warning(register_dataset, caplog):
-    name = register_dataset([(1, []), (2, [])])
-    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.5]), 2: instances([], [])})["bbox"]
-    assert math.isnan(box["AP"]) and math.isnan(box["AP-person"])
-    assert "no ground truth" in caplog.text
-
-
 def test_non_finite_detections_are_counted_and_dropped(register_dataset, caplog):
     name = register_dataset([(1, [(0, A, 0)])])
     bad = [(float("nan"), 0, 1, 1), A, A]
@@ -137,12 +140,141 @@ def test_unknown_image_and_class_are_refused(register_dataset):
         feed(evaluator, {1: instances([A], [0.9], [3])})
 
 
-def test_annotation_file_gives_the_object_sizes(register_dataset, tmp_path):
-    annotation = {"image_id": 1, "category_id": 4, "bbox": [10, 10, 50, 50], "area": 900.0, "iscrowd": 0, "id": 1}
-    other_image = {**annotation, "image_id": 2, "id": 2}
-    path = tmp_path / "annotations.json"
-    path.write_text(json.dumps({"images": [], "annotations": [annotation, other_image], "categories": []}))
-    name = register_dataset([(1, [(0, A, 0)])], json_file=str(path), thing_dataset_id_to_contiguous_id={4: 0})
-    box = feed(CocoBoxEvaluator(name, 100), {1: instances([A], [0.9])})["bbox"]
-    assert box["AP"] == box["APs"] == pytest.approx(100)
+# ---- annotation files ----
+
+
+def coco_json(**changes):
+    """A COCO json of two images and two classes with an object on the first image, 50 x 50 but of area 900."""
+    annotation = {"id": 1, "image_id": 1, "category_id": 4, "bbox": [10, 10, 50, 50], "area": 900.0, "iscrowd": 0}
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 200, "width": 300} for i in (1, 2)],
+        "annotations": [annotation],
+        "categories": [{"id": 4, "name": "person"}, {"id": 2, "name": "dog"}],
+        **changes,
+    }
+
+
+@pytest.fixture
+def register_file(register_dataset, tmp_path):
+    """Register a json's content, of which only the images are in the dicts; "person" comes first, its id is 4."""
+
+    def register(content, images=(1, 2), **metadata):
+        path = tmp_path / "annotations.json"
+        path.write_text(json.dumps(content))
+        ids = {"thing_dataset_id_to_contiguous_id": {4: 0, 2: 1}}
+        return register_dataset([(i, []) for i in images], ("person", "dog"), json_file=str(path), **ids, **metadata)
+
+    return register
+
+
+def test_annotation_file_gives_the_object_sizes(register_file):
+    box = feed(CocoBoxEvaluator(register_file(coco_json()), 100), {1: instances([A], [0.9])})["bbox"]
+    assert (box["AP"], box["APs"]) == pytest.approx((100, 100))
     assert math.isnan(box["APm"])
+
+
+def test_objects_of_images_that_are_not_registered_do_not_count(register_file):
+    content = coco_json()
+    content["annotations"].append({**content["annotations"][0], "id": 2, "image_id": 2})
+    for images, recall in (((1, 2), 50), ((1,), 100)):
+        box = feed(CocoBoxEvaluator(register_file(content, images), 100), {1: instances([A], [0.9])})["bbox"]
+        assert box["AR"] == pytest.approx(recall)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": ["10", "10", "50", "50.0"]},
+        {"iscrowd": None},
+        {"iscrowd": ""},
+        {"iscrowd": False},
+        {"iscrowd": "0", "area": "900"},
+        {"category_id": "4"},
+        {"image_id": "1"},
+        {"image_id": 1.0, "category_id": 4.0},
+        {"id": None},
+        {"ignore": 0},
+    ],
+    ids=str,
+)
+def test_values_of_another_type_are_taken_as_what_they_mean(register_file, change):
+    content = coco_json()
+    content["annotations"][0].update(change)
+    box = feed(CocoBoxEvaluator(register_file(content), 100), {1: instances([A], [0.9])})["bbox"]
+    assert (box["AP"], box["AP-person"], box["APs"]) == pytest.approx((100, 100, 100))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"iscrowd": 1}, {"iscrowd": True}, {"iscrowd": "1"}, {"ignore": 1}, {"ignore": "true"}, {"bbox": [10, 10, 0, 50]},
+     {"bbox": [300, 10, 20, 20]}, {"bbox": [10, -20, 20, 20]}],
+    ids=str,
+)  # fmt: skip
+def test_regions_and_boxes_that_nothing_can_find_are_no_objects(register_file, change):
+    content = coco_json()
+    content["annotations"].append({**content["annotations"][0], "id": 2, **change})
+    box = feed(CocoBoxEvaluator(register_file(content), 100), {1: instances([A], [0.9])})["bbox"]
+    assert (box["AR"], box["AP"]) == pytest.approx((100, 100))
+
+
+def test_a_file_without_area_has_the_boxes_own(register_file):
+    for area in ({}, {"area": None}):
+        content = coco_json()
+        del content["annotations"][0]["area"]
+        content["annotations"][0].update(area)
+        box = feed(CocoBoxEvaluator(register_file(content), 100), {1: instances([A], [0.9])})["bbox"]
+        assert box["APm"] == pytest.approx(100) and math.isnan(box["APs"])
+
+
+def test_a_broken_file_is_said_with_file_id_key_and_value(register_file):
+    content = coco_json()
+    content["annotations"][0]["iscrowd"] = "perhaps"
+    with pytest.raises(ValueError, match="annotations.json: the iscrowd of annotation 1 is 'perhaps', must be 0 or 1"):
+        CocoBoxEvaluator(register_file(content), 100)
+
+
+def test_classes_numbered_otherwise_are_told_apart_by_the_registered_map(register_file, tmp_path):
+    content = coco_json()
+    content["annotations"].append({"id": 2, "image_id": 2, "category_id": 2, "bbox": [100, 20, 60, 100]})
+    predictions = {1: instances([A], [0.9], [0]), 2: instances([B, A], [0.9, 0.8], [1, 0])}
+    box = feed(CocoBoxEvaluator(register_file(content), 100, str(tmp_path)), predictions)["bbox"]
+    assert (box["AP-person"], box["AP-dog"]) == pytest.approx((100, 100))
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert [row["category_id"] for row in written] == [4, 2, 4]
+
+
+# ---- nothing to compare with ----
+
+
+@pytest.mark.parametrize("told_by", ["the file", "the metadata", "the dicts"])
+def test_a_test_set_without_annotations_gives_results_and_no_metrics(
+    register_file, register_dataset, tmp_path, caplog, told_by
+):
+    without = coco_json()
+    del without["annotations"]
+    name = {
+        "the file": lambda: register_file(without),
+        "the metadata": lambda: register_file(coco_json(), annotated=False),
+        "the dicts": lambda: register_dataset([(1, None), (2, None)]),
+    }[told_by]()
+    assert feed(CocoBoxEvaluator(name, 100, str(tmp_path)), {1: instances([A], [0.9])}) == {}
+    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert (row["image_id"], row["bbox"]) == (1, [10, 10, 50, 50])
+    assert f"{name} has no annotations" in caplog.text and "no ground truth" not in caplog.text
+    assert not (tmp_path / "per_class_ap.csv").exists()
+
+
+@pytest.mark.parametrize("objects", [[], [(0, A, 1)]], ids=["nothing", "a region"])
+def test_a_set_without_objects_has_nan_for_every_metric(register_dataset, tmp_path, caplog, objects):
+    name = register_dataset([(1, objects), (2, [])], ("cat", "dog"))
+    box = feed(CocoBoxEvaluator(name, 300, str(tmp_path)), {1: instances([A, B], [0.9, 0.8], [0, 1])})["bbox"]
+    assert {"AP", "AP50", "APs", "AR", "AP@100dets", "AP-cat", "AP-dog"} <= box.keys()
+    assert all(math.isnan(value) for value in box.values())
+    assert f"{name} has no ground truth boxes: every metric is NaN" in caplog.text
+    assert (tmp_path / "per_class_ap.csv").exists()
+
+
+def test_a_category_beyond_the_classes_is_refused(register_dataset):
+    name = register_dataset([("a", [(1, A, 0)])])
+    with pytest.raises(ValueError, match="category_id 1 of an annotation of image 'a', but dataset .* has 1 classes"):
+        CocoBoxEvaluator(name, 100)

@@ -18,7 +18,7 @@ from paq_detr.modeling.losses import ClassificationLoss, FocalLoss, VarifocalLos
 from paq_detr.modeling.objective import box_losses, supervise
 from paq_detr.structures import Assignment, LayerOutput, Targets
 
-from ..boxes import iou_and_giou
+from ..boxes import centred_giou, centred_iou
 from .assemblies import predict
 
 
@@ -44,7 +44,7 @@ def pair_cost(output, targets, b, query, target):
     focal = -0.25 * (1 - p) ** 2 * math.log(p) + 0.75 * p**2 * math.log(1 - p)
     box, wanted = output.boxes[b, query].tolist(), targets.boxes[target].tolist()
     l1 = sum(abs(u - v) for u, v in zip(box, wanted))
-    return 2 * focal + 5 * l1 - 2 * iou_and_giou(box, wanted)[1]
+    return 2 * focal + 5 * l1 - 2 * centred_giou(box, wanted)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -122,7 +122,7 @@ def losses_by_hand(output, targets, pairs, varifocal):
         target = found.get((b, q))
         hit = target is not None and targets.labels[target] == k
         if varifocal:
-            t = iou_and_giou(output.boxes[b, q].tolist(), targets.boxes[target].tolist())[0] if hit else 0.0
+            t = centred_iou(output.boxes[b, q].tolist(), targets.boxes[target].tolist()) if hit else 0.0
             weight = t if hit else 0.75 * p**2
             classification += weight * -(t * math.log(p) + (1 - t) * math.log(1 - p))
         else:
@@ -130,7 +130,7 @@ def losses_by_hand(output, targets, pairs, varifocal):
     for (b, q), target in found.items():
         box, wanted = output.boxes[b, q].tolist(), targets.boxes[target].tolist()
         l1 += sum(abs(u - v) for u, v in zip(box, wanted))
-        giou += 1 - iou_and_giou(box, wanted)[1]
+        giou += 1 - centred_giou(box, wanted)
     return classification, l1, giou
 
 

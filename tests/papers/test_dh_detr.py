@@ -22,7 +22,7 @@ from paq_detr.papers.dh_detr import AdmissibleCost, Dehomo, DehomoGenerator, Sof
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner
 from paq_detr.structures import Assignment, DecoderState, LayerOutput, Targets
 
-from ..boxes import iou
+from ..boxes import centred_iou as iou
 from ..modeling.assemblies import (
     ASSIGNMENT,
     DEHOMO,

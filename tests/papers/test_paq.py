@@ -16,7 +16,7 @@ from paq_detr.modeling.losses import Matches, VarifocalLoss
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
 from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 
-from ..boxes import iou
+from ..boxes import centred_iou as iou
 from ..modeling.assemblies import (
     ASSIGNMENT,
     HYBRID,

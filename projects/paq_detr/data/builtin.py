@@ -15,9 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..checks import check_choice
-from .coco_json import register_coco_json
+from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
+from .image_file import allow_pixels
 from .synthetic_crowd import SyntheticCrowd
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def register_datasets(cfg: CfgNode) -> None:
     Raises:
         FileNotFoundError, ValueError: a dataset is missing, unknown or broken, or the class lists differ.
     """
+    allow_pixels(cfg.INPUT.MAX_PIXELS)
     for entry in cfg.DATASETS.COCO_JSON:
         if not isinstance(entry, (list, tuple)) or len(entry) != 3:
             raise ValueError(f"DATASETS.COCO_JSON wants [name, annotation json, image folder] entries, got {entry!r}")
@@ -48,6 +50,10 @@ def register_datasets(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             _check_known(name, f"DATASETS.{key}")
+    for name in cfg.DATASETS.TRAIN:
+        if not MetadataCatalog.get(name).get("annotated", True):
+            file = MetadataCatalog.get(name).json_file
+            raise ValueError(f"{file}: the list 'annotations' is missing, which the training dataset {name!r} needs")
     _settle_class_names(cfg)
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         if not getattr(DatasetCatalog[name], "objects_per_image", np.ones(1)).any():
@@ -153,7 +159,10 @@ def _check_known(name: str, key: str) -> None:
 
 
 def _settle_class_names(cfg: CfgNode) -> None:
-    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that all datasets have just these classes."""
+    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that all datasets have just these classes.
+
+    A COCO json that numbers the same classes otherwise is renumbered.
+    """
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
         return
@@ -161,11 +170,14 @@ def _settle_class_names(cfg: CfgNode) -> None:
     if not classes:
         source, classes = f"dataset {names[0]!r}", _classes(names[0])
     for name in names:
-        if _classes(name) != classes:
-            raise ValueError(
-                f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, "
-                f"{_short(classes)}"
-            )
+        if _classes(name) == classes:
+            continue
+        if sorted(_classes(name)) == sorted(classes) and isinstance(DatasetCatalog[name], CocoJsonDataset):
+            reorder_classes(name, classes)
+            continue
+        raise ValueError(
+            f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, {_short(classes)}"
+        )
     frozen = cfg.is_frozen()
     cfg.defrost()
     cfg.MODEL.DETR.CLASS_NAMES = classes

@@ -1,12 +1,176 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-from PIL import Image
+"""Picture files: their size and their pixels, by one way for training, evaluation and prediction.
+
+Pixels become 8 bit by one rule, ``to_8_bit``. Every fault of a file is a ``ValueError`` that names it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+logger = logging.getLogger(__name__)
+
+MAX_PIXELS = 178_956_970  # what Pillow itself refuses to go beyond
 
 _EXIF_ORIENTATION = 0x112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_DEEP_MODES = ("I", "F")  # Pillow's for more than 8 bits; also "I;16" and its kin
+_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners, whose values stand in 16
+
+_told_of_depth = False
+
+
+def allow_pixels(limit: int) -> None:
+    """Read pictures of up to ``limit`` pixels (0: of any size) from now on in this process.
+
+    Sets Pillow's own limit, which it knows at half of what it refuses.
+    """
+    Image.MAX_IMAGE_PIXELS = -(-limit // 2) if limit else None
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def image_size(file_name: str) -> tuple[int, int]:
-    """(width, height) of an image file as it is seen, that is after its EXIF rotation; reads the header alone."""
-    with Image.open(file_name) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+    """(width, height) of an image file as it is seen, that is after its EXIF rotation; reads the header alone.
+
+    Raises:
+        ValueError: naming the file, if it is missing, broken or too large.
+    """
+    with opened(file_name) as image:
+        return image.size[::-1] if (_orientation(image) or 1) >= 5 else image.size
+
+
+def read_picture(file_name: str, image_format: str) -> np.ndarray:
+    """The pixels of an image file, EXIF rotation applied, as (H, W, C) uint8 in ``image_format``.
+
+    Raises:
+        ValueError: naming the file, if it is missing, broken or too large, or holds NaN.
+    """
+    from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
+
+    with opened(file_name) as image:
+        turn = _TURNS.get(_orientation(image))
+        if _is_deep(image):
+            _tell_of_depth(file_name, image.mode)
+            image = Image.fromarray(to_8_bit(np.asarray(image)))
+        return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
+
+
+def to_8_bit(pixels: np.ndarray) -> np.ndarray:
+    """Pixels of any number type as uint8.
+
+    Integers from 0 to 65535 count as of the smallest of 8, 10, 12, 14 and 16 bits that holds the largest one, so that
+    the 12 bits of a camera in a 16-bit file are neither black nor white. Fractions from 0 to 1 are multiplied by 255,
+    and floats from 0 to 255 stay. Whatever else is stretched from its smallest to its largest value.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype == np.bool_ or not pixels.size:
+        return pixels.astype(np.uint8) * 255
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.isfinite([low, high]).all():
+        raise ValueError("it holds values that are NaN or infinite")
+    if np.issubdtype(pixels.dtype, np.integer):
+        low, high = (0, _white(high)) if 0 <= low and high < 2**16 else (low, high)
+    elif 0 <= low and high <= 255:
+        low, high = 0, 1 if high <= 1 else 255
+    scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1e-300))
+    return (scaled + 0.5).astype(np.uint8)
+
+
+def _white(largest: float) -> int:
+    return next(2**bits - 1 for bits in _BITS if largest < 2**bits)
+
+
+def tell_of_deep_pictures(dataset: str, file_names: Sequence[str], look_at: int = 100) -> None:
+    """One warning that counts the pictures that are not 8-bit among ``look_at`` ones spread over the dataset."""
+    global _told_of_depth
+    looked = [file_names[i] for i in np.unique(np.linspace(0, len(file_names) - 1, look_at).astype(int))]
+    modes = [mode for mode in map(_deep_mode, looked) if mode]
+    if modes:
+        _told_of_depth = True  # also for the loader's processes, which this one forks
+        logger.warning("%d of %d pictures looked at in %s are not 8-bit (Pillow's mode %s): %s",
+                       len(modes), len(looked), dataset, ", ".join(sorted(set(modes))), _RULE)  # fmt: skip
+
+
+_RULE = (
+    "integers are taken as of 8, 10, 12, 14 or 16 bits, whichever the largest value of the file needs, fractions of 1 "
+    "as 0..255, others are stretched from their smallest to their largest value"
+)
+
+
+def _deep_mode(file_name: str) -> str:
+    try:
+        with opened(file_name) as image:
+            return image.mode if _is_deep(image) else ""
+    except ValueError:  # said where the picture is needed
+        return ""
+
+
+def _tell_of_depth(file_name: str, mode: str) -> None:
+    global _told_of_depth
+    if not _told_of_depth:
+        _told_of_depth = True
+        logger.warning("%s is not 8-bit (Pillow's mode %s): %s; this is said once", file_name, mode, _RULE)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in _DEEP_MODES or image.mode.startswith("I;")
+
+
+@contextmanager
+def opened(file_name: str) -> Iterator[Image.Image]:
+    """The file as Pillow's image; whatever goes wrong in the block becomes a ``ValueError`` that names the file."""
+    try:
+        with _open(file_name) as file, Image.open(file) as image:
+            yield image
+    except Exception as error:  # broken files raise nearly anything: SyntaxError, struct.error, IndexError, ...
+        raise ValueError(f"the image {file_name} cannot be read: {_reason(error)}") from error
+
+
+def _open(file_name: str) -> BinaryIO:
+    if "://" in file_name and not os.path.isfile(file_name):  # of a dataset that other code registered
+        from detectron2.utils.file_io import PathManager
+
+        return PathManager.open(file_name, "rb")
+    return open(file_name, "rb")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is no picture of a known format, or broken"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{str(error).split(', could')[0]}; INPUT.MAX_PIXELS (0: no limit) allows larger ones"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, MemoryError):
+        return "it does not fit into the memory"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation; None where there is none, or a broken one."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow raises nearly anything for a broken EXIF; the picture can be read all the same
+        return None
+    return orientation if isinstance(orientation, int) and orientation in _TURNS else None

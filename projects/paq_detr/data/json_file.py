@@ -35,6 +35,8 @@ def parse_json(text: bytes, where: str) -> Any:
         raise ValueError(f"{where}: not valid json: {place}") from None
     except ValueError as error:
         raise ValueError(f"{where}: not valid json: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: no such file of annotations: its lists are nested too deeply") from None
 
 
 def value_of(record: Any, key: str, where: str) -> Any:

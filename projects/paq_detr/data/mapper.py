@@ -16,25 +16,25 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from ..checks import check_choice
+from .image_file import MAX_PIXELS, allow_pixels, read_picture
 from .synthetic_crowd import is_synthetic, read_url
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
     """An image file, EXIF rotation applied, or an image of the synthetic crowd, as (H, W, C) uint8.
 
+    Deeper pictures become 8-bit by the rule of ``image_file.to_8_bit``.
+
     Args:
         file_name: a path, or an address that ``SyntheticCrowd.url`` made.
         image_format: "RGB", "BGR" or "L".
 
     Raises:
-        ValueError: naming the file, if it is missing, truncated or no image.
+        ValueError: naming the file, if it is missing, truncated, too large or no image.
     """
-    try:
-        if is_synthetic(file_name):
-            return detection_utils.convert_PIL_to_numpy(Image.fromarray(read_url(file_name)), image_format)
-        return detection_utils.read_image(file_name, format=image_format)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"the image {file_name} cannot be read: {error}") from error
+    if is_synthetic(file_name):
+        return detection_utils.convert_PIL_to_numpy(Image.fromarray(read_url(file_name)), image_format)
+    return read_picture(file_name, image_format)
 
 
 class ResizeShortSide(T.Augmentation):
@@ -85,6 +85,7 @@ class DetrDatasetMapper:
         crop: Sequence[T.Augmentation] = (),
         image_format: str,
         num_classes: int,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -92,12 +93,13 @@ class DetrDatasetMapper:
             crop: applied before them to half of the training images; empty for none.
             image_format: "RGB", "BGR" or "L".
             num_classes: K.
+            max_pixels: larger pictures are refused; 0: none is.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
-        self.num_classes = num_classes
+        self.num_classes, self.max_pixels = num_classes, max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -105,6 +107,7 @@ class DetrDatasetMapper:
             "is_train": is_train,
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": len(cfg.MODEL.DETR.CLASS_NAMES),
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
         if not is_train:
             return {**config, "augmentations": [ResizeShortSide([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)]}
@@ -117,6 +120,7 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
+        allow_pixels(self.max_pixels)  # here, as a loader's process need not be a fork of this one
         image = read_image(dataset_dict["file_name"], self.image_format)
         _check_size(result, image)
         result.update(height=image.shape[0], width=image.shape[1])

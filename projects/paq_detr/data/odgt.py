@@ -18,6 +18,7 @@ import numpy as np
 
 from .image_file import image_size
 from .json_file import open_file, parse_json, value_of
+from .json_values import Unfit, absent, as_number
 
 BOX_KINDS = {"full": "fbox", "visible": "vbox", "head": "hbox"}  # by the names that one may use as well
 KNOWN_TAGS = ("background", "person")  # place in the list is the tag number; others, such as "mask", are ignored
@@ -54,7 +55,7 @@ def read_odgt(path: str) -> Iterator[tuple[str, dict]]:
 def image_name(record: Any, key: str, where: str) -> str | int:
     """The image that a record names under ``key``."""
     name = value_of(record, key, where)
-    if not isinstance(name, (str, int)):
+    if isinstance(name, bool) or not isinstance(name, (str, int)) or absent(name):
         raise ValueError(f"{where}: the {key} {name!r} is no name, must be text or an integer")
     return name
 
@@ -76,14 +77,14 @@ def boxes_xyxy_of(entries: Sequence[dict], kind: str, where: str) -> np.ndarray:
     """
     if not entries:
         return np.zeros((0, 4))
+    lacking = next((entry for entry in entries if kind not in entry), None)
+    if lacking is not None:
+        raise ValueError(f"{where}: a box without {kind!r}: {str(lacking)[:100]}")
     try:
-        boxes = np.array([entry[kind] for entry in entries], dtype=np.float64)
-    except KeyError:
-        lacking = next(entry for entry in entries if kind not in entry)
-        raise ValueError(f"{where}: a box without {kind!r}: {str(lacking)[:100]}") from None
+        boxes = np.array([[as_number(value) for value in entry[kind]] for entry in entries])
     except (TypeError, ValueError):
         boxes = np.zeros(0)
-    if boxes.shape != (len(entries), 4) or not np.isfinite(boxes).all():
+    if boxes.shape != (len(entries), 4):
         raise ValueError(f"{where}: a {kind!r} that is not four finite numbers")
     boxes[:, 2:] += boxes[:, :2]
     return boxes
@@ -107,20 +108,28 @@ def _ignored(box: dict, key: str, where: str) -> bool:
     flags = box.get(key) or {}
     if not isinstance(flags, dict):
         raise ValueError(f"{where}: {key!r} is no object: {str(flags)[:100]}")
-    ignore = flags.get("ignore", 0)
-    if not isinstance(ignore, (int, float)):
-        raise ValueError(f"{where}: '{key}.ignore' is {ignore!r}, must be a number, 0 for a box that counts")
-    return ignore != 0
+    ignore = flags.get("ignore")
+    if absent(ignore):
+        return False
+    try:
+        return (float(ignore) if isinstance(ignore, bool) else as_number(ignore)) != 0
+    except Unfit:
+        text = f"{where}: '{key}.ignore' is {ignore!r}, must be a number, 0 for a box that counts"
+        raise ValueError(text) from None
 
 
 def size_of(record: dict, where: str) -> tuple[float, float] | None:
     """(height, width) where the record holds them."""
-    if "height" not in record or "width" not in record:
+    size = record.get("height"), record.get("width")
+    if any(map(absent, size)):
         return None
-    size = record["height"], record["width"]
-    if not all(isinstance(side, (int, float)) and side > 0 for side in size):
+    try:
+        height, width = map(as_number, size)
+    except Unfit:
+        height = width = 0.0
+    if height <= 0 or width <= 0:
         raise ValueError(f"{where}: height {size[0]!r} and width {size[1]!r} are no image size, both must be positive")
-    return size
+    return tuple(int(side) if side.is_integer() else side for side in (height, width))
 
 
 def sizes_of_pictures(pictures: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
@@ -137,6 +146,6 @@ def _size_of_picture(picture: tuple[str, str]) -> tuple[int, int]:
     file_name, where = picture
     try:
         width, height = image_size(file_name)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where}: no image size there, and {file_name} cannot be read: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: no image size there, and {error}") from None
     return height, width

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from ..checks import check_choice, check_range
-from ..evaluation.crowd_metrics import PROTOCOLS
+from ..evaluation.crowd.protocols import PROTOCOLS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",

@@ -6,7 +6,7 @@ from .._lazy import lazy_names
 
 _HOMES = {
     "CocoBoxEvaluator": "coco",
-    "CrowdHumanEvaluator": "crowd_evaluator",
+    "CrowdHumanEvaluator": "crowd.evaluator",
     "QueryUseEvaluator": "query_use",
     "build_evaluator": "build",
     "gini_coefficient": "query_use",

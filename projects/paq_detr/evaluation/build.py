@@ -6,7 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluators
 
 from .coco import CocoBoxEvaluator
-from .crowd_evaluator import CrowdHumanEvaluator
+from .crowd.evaluator import CrowdHumanEvaluator
 from .query_use import QueryUseEvaluator
 
 

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Instances
 
-from .records import gather_records
+from .records import RecordingEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,16 @@ def gini_coefficient(counts: np.ndarray) -> float:
     return float(2 * (np.arange(1, n + 1) * ordered).sum() / (n * total) - (n + 1) / n)
 
 
-class QueryUseEvaluator(DatasetEvaluator):
+@dataclass
+class SlotScores:
+    """What is kept of an image: its detections above the lowest threshold."""
+
+    slots: np.ndarray  # (D,) int64 slot of each
+    scores: np.ndarray  # (D,) float32
+    num_queries: int  # slots that the image is known to have
+
+
+class QueryUseEvaluator(RecordingEvaluator):
     """In how many images each query slot is active, and how uneven that is.
 
     A slot is active in an image when its best detection scores strictly above a threshold T. Zeros stay in: a slot
@@ -72,7 +79,8 @@ class QueryUseEvaluator(DatasetEvaluator):
       coefficient high. Only models with a learned query per slot (one-stage) show how queries specialise.
 
     Args:
-        num_queries: query slots of the model, N.
+        num_queries: query slots of the model, N. Where an image uses more, as those of a model whose number varies may,
+            N grows to that.
         threshold: T of the plot and of the first report; 0.3, 0.4 and 0.5 are reported as well.
         output_dir: folder for ``query_use.csv`` and ``query_use.png``; None writes nothing.
 
@@ -82,46 +90,34 @@ class QueryUseEvaluator(DatasetEvaluator):
     def __init__(self, num_queries: int, threshold: float = 0.3, output_dir: str | None = None):
         if num_queries < 1:
             raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+        super().__init__(output_dir)
         self.num_queries = num_queries
         self.threshold = threshold
         self.thresholds = sorted({threshold, *REPORTED_THRESHOLDS})
-        self.output_dir = output_dir
-        self._records: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
-    def reset(self) -> None:
-        self._records = {}
+    def record_of(self, image_id: Hashable, instances: Instances) -> SlotScores:
+        if not instances.has("query_indices"):
+            raise ValueError("the model's Instances have no field query_indices, which query use is counted by")
+        slots = instances.query_indices.to("cpu").numpy()
+        scores = instances.scores.detach().to("cpu").float().numpy()
+        if len(slots) and slots.min() < 0:
+            raise ValueError(f"query_indices of image {image_id!r} go down to {slots.min()}; slots count from 0")
+        active = np.isfinite(scores) & (scores > self.thresholds[0])
+        return SlotScores(slots[active], scores[active], int(slots.max(initial=-1)) + 1)
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for image, output in zip(inputs, outputs):
-            instances = output["instances"]
-            if not instances.has("query_indices"):
-                raise ValueError("the model's Instances have no field query_indices, which query use is counted by")
-            slots = instances.query_indices.to("cpu").numpy()
-            scores = instances.scores.detach().to("cpu").float().numpy()
-            if len(slots) and not 0 <= slots.min() <= slots.max() < self.num_queries:
-                raise ValueError(
-                    f"query_indices of image {image['image_id']!r} run from {slots.min()} to {slots.max()}, "
-                    f"but the model has {self.num_queries} queries"
-                )
-            active = scores > self.thresholds[0]
-            self._records[image["image_id"]] = (slots[active], scores[active])
-
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"query_use": {"gini@0.3", "active_slots@0.3", "top20_share@0.3", ...}}``; ``{}`` on ranks > 0."""
-        records = gather_records(self._records)
-        if records is None:
-            return {}
-        uses = [self._count(records, threshold) for threshold in self.thresholds]
+    def results_of(self, records: dict[Hashable, SlotScores]) -> dict[str, dict[str, float]]:
+        """``{"query_use": {"gini@0.3", "active_slots@0.3", "top20_share@0.3", ...}}``."""
+        num_queries = max([self.num_queries, *(record.num_queries for record in records.values())])
+        uses = [_count(records.values(), num_queries, threshold) for threshold in self.thresholds]
         for use in uses:
             logger.info("query use at score > %g in %d images: Gini %.4f, %.2f of %d slots active per image, "
                         "top 20%% share %.4f", use.threshold, use.num_images, use.gini, use.active_slots,
-                        self.num_queries, use.top20_share)  # fmt: skip
+                        num_queries, use.top20_share)  # fmt: skip
         if not uses[self.thresholds.index(self.threshold)].counts.any():
             logger.warning("no query scored above %g in any image: its Gini coefficient is NaN", self.threshold)
         if self.output_dir:
-            os.makedirs(self.output_dir, exist_ok=True)
-            _write_csv(uses, os.path.join(self.output_dir, "query_use.csv"))
-            plot_query_use(uses, self.threshold, os.path.join(self.output_dir, "query_use.png"))
+            _write_csv(uses, self._path("query_use.csv"))
+            plot_query_use(uses, self.threshold, self._path("query_use.png"))
         metrics = {}
         for use in uses:
             metrics[f"gini@{use.threshold:g}"] = use.gini
@@ -129,11 +125,12 @@ class QueryUseEvaluator(DatasetEvaluator):
             metrics[f"top20_share@{use.threshold:g}"] = use.top20_share
         return {"query_use": metrics}
 
-    def _count(self, records: dict[Any, tuple[np.ndarray, np.ndarray]], threshold: float) -> QueryUse:
-        counts = np.zeros(self.num_queries, dtype=np.int64)
-        for slots, scores in records.values():
-            counts[np.unique(slots[scores > threshold])] += 1
-        return QueryUse(threshold, counts, len(records))
+
+def _count(records: Collection[SlotScores], num_queries: int, threshold: float) -> QueryUse:
+    counts = np.zeros(num_queries, dtype=np.int64)
+    for record in records:
+        counts[np.unique(record.slots[record.scores > threshold])] += 1
+    return QueryUse(threshold, counts, len(records))
 
 
 def _write_csv(uses: Sequence[QueryUse], path: str) -> None:

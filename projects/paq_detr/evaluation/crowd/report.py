@@ -13,7 +13,7 @@ COUNTS = ("images", "persons")
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A summary of ``crowd_metrics.summarize``: its units, the headline, the JI lines and the split by crowdedness."""
+    """A summary of ``metrics.summarize``: its units, the headline, the JI lines and the split by crowdedness."""
     names, headers = (*COLUMNS, *COUNTS), (*COLUMNS.values(), *COUNTS)
     lines = [[f"> {line['threshold']}", *(line[n] for n in ("JI", "k", "n", "m"))] for line in summary["thresholds"]]
     groups = [[_range(key), *(g[n] for n in names)] for key, g in summary["by_image_crowdedness"].items()]

@@ -7,20 +7,22 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import BoxMode
 from tqdm import tqdm
 
-from ..checks import check_choice
-from ..data.json_file import write_json
-from .crowd_metrics import PROTOCOLS, CrowdImage, Truth, evaluate_images, join, summarize
-from .crowd_report import describe
-from .records import Detections, finite_detections, gather_records
+from ...checks import check_choice
+from ...data.json_file import write_json
+from ...data.json_values import as_flag
+from ..records import Detections, RecordingEvaluator, check_detections, has_annotations
+from .images import CrowdImage, Truth, evaluate_images, join
+from .metrics import summarize
+from .protocols import PROTOCOLS
+from .report import describe
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +30,8 @@ IMAGES_AT_ONCE = 256
 METRICS = ("AP", "MR", "JI", "JI_threshold", "Recall")
 
 
-class CrowdHumanEvaluator(DatasetEvaluator):
-    """AP, MR-2, JI and recall by CrowdHuman's definitions (``crowd_metrics``), also split by crowdedness.
+class CrowdHumanEvaluator(RecordingEvaluator):
+    """AP, MR-2, JI and recall by CrowdHuman's definitions (``metrics``), also split by crowdedness.
 
     Annotations with ``iscrowd`` are ignore regions. With several classes every metric is computed per class, on the
     detections and annotations of that class, and averaged over the classes that have objects; where one of them has no
@@ -48,54 +50,41 @@ class CrowdHumanEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str, output_dir: str | None = None, protocol: str = "crowddet"):
         check_choice("protocol", protocol, PROTOCOLS)
+        super().__init__(output_dir)
         self.dataset_name = dataset_name
-        self.output_dir = output_dir
         self.protocol = PROTOCOLS[protocol]
         self._dicts = DatasetCatalog.get(dataset_name)
-        self._class_names = list(MetadataCatalog.get(dataset_name).thing_classes)
-        self._records: dict[Any, Detections] = {}
+        metadata = MetadataCatalog.get(dataset_name)
+        self._annotated = has_annotations(self._dicts, metadata)
+        self._class_names = list(metadata.thing_classes)
 
-    def reset(self) -> None:
-        self._records = {}
-
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        for image, output in zip(inputs, outputs):
-            self._records[image["image_id"]] = finite_detections(output["instances"])
-
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """``{"crowd": {"AP", "MR", "JI", "JI_threshold", "Recall", "AP-crowded0.3", ...}}``; ``{}`` on ranks > 0.
+    def results_of(self, records: dict[Hashable, Detections]) -> dict[str, dict[str, float]]:
+        """``{"crowd": {"AP", "MR", "JI", "JI_threshold", "Recall", "AP-crowded0.3", ...}}``.
 
         In percent, JI_threshold excepted. ``-crowded0.3`` is for the images whose persons' mean crowdedness is 0.3 to
-        0.4, and ``AP-person`` for one class of several.
+        0.4, and ``AP-person`` for one class of several. Without objects a value is NaN; ``{}`` for a dataset
+        without annotations.
         """
-        records = gather_records(self._records)
-        if records is None:
+        check_detections(records, {d["image_id"] for d in self._dicts}, self.dataset_name, logger)
+        if self.output_dir and len(self._class_names) == 1:
+            self._write_dump(records)
+        if not self._annotated:
+            logger.warning("%s has no annotations: there are no crowd metrics", self.dataset_name)
             return {}
-        self._check(records)
         summaries = {name: self._summarize(index, records) for index, name in enumerate(self._class_names)}
         for name, summary in summaries.items():
-            if summary["persons"] and math.isnan(summary["MR"]):
+            if not summary["persons"]:
+                logger.warning("%s holds no object of the class %s: its AP, MR-2 and recall are NaN",
+                               self.dataset_name, name)  # fmt: skip
+            elif math.isnan(summary["MR"]):
                 logger.warning("no detections of %s on %s: its MR-2 is NaN, and so is the mean over classes",
                                name, self.dataset_name)  # fmt: skip
             logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
         if self.output_dir:
-            os.makedirs(self.output_dir, exist_ok=True)
-            path = os.path.join(self.output_dir, "crowd_metrics.json")
-            write_json({"protocol": self.protocol.name, "classes": summaries}, path)
-            if len(self._class_names) == 1:
-                self._write_dump(records)
+            write_json({"protocol": self.protocol.name, "classes": summaries}, self._path("crowd_metrics.json"))
         return {"crowd": _average(summaries)}
 
-    def _check(self, records: dict[Any, Detections]) -> None:
-        known = {d["image_id"] for d in self._dicts}
-        unknown = [image_id for image_id in records if image_id not in known]
-        if unknown:
-            raise ValueError(f"image_id {unknown[0]!r} of a prediction is not in the dataset {self.dataset_name!r}")
-        dropped = sum(record.num_dropped for record in records.values())
-        if dropped:
-            logger.warning("%d detections with a NaN or infinite box or score were dropped", dropped)
-
-    def _summarize(self, category: int, records: dict[Any, Detections]) -> dict[str, Any]:
+    def _summarize(self, category: int, records: dict[Hashable, Detections]) -> dict[str, Any]:
         parts = [evaluate_images([], self.protocol)]
         starts = range(0, len(self._dicts), IMAGES_AT_ONCE)
         for start in tqdm(starts, desc=f"crowd metrics, {self._class_names[category]}", disable=len(starts) < 4):
@@ -103,25 +92,27 @@ class CrowdHumanEvaluator(DatasetEvaluator):
             parts.append(evaluate_images((self._image(p, category, records) for p in places), self.protocol))
         return summarize(join(parts), self.protocol)
 
-    def _image(self, place: int, category: int, records: dict[Any, Detections]) -> CrowdImage:
+    def _image(self, place: int, category: int, records: dict[Hashable, Detections]) -> CrowdImage:
         image = self._dicts[place]
         boxes_xywh, tags = _truth(image, category)
         found_xywh, scores = _found(records.get(image["image_id"]), category)
         truth = Truth(_to_xyxy(boxes_xywh), tags)
         return CrowdImage(place, truth, _to_xyxy(found_xywh), scores, (image["height"], image["width"]))
 
-    def _write_dump(self, records: dict[Any, Detections]) -> None:
-        path = os.path.join(self.output_dir, "crowd_detections.json")
+    def _write_dump(self, records: dict[Hashable, Detections]) -> None:
+        path = self._path("crowd_detections.json")
         with open(path, "w") as file:
             for image in self._dicts:
-                found, truth = _found(records.get(image["image_id"]), 0), _truth(image, 0)
+                found = _found(records.get(image["image_id"]), 0)
                 record = {
                     "ID": image["image_id"],
                     "height": image["height"],
                     "width": image["width"],
                     "dtboxes": [{"box": b, "score": s, "tag": 1} for b, s in zip(*(rows.tolist() for rows in found))],
-                    "gtboxes": [{"box": b, "tag": t} for b, t in zip(*(rows.tolist() for rows in truth))],
                 }
+                if self._annotated:
+                    truth = _truth(image, 0)
+                    record["gtboxes"] = [{"box": b, "tag": t} for b, t in zip(*(rows.tolist() for rows in truth))]
                 file.write(json.dumps(record, separators=(",", ":")) + "\n")
         logger.info("detections written to %s", path)
 
@@ -140,7 +131,7 @@ def _truth(image: dict, category: int) -> tuple[np.ndarray, np.ndarray]:
     """The xywh boxes (G, 4) of one class, and their tags (G,): 1, or -1 for an ignore region."""
     rows = [a for a in image.get("annotations", ()) if a["category_id"] == category]
     boxes = [[float(v) for v in BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS)] for a in rows]
-    tags = [-1 if a.get("iscrowd", 0) else 1 for a in rows]
+    tags = [-1 if as_flag(a.get("iscrowd")) else 1 for a in rows]
     return np.array(boxes).reshape(-1, 4), np.array(tags, dtype=np.int8)
 
 

@@ -6,19 +6,19 @@ import math
 import numpy as np
 import pytest
 
-from paq_detr.evaluation.crowd_matching import box_iou, clip_boxes, match_by_weight
-from paq_detr.evaluation.crowd_metrics import _bin as bin_of
+from paq_detr.evaluation.crowd.matching import box_iou, clip_boxes, match_by_weight
+from paq_detr.evaluation.crowd.metrics import _bin as bin_of
 
-from . import crowd_reference
+from . import reference
 from .odgt_scenes import SIZE, A, B, mask, one_image, person, same, warnings
 
 METRICS = ("AP", "MR", "JI", "JI_threshold", "Recall")
 
 
-def assert_equal(ours, reference):
-    assert {m: ours[m] for m in METRICS} == pytest.approx({m: reference[m] for m in METRICS}, abs=1e-9, nan_ok=True)
+def assert_equal(ours, loops):
+    assert {m: ours[m] for m in METRICS} == pytest.approx({m: loops[m] for m in METRICS}, abs=1e-9, nan_ok=True)
     for letter in "knm":
-        assert [line[letter] for line in ours["thresholds"]] == reference[letter]
+        assert [line[letter] for line in ours["thresholds"]] == loops[letter]
 
 
 # ---- against loops ----
@@ -27,25 +27,25 @@ def assert_equal(ours, reference):
 @pytest.mark.parametrize("protocol", ["crowddet", "dh"])
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_to_naive_loops_on_random_crowds(evaluate, seed, protocol):
-    annotations, dump = crowd_reference.random_scene(seed)
+    annotations, dump = reference.random_scene(seed)
     ours = evaluate(annotations, dump, protocol=protocol)
-    assert_equal(ours, crowd_reference.evaluate(annotations, dump, protocol=protocol))
+    assert_equal(ours, reference.evaluate(annotations, dump, protocol=protocol))
     assert 0.1 < ours["JI"] < ours["Recall"] <= 1  # the scene is no trivial one
 
 
 @pytest.mark.parametrize("box", ["vbox", "hbox"])
 def test_equal_to_naive_loops_for_visible_and_head_boxes(evaluate, box):
-    annotations, dump = crowd_reference.random_scene(50)
+    annotations, dump = reference.random_scene(50)
     for record in dump:
         del record["gtboxes"]
-    assert_equal(evaluate(annotations, dump, box=box), crowd_reference.evaluate(annotations, dump, box=box))
+    assert_equal(evaluate(annotations, dump, box=box), reference.evaluate(annotations, dump, box=box))
 
 
 def test_equal_to_naive_loops_where_the_annotations_hold_another_size(evaluate):
-    annotations, dump = crowd_reference.random_scene(51)
+    annotations, dump = reference.random_scene(51)
     for record in annotations:
         record.update(height=100, width=150)
-    assert_equal(evaluate(annotations, dump), crowd_reference.evaluate(annotations, dump))
+    assert_equal(evaluate(annotations, dump), reference.evaluate(annotations, dump))
 
 
 OTHER_TRUTHS = {
@@ -58,12 +58,12 @@ OTHER_TRUTHS = {
 
 @pytest.mark.parametrize("case", OTHER_TRUTHS)
 def test_equal_to_naive_loops_where_the_dump_has_a_ground_truth_of_its_own(evaluate, caplog, case):
-    annotations, dump = crowd_reference.random_scene(52)
+    annotations, dump = reference.random_scene(52)
     annotations = [{**record, "height": 120, "width": 200} for record in annotations]
     crowded = [record for record in dump if len(record["gtboxes"]) > 5]
     for record in crowded:
         OTHER_TRUTHS[case](record)
-    assert_equal(evaluate(annotations, dump), crowd_reference.evaluate(annotations, dump))
+    assert_equal(evaluate(annotations, dump), reference.evaluate(annotations, dump))
     (text,) = warnings(caplog)
     first = min((record["ID"] for record in crowded), key=lambda name: int(name.split(",")[0]))
     assert f"in {len(crowded)} images, the first of which is {first!r}; as published, JI goes by it" in text
@@ -85,9 +85,9 @@ def test_a_rounded_clipped_and_shuffled_copy_of_the_ground_truth_is_no_other_one
 
 
 def test_equal_to_naive_loops_with_images_that_have_no_record(evaluate, caplog):
-    annotations, dump = crowd_reference.random_scene(53)
+    annotations, dump = reference.random_scene(53)
     sized = [{**record, "height": 120, "width": 200} for record in annotations]
-    assert_equal(evaluate(sized, dump[:30]), crowd_reference.evaluate(sized, dump[:30]))
+    assert_equal(evaluate(sized, dump[:30]), reference.evaluate(sized, dump[:30]))
     assert "no detections for 10 of 40" in caplog.text
 
 
@@ -165,6 +165,39 @@ def test_half_an_overlap_is_not_enough(evaluate):
     assert ours["Recall"] == 0 and counts(ours) == (0, 1, 1)
     ours = evaluate(*one_image([mask(*half), person(*B)], [(A, 0.9), (B, 0.8)]))  # IoA of A is 0.5
     assert ours["AP"] == 1 * (1 / 2 + 0) / 2 and counts(ours) == (1, 2, 1)
+
+
+# The detection covers a person of 40 x 100 by half and lies inside it: IoU = 2000 / (4000 + 1e-6), just below 0.5.
+HALF = (10, 10, 40, 50)
+FAR = (250, 150, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "persons, detections, k",
+    [
+        ([A], [(HALF, 0.9)], 1),  # one person, one detection
+        ([A], [(HALF, 0.9), (FAR, 0.9)], 1),  # one person
+        ([A, B], [(HALF, 0.9)], 1),  # one detection
+        ([A, B], [(HALF, 0.9), (FAR, 0.15)], 1),  # one detection above 0.2, two at first
+        ([A, B], [(HALF, 0.9), (FAR, 0.9)], 0),  # two and two: not below 0.5
+        ([A, B], [(A, 0.9), (HALF, 0.8), (B, 0.7)], 2),  # nor may the lax comparison match a third time
+    ],
+)
+def test_dh_takes_half_an_overlap_only_where_one_box_stands_alone(evaluate, persons, detections, k):
+    records = one_image([person(*box) for box in persons], detections)
+    assert counts(evaluate(*records, protocol="dh"), 0.2)[0] == k
+    assert_equal(evaluate(*records, protocol="dh"), reference.evaluate(*records, protocol="dh"))
+    assert_equal(evaluate(*records), reference.evaluate(*records))
+
+
+def test_the_slack_of_dh_ends_at_a_ten_millionth(evaluate):
+    for width, k in ((39.9999999, 1), (39.999, 0)):  # IoU 0.5 - 1.5e-9 and 0.5 - 1.2e-5
+        records = one_image([person(*A)], [((10, 10, width, 50), 0.9)])
+        assert counts(evaluate(*records, protocol="dh"), 0.1)[0] == k
+        assert counts(evaluate(*records), 0.1)[0] == 0
+    two = one_image([person(*A), person(*B)], [((10, 10, 39.9999999, 50), 0.9), (FAR, 0.15)])
+    lines = evaluate(*two, protocol="dh")["thresholds"]
+    assert [line["k"] for line in lines[:2]] == [0, 1]  # alone from the threshold on that leaves one detection
 
 
 def test_a_region_absorbs_any_number_of_detections(evaluate):
@@ -264,21 +297,21 @@ def test_dh_does_not_look_at_regions_of_an_image_without_a_person(evaluate):
 
 
 def test_order_of_records_and_number_of_processes_do_not_matter(evaluate):
-    annotations, dump = crowd_reference.random_scene(60)
+    annotations, dump = reference.random_scene(60)
     alone = evaluate(annotations, dump)
     assert same(evaluate(annotations, dump[::-1]), alone)
     assert same(evaluate(annotations, dump, workers=3), alone)
 
 
 def test_bounds_that_hold_on_any_data(evaluate):
-    lines = evaluate(*crowd_reference.random_scene(61))["thresholds"]
+    lines = evaluate(*reference.random_scene(61))["thresholds"]
     for line in lines:
         assert line["k"] <= min(line["n"], line["m"])
     assert all(low["m"] >= high["m"] for low, high in itertools.pairwise(lines))
 
 
 def test_groups_by_crowdedness_hold_every_person_once(evaluate):
-    ours = evaluate(*crowd_reference.random_scene(62))
+    ours = evaluate(*reference.random_scene(62))
     assert sum(g["persons"] for g in ours["by_image_crowdedness"].values()) == ours["persons"]
     assert sum(g["persons"] for g in ours["by_person_crowdedness"].values()) == ours["persons"]
     found = sum(g["persons"] * g["Recall"] for g in ours["by_person_crowdedness"].values())

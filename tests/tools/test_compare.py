@@ -1,15 +1,11 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-import importlib.util
 import json
 from argparse import Namespace
 from pathlib import Path
 
+import compare
 import pytest
-
-spec = importlib.util.spec_from_file_location("compare", Path(__file__).parents[1] / "tools" / "compare.py")
-compare = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(compare)
 
 
 def test_the_table_gives_mean_and_sample_deviation_of_what_was_measured():

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .protocols import LONE_SLACK
+
 EPS = 1e-6  # in the denominators of overlaps and of JI
 
 
@@ -58,15 +60,15 @@ class Pairs:
 
     person: np.ndarray  # (P,) number of the person
     detection: np.ndarray  # (P,) number of the detection
-    iou: np.ndarray  # (P,) at least 0.5
+    iou: np.ndarray  # (P,) at least 0.5 less the slack
     detection_covered: np.ndarray  # (D,) bool: lies in an ignore region
     person_covered: np.ndarray  # (Q,) bool
 
 
 def find_pairs(persons: np.ndarray, regions: np.ndarray, boxes: np.ndarray) -> Pairs:
-    """The pairs of one image; persons, ignore regions and detections are clipped xyxy boxes."""
+    """The pairs of one image that any protocol may take; persons, regions and detections are clipped xyxy boxes."""
     iou = box_iou(persons, boxes)
-    person, detection = np.nonzero(iou >= 0.5)
+    person, detection = np.nonzero(iou > 0.5 - LONE_SLACK)
     covered, person_covered = covered_by_one(boxes, regions), covered_by_one(persons, regions)
     return Pairs(person, detection, iou[person, detection], covered, person_covered)
 

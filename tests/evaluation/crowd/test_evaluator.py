@@ -9,21 +9,21 @@ from detectron2.config import get_cfg
 
 from paq_detr import add_paq_detr_config
 from paq_detr.evaluation import CocoBoxEvaluator, CrowdHumanEvaluator, QueryUseEvaluator, build_evaluator
-from paq_detr.evaluation.crowdhuman import evaluate_files
+from paq_detr.evaluation.crowd.cli import evaluate_files
 
-from . import crowd_reference
-from .scenes import feed, instances
+from ..scenes import feed, instances
+from . import reference
 
 METRICS = ("AP", "MR", "JI", "Recall")
 
 
 def crowd(seed=5):
     """A random crowd as a dataset's images, as predictions and as odgt records of the size that ``feed`` has."""
-    annotations, dump = crowd_reference.random_scene(seed, size=(200, 300))
+    annotations, dump = reference.random_scene(seed, size=(200, 300))
     by_id = {record["ID"]: record for record in dump}
     images, predictions = [], {}
     for record in annotations:
-        objects = [(0, corners(b["fbox"]), crowd_reference.tag(b, "fbox") == -1) for b in record["gtboxes"]]
+        objects = [(0, corners(b["fbox"]), reference.tag(b, "fbox") == -1) for b in record["gtboxes"]]
         images.append((record["ID"], objects))
         found = by_id[record["ID"]]["dtboxes"]
         predictions[record["ID"]] = instances([corners(d["box"]) for d in found], [d["score"] for d in found])
@@ -31,14 +31,14 @@ def crowd(seed=5):
 
 
 def corners(box):
-    return [float(v) for v in crowd_reference.corners(box)]
+    return [float(v) for v in reference.corners(box)]
 
 
 @pytest.mark.parametrize("protocol", ["crowddet", "dh"])
 def test_evaluator_gives_the_numbers_of_the_loops(register_dataset, protocol):
     images, predictions, annotations, dump = crowd()
     result = feed(CrowdHumanEvaluator(register_dataset(images), protocol=protocol), predictions)["crowd"]
-    expected = crowd_reference.evaluate(annotations, dump, protocol=protocol)
+    expected = reference.evaluate(annotations, dump, protocol=protocol)
     assert {m: result[m] for m in METRICS} == pytest.approx({m: 100 * expected[m] for m in METRICS}, abs=1e-7)
     assert result["JI_threshold"] == expected["JI_threshold"]
 
@@ -104,6 +104,28 @@ def test_nan_detections_and_images_without_any_do_not_stop_it(register_dataset, 
     assert math.isnan(feed(CrowdHumanEvaluator(name), {1: instances([], [])})["crowd"]["MR"])
 
 
+def test_a_test_set_without_annotations_gives_a_dump_and_no_metrics(register_dataset, tmp_path, caplog):
+    a = (10, 10, 60, 60)
+    for name in (register_dataset([(1, None)]), register_dataset([(1, [])], annotated=False)):
+        caplog.clear()
+        assert feed(CrowdHumanEvaluator(name, str(tmp_path)), {1: instances([a], [0.9])}) == {}
+        (line,) = (tmp_path / "crowd_detections.json").read_text().splitlines()
+        assert json.loads(line) == {
+            "ID": 1, "height": 200, "width": 300, "dtboxes": [{"box": [10, 10, 50, 50], "score": 0.9, "tag": 1}],
+        }  # fmt: skip
+        assert f"{name} has no annotations" in caplog.text
+        assert not (tmp_path / "crowd_metrics.json").exists()
+
+
+@pytest.mark.parametrize("objects", [[], [(0, (10, 10, 60, 60), 1)]], ids=["nothing", "a region"])
+def test_a_set_without_objects_has_nan_with_a_sentence(register_dataset, tmp_path, caplog, objects):
+    name = register_dataset([(1, objects), (2, [])])
+    result = feed(CrowdHumanEvaluator(name, str(tmp_path)), {1: instances([(100, 20, 160, 120)], [0.9])})["crowd"]
+    assert all(math.isnan(result[metric]) for metric in ("AP", "MR", "Recall"))
+    assert f"{name} holds no object of the class person: its AP, MR-2 and recall are NaN" in caplog.text
+    assert json.loads((tmp_path / "crowd_metrics.json").read_text())["classes"]["person"]["AP"] is None
+
+
 def test_unknown_protocol_and_image_are_refused(register_dataset):
     name = register_dataset([(1, [])])
     with pytest.raises(ValueError, match='protocol is "iter", must be one of crowddet, dh'):
@@ -124,3 +146,17 @@ def test_config_chooses_the_evaluators(register_dataset, tmp_path):
     found = instances([(10, 10, 60, 60)], [0.9], query_indices=[3])
     results = feed(evaluators, {1: found})
     assert list(results) == ["bbox", "query_use", "crowd"]
+    written = json.loads((tmp_path / "crowd_metrics.json").read_text())
+    assert written["protocol"] == "dh"
+    assert results["query_use"]["active_slots@0.3"] == 1
+
+
+def test_config_folder_is_the_dataset_s_own_and_query_use_counts_the_slots_of_the_test(register_dataset, tmp_path):
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    cfg.OUTPUT_DIR, cfg.TEST.QUERY_USE.ENABLED, cfg.MODEL.DETR.QUERIES.NUM_TEST = str(tmp_path), True, 7
+    name = register_dataset([(1, [])])
+    feed(build_evaluator(cfg, name), {1: instances([(10, 10, 60, 60)], [0.9], query_indices=[3])})
+    folder = tmp_path / "inference" / name
+    assert len((folder / "query_use.csv").read_text().splitlines()) == 1 + 7
+    assert (folder / "coco_instances_results.json").exists() and not (folder / "crowd_metrics.json").exists()

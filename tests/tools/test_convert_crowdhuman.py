@@ -2,18 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from convert_crowdhuman import main, to_odgt
 from detectron2.data import DatasetCatalog
 
 from paq_detr.data import register_coco_json, register_crowdhuman
 
-from .crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-from convert_crowdhuman import main, to_odgt  # noqa: E402
+from ..data.crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
 
 
 def test_coco_form_has_the_layout_of_other_crowdhuman_code(write, tmp_path):
@@ -115,8 +112,14 @@ def test_a_json_of_other_code_becomes_persons_and_masks():
             "CrowdHuman has one category, person; there are 2 here",
         ),
         (lambda coco: coco["images"].append(coco["images"][0]), "two images have the id 1 or the name 'a'"),
-        (lambda coco: coco["annotations"][0].update(image_id=9), "an annotation is of image 9, which is not in"),
-        (lambda coco: coco["annotations"][0].pop("bbox"), "coco.json: no 'bbox' in {'image_id': 1}"),
+        (
+            lambda coco: coco["annotations"][0].update(image_id=9),
+            "coco.json, entry 1 of 'annotations' is of image 9, which is not in",
+        ),
+        (
+            lambda coco: coco["annotations"][0].pop("bbox"),
+            "coco.json, entry 1 of 'annotations': no 'bbox' in {'image_id': 1}",
+        ),
     ],
 )
 def test_a_broken_json_is_named(change, message):
@@ -130,6 +133,63 @@ def test_a_broken_json_is_named(change, message):
         to_odgt(coco, "coco.json")
 
 
+@pytest.mark.parametrize(
+    "change, flag",
+    [({"iscrowd": v}, 1) for v in (1, True, "1", "true")] + [({"iscrowd": v}, 0) for v in (0, None, "", False, "0")]
+    + [({"ignore": 1}, 1), ({"ignore": None}, 0), ({"bbox": ["10", "5", "20", "40"]}, 0), ({"image_id": "1"}, 0)],
+    ids=str,
+)  # fmt: skip
+def test_a_json_s_values_of_another_type_are_taken_as_what_they_mean(change, flag):
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": "60", "width": None}],
+        "annotations": [{"image_id": 1, "bbox": FULL, **change}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    (record,) = to_odgt(coco, "coco.json")
+    tag = "mask" if flag else "person"
+    assert record == {"ID": "a", "gtboxes": [{"fbox": FULL, "tag": tag, "extra": {"ignore": flag}}]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda coco: coco.update(images={}), "coco.json: 'images' is {}, must be a list"),
+        (lambda coco: coco.update(images=[5]), "coco.json, entry 1 of 'images': no 'file_name' in 5"),
+        (lambda coco: coco["images"][0].update(file_name=None), "'images': 'file_name' is None, must be a text"),
+        (lambda coco: coco["images"][0].update(id=[1]), "entry 1 of 'images': 'id' is [1], must be"),
+        (lambda coco: coco["images"][0].update(height=-1, width=5), "entry 1 of 'images': height -1 and width 5"),
+        (lambda coco: coco["annotations"][0].update(iscrowd="perhaps"), "'iscrowd' is 'perhaps', must be 0 or 1"),
+        (lambda coco: coco["annotations"][0].update(bbox=[1, 2, 3]), "entry 1 of 'annotations': 'bbox' is [1, 2, 3]"),
+        (lambda coco: coco["annotations"][0].update(bbox=[1, 2, 3, None]), "'bbox' is [1, 2, 3, None], must be four"),
+        (lambda coco: coco["annotations"][0].update(bbox_vis="here"), "'bbox_vis' is 'here', must be four finite"),
+        (lambda coco: coco.update(annotations=None), "coco.json: 'annotations' is None, must be a list"),
+    ],
+)  # fmt: skip
+def test_a_json_s_values_that_mean_nothing_are_named(change, message):
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "bbox": FULL}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    change(coco)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        to_odgt(coco, "coco.json")
+
+
+def test_an_odgt_s_numbers_in_texts_are_numbers_in_the_json(write, tmp_path, capsys):
+    records = scene()[:1]
+    records[0]["gtboxes"][0]["fbox"] = [str(v) for v in FULL]
+    path, root = write(records)
+    main([path, str(tmp_path / "coco.json"), "--images", root])
+    first = json.loads((tmp_path / "coco.json").read_text())["annotations"][0]
+    assert (first["bbox"], first["area"]) == (FULL, FULL[2] * FULL[3])
+    records[0]["gtboxes"][0]["vbox"] = [1, 2, 3, "x"]
+    path, root = write(records)
+    with pytest.raises(SystemExit):
+        main([path, str(tmp_path / "coco.json"), "--images", root])
+    assert "line 1, image '7,b0', box 1: 'vbox' is [1, 2, 3, 'x'], must be four finite" in capsys.readouterr().err
+
+
 def test_the_command_ends_with_one_sentence(write, tmp_path, capsys):
     path, root = write(scene())
     for arguments, message in (
@@ -139,6 +199,6 @@ def test_the_command_ends_with_one_sentence(write, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as end:
             main(arguments)
-        assert end.value.code == 1
+        assert end.value.code == 2
         assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / "a.json").exists()

@@ -7,6 +7,10 @@ import math
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from ...boxes import area, intersection, iou
+
+EPS = 1e-6
+
 REFERENCES = (0.0100, 0.0178, 0.0316, 0.0562, 0.1000, 0.1778, 0.3162, 0.5623, 1.000)
 
 
@@ -51,20 +55,8 @@ def clip(b, size):
     )
 
 
-def inter(a, b):
-    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-def area(a):
-    return (a[2] - a[0]) * (a[3] - a[1])
-
-
-def iou(a, b):
-    return inter(a, b) / (area(a) + area(b) - inter(a, b) + 1e-6)
-
-
 def ioa(a, region):
-    return inter(a, region) / (area(a) + 1e-6)
+    return intersection(a, region) / (area(a) + EPS)
 
 
 def labels_of_image(truth, size, found, protocol):
@@ -77,8 +69,8 @@ def labels_of_image(truth, size, found, protocol):
     for box, score in sorted(found, key=lambda item: -item[1]):  # sorted() is stable
         box, best, chosen = clip(box, size), 0.5, None
         for index, person in enumerate(persons):
-            if index not in taken and iou(box, person) > best:
-                best, chosen = iou(box, person), index
+            if index not in taken and iou(box, person, EPS) > best:
+                best, chosen = iou(box, person, EPS), index
         if chosen is not None:
             taken.add(chosen)
             entries.append((score, True))
@@ -133,10 +125,11 @@ def pairs_of_image(truth, size, found, threshold, protocol):
     weights = np.zeros((len(boxes), len(persons)))
     for d, box in enumerate(boxes):
         for p, person in enumerate(persons):
-            overlap = iou(box, person)
+            overlap = iou(box, person, EPS)
             if protocol == "crowddet" and overlap > 0.5:
                 weights[d, p] = overlap
-            if protocol == "dh" and overlap >= 0.5:
+            slack = overlap > 0.5 - 1e-7 and min(len(boxes), len(persons)) == 1
+            if protocol == "dh" and (overlap >= 0.5 or slack):
                 weights[d, p] = 1000 + overlap
     matched = [(d, p) for d, p in zip(*linear_sum_assignment(weights, maximize=True), strict=True) if weights[d, p]]
     with_d, with_p = {d for d, _ in matched}, {p for _, p in matched}

@@ -1,0 +1,53 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""What is probably wrong with boxes that a file gives, told from their numbers alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_SLACK = 0.02  # of the image's side: rounding, and labels that end a little outside
+_SHARE = 0.2  # of the boxes: so many reach outside only where something is wrong
+
+
+def doubt_about_boxes(boxes_xywh: np.ndarray, sizes: np.ndarray) -> str:
+    """One counted sentence on boxes that are hardly x, y, width, height in pixels; empty where nothing is odd.
+
+    Args:
+        boxes_xywh: (N, 4) as read, sizes not negative.
+        sizes: (N, 2) width and height of each box's image in pixels.
+    """
+    count = len(boxes_xywh)
+    if not count:
+        return ""
+    ends = boxes_xywh[:, :2] + boxes_xywh[:, 2:]
+    in_unit = ((boxes_xywh >= 0) & (boxes_xywh <= 1)).all(1) & (sizes > 4).all(1)
+    if in_unit.sum() > count / 2:
+        return (
+            f"{in_unit.sum()} of {count} boxes hold no number above 1: they are probably fractions of the image, "
+            "and must be pixels"
+        )
+    outside = (ends > (1 + _SLACK) * sizes + 1).any(1)
+    if outside.sum() <= _SHARE * count:
+        return ""
+    return f"{outside.sum()} of {count} boxes reach far outside their image: {_cause(boxes_xywh, sizes)}"
+
+
+def _cause(boxes: np.ndarray, sizes: np.ndarray) -> str:
+    def fit(starts: np.ndarray, ends: np.ndarray, sizes: np.ndarray = sizes) -> bool:
+        room = _SLACK * sizes + 1
+        return bool(((starts >= -room) & (ends <= sizes + room)).all())
+
+    start, other = boxes[:, :2], boxes[:, 2:]
+    if (other >= start).all() and fit(start, other):
+        return "they are probably corners (XYXY: x0, y0, x1, y1), and must be [x, y, width, height]"
+    if fit(start - other / 2, start + other / 2):
+        return "their x, y are probably the centre, and must be the upper left corner"
+    if fit(start, start + other, sizes[:, ::-1]):
+        return "width and height of the images are probably swapped"
+    if fit(start[:, ::-1], (start + other)[:, ::-1]):
+        return "x and y are probably swapped"
+    return (
+        "they are probably of pictures of another size, or not [x, y, width, height]; if objects are meant to end "
+        "outside, as full bodies do, this is right"
+    )

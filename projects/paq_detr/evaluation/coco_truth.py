@@ -1,0 +1,125 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A registered dataset in the form that pycocotools evaluates."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Hashable
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from pycocotools.coco import COCO
+
+from ..data.coco_file import CocoFile, read_coco
+from ..data.json_values import as_flag
+from .records import Detections, has_annotations
+
+
+class GroundTruth:
+    """A registered dataset as a pycocotools ``COCO`` object whose image ids are places in the dataset.
+
+    Where the dataset has an annotation file (``MetadataCatalog.get(name).json_file``, as in Detectron2), objects and
+    their sizes (``area``) are the file's; else they are those of the registered dicts, with box areas as sizes. Boxes
+    without area or outside their image, which no detection can find, are left out. ``annotated`` is
+    False where the file lacks the very key ``annotations``, or ``records.has_annotations`` says so.
+
+    Raises:
+        ValueError: the file breaks the format, an image_id comes twice, or a category is none of the dataset's classes.
+    """
+
+    def __init__(self, dataset_name: str):
+        metadata = MetadataCatalog.get(dataset_name)
+        dicts = DatasetCatalog.get(dataset_name)
+        names = metadata.get("thing_classes")
+        if not names:
+            raise ValueError(f"the metadata of dataset {dataset_name!r} has no thing_classes")
+        to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
+
+        self.dataset_name = dataset_name
+        self.class_names = list(names)
+        self.category_ids = sorted(to_contiguous, key=to_contiguous.get)  # original id of each contiguous one
+        self.image_ids = [d["image_id"] for d in dicts]
+        self.image_index = {image_id: index for index, image_id in enumerate(self.image_ids)}
+        if len(self.image_index) < len(self.image_ids):
+            raise ValueError(f"dataset {dataset_name!r} holds an image_id more than once")
+
+        self.annotated = has_annotations(dicts, metadata)
+        json_file = metadata.get("json_file")
+        if json_file:
+            content = read_coco(json_file)
+            self.annotated, rows = self.annotated and content.annotated, self._rows_of_file(content)
+        else:
+            rows = self._rows_of_dicts(dicts)
+        rows = [row for row in rows if _can_be_found(row["bbox"], dicts[row["image_id"]])]
+        self.coco = in_memory_coco(len(self.image_ids), self.category_ids, rows)
+        counts = {category: 0 for category in self.category_ids}
+        for row in rows:
+            counts[row["category_id"]] += not row["iscrowd"]
+        self.boxes_per_class = np.array([counts[c] for c in self.category_ids])
+
+    def results(self, records: dict[Hashable, Detections]) -> list[dict]:
+        """Detections as pycocotools rows: places for image ids, original category ids, xywh boxes."""
+        rows = []
+        for index, image_id in enumerate(self.image_ids):
+            record = records.get(image_id)
+            if record is None or not len(record):
+                continue
+            boxes = record.boxes_xyxy.astype(np.float64)
+            boxes[:, 2:] -= boxes[:, :2]
+            for box, score, label in zip(boxes.tolist(), record.scores.tolist(), record.classes.tolist()):
+                category = self._category(label, f"predicted class {label} on image {image_id!r}")
+                rows.append(_row(index, category, box, score=score))
+        return rows
+
+    def _category(self, label: int, what: str) -> int:
+        """The original id of a contiguous one."""
+        if not 0 <= label < len(self.category_ids):
+            raise ValueError(f"{what}, but dataset {self.dataset_name!r} has {len(self.category_ids)} classes")
+        return self.category_ids[label]
+
+    def _rows_of_dicts(self, dicts: list[dict]) -> list[dict]:
+        rows = []
+        for index, image in enumerate(dicts):
+            for annotation in image.get("annotations", ()):
+                label = annotation["category_id"]
+                category = self._category(label, f"category_id {label} of an annotation of image {image['image_id']!r}")
+                box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+                iscrowd = as_flag(annotation.get("iscrowd"))
+                rows.append(_row(index, category, [float(v) for v in box], annotation.get("area"), iscrowd=iscrowd))
+        return rows
+
+    def _rows_of_file(self, content: CocoFile) -> list[dict]:
+        """The file's annotations of images and classes that are registered; others are none of the dataset's."""
+        known = set(self.category_ids)
+        return [
+            _row(self.image_index[a.image_id], a.category_id, a.bbox, a.area, iscrowd=a.iscrowd)
+            for a in content.annotations
+            if a.image_id in self.image_index and a.category_id in known
+        ]
+
+
+def _can_be_found(box_xywh: list[float], image: dict) -> bool:
+    x, y, width, height = box_xywh
+    within = -width < x < image.get("width", np.inf) and -height < y < image.get("height", np.inf)
+    return within and min(width, height) > 0
+
+
+def _row(image: int, category: int, box_xywh: list[float], area: float | None = None, **extra) -> dict:
+    area = box_xywh[2] * box_xywh[3] if area is None else area
+    return {"image_id": image, "category_id": category, "bbox": box_xywh, "area": area, "iscrowd": 0, **extra}
+
+
+def in_memory_coco(num_images: int, category_ids: list[int], rows: list[dict]) -> COCO:
+    """A ``COCO`` of images 0 .. ``num_images`` - 1 with ``rows`` as annotations."""
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": index} for index in range(num_images)],
+        "categories": [{"id": category} for category in category_ids],
+        "annotations": [{**row, "id": index} for index, row in enumerate(rows, start=1)],  # id 0 means "no match"
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

@@ -1,0 +1,144 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+from paq_detr.data import check_pictures, register_coco_json, register_datasets
+
+
+@pytest.fixture
+def register(content, save, tmp_path):
+    """Registers "cells" with another name for the first picture, whose file is there as a.png."""
+
+    def register(file_name, **image):
+        _, root = save(content)
+        content["images"][0].update(file_name=file_name, **image)
+        (tmp_path / "annotations.json").write_text(json.dumps(content))
+        register_coco_json("cells", str(tmp_path / "annotations.json"), root)
+        return root
+
+    return register
+
+
+MISSING = {
+    "gone": ("gone.png", "first is {root}/gone.png$"),
+    "a folder that is not there": ("train/a.png", "first is {root}/train/a.png; {root}/a.png exists"),
+    "another ending": ("a.jpg", "first is {root}/a.jpg; {root}/a.png exists"),
+    "other letters": ("A.PNG", "first is {root}/A.PNG; {root}/a.png exists"),
+    "http": ("http://host/a.png", "; that is a URL, and pictures must be local files"),
+    "https": ("https://host/folder/a.png?x=1", "; that is a URL"),
+    "s3": ("s3://bucket/a.png", "; that is a URL"),
+    "file": ("file:///tmp/a.png", "; that is a URL"),
+    "label studio's upload": ("/data/upload/3/a.png", "; that is a path inside Label Studio, .*{root}/a.png exists"),
+    "label studio's storage": ("/data/local-files/?d=set/a.png", "that is a path inside Label Studio, .*a.png exists"),
+    "windows": ("C:\\Users\\me\\set\\a.png", "; that is a path of a Windows machine, .*{root}/a.png exists"),
+    "windows with slashes": ("D:/set/a.png", "; that is a path of a Windows machine"),
+    "another machine": ("/home/you/set/a.png", "first is /home/you/set/a.png; {root}/a.png exists"),
+}
+
+
+@pytest.mark.parametrize("name, message", MISSING.values(), ids=MISSING)
+def test_a_missing_picture_is_counted_and_its_name_explained(register, tmp_path, name, message):
+    root = register(name)
+    where = re.escape(f"dataset 'cells' ({tmp_path}/annotations.json)")
+    with pytest.raises(
+        ValueError, match=f"^1 of 2 pictures of {where} are missing; .*{message.format(root=root)}"
+    ) as e:
+        check_pictures(["cells"])
+    assert "\n" not in str(e.value)
+
+
+def test_the_same_is_said_where_the_size_must_be_read(register):
+    with pytest.raises(ValueError, match="image 5 has no width and height, and .*that is a URL"):
+        register("http://host/a.png", width=None)
+
+
+@pytest.mark.parametrize("name", ["set\\deep\\a.png", ".\\set\\deep\\a.png", "set/deep\\a.png", "set/deep/a.png"])
+def test_backslashes_part_folders(register, tmp_path, name):
+    (tmp_path / "set" / "deep").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "set" / "deep" / "a.png")
+    register(name, width=None)
+    check_pictures(["cells"])
+    assert os.path.isfile(DatasetCatalog.get("cells")[0]["file_name"])
+
+
+def test_a_backslash_in_a_real_name_stays(register, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "odd\\name.png")
+    register("odd\\name.png")
+    check_pictures(["cells"])
+
+
+def test_absolute_names_do_with_an_empty_root(content, save, tmp_path, monkeypatch):
+    path, root = save(content)
+    for image in content["images"]:
+        image["file_name"] = f"{root}/{image['file_name']}"
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    monkeypatch.chdir("/")
+    register_coco_json("cells", path, "")
+    check_pictures(["cells"])
+
+
+def test_relative_names_start_at_the_working_directory_where_the_root_is_empty(content, save, monkeypatch):
+    path, root = save(content)
+    monkeypatch.chdir(root)
+    register_coco_json("cells", path, "")
+    check_pictures(["cells"])
+
+
+def test_a_dataset_without_images_is_named(content, save):
+    content["images"], content["annotations"] = [], []
+    path, root = save(content)
+    register_coco_json("cells", path, root)
+    with pytest.raises(ValueError, match=re.escape(f"dataset 'cells' ({path}) holds no image")):
+        check_pictures(["cells"])
+
+
+def test_the_synthetic_crowd_has_no_files_to_miss(cfg):
+    register_datasets(cfg)
+    check_pictures(["synthetic_crowd_train", "synthetic_crowd_val"])
+
+
+def test_many_pictures_are_checked_quickly(tmp_path):
+    names = [f"{i}.png" for i in range(20_000)]
+    for name in names:
+        os.symlink("nowhere", tmp_path / name)
+    DatasetCatalog.register("many", lambda: [{"file_name": str(tmp_path / name)} for name in names])
+    start = time.perf_counter()
+    check_pictures(["many"])
+    assert time.perf_counter() - start < 2
+
+
+def test_a_json_that_numbers_the_same_classes_otherwise_is_matched_by_name(cfg, content, save, tmp_path):
+    path, root = save(content)
+    numbers = {90: 4, 1: 6, 7: 5}
+    for category in content["categories"]:
+        category["id"] = numbers[category["id"]]
+    for annotation in content["annotations"]:
+        annotation["category_id"] = numbers[annotation["category_id"]]
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    cfg.DATASETS.COCO_JSON = [["train", path, root], ["val", str(tmp_path / "other.json"), root]]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train",), ("val",)
+    for _ in range(2):  # also where it is registered already, as in a second run of one process
+        register_datasets(cfg)
+        train, val = (MetadataCatalog.get(name) for name in ("train", "val"))
+        assert train.thing_classes == val.thing_classes == ["dust", "fibre", "cell"]
+        assert val.thing_dataset_id_to_contiguous_id == {4: 2, 5: 1, 6: 0}
+        assert DatasetCatalog.get("val") == DatasetCatalog.get("train")  # the first call and a later one
+    assert np.array_equal(DatasetCatalog["val"].objects_per_image, [2, 0])
+
+
+def test_other_classes_are_still_refused(cfg, content, save, tmp_path):
+    path, root = save(content)
+    content["categories"][0]["name"] = "Cell"
+    (tmp_path / "other.json").write_text(json.dumps(content))
+    cfg.DATASETS.COCO_JSON = [["train", path, root], ["val", str(tmp_path / "other.json"), root]]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("train",), ("val",)
+    with pytest.raises(ValueError, match="the classes of dataset 'val', 3 .* are not those of dataset 'train'"):
+        register_datasets(cfg)
