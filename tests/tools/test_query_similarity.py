@@ -39,7 +39,7 @@ def test_content_is_seen_before_and_after_the_step_between_queries(options):
         before, after = (np.concatenate(layer[place].cosine) for place in ("before", "after"))
         assert len(before) == len(after) > 0
         assert np.array_equal(before, after) == (options is DEHOMO and number == 0)  # no step in front of layer 1
-    assert not model.routes[0].decoder._forward_hooks
+    assert not model.routes["main"].decoder._forward_hooks
 
 
 def bin_of(iou, pairs, mean, std):
