@@ -5,15 +5,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -21,9 +18,11 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..config import add_paq_detr_config
-from ..data import register_datasets
+from ..data import check_pictures, register_datasets
 from ..errors import NonFiniteLossError, UserError
 from .checks import check_values, value_of
+from .merge import merge_file, merge_opts
+from .output import holds_checkpoint, make_folder, remove_parts, set_aside
 from .weights import missing_file
 
 logger = logging.getLogger(__name__)
@@ -46,21 +45,27 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     ``MODEL.DETR.CLASS_NAMES`` is filled from the datasets. Without a CUDA device ``MODEL.DEVICE`` becomes "cpu".
 
     Raises:
-        UserError: an unknown key, a missing file or dataset, a value of another type; one sentence.
+        UserError: an unknown key, a missing file, picture or dataset, a value of another type; one sentence.
     """
     setup_logger(name="paq_detr")  # what is said of datasets and keys is shown as well
     cfg = get_cfg()
     add_paq_detr_config(cfg)
     if args.config_file:
-        _merge_file(cfg, args.config_file)
-    _merge_opts(cfg, list(args.opts or []))
+        merge_file(cfg, args.config_file)
+    merge_opts(cfg, list(args.opts or []))
     _check_epochs(cfg, list(args.opts or []))
     _warn_of_idle_keys(cfg)
+    _settle_paths(cfg)
     _check_device(cfg, getattr(args, "num_gpus", 1))
+    _check_batch(cfg, getattr(args, "num_gpus", 1) * getattr(args, "num_machines", 1))
     _check_weights(cfg)
+    evaluates = getattr(args, "eval_only", False)
+    if evaluates and not cfg.DATASETS.TEST:
+        raise UserError("--eval-only needs a dataset in DATASETS.TEST, which is empty.")
     try:
         check_values(cfg)
         register_datasets(cfg)
+        check_pictures(cfg.DATASETS.TEST if evaluates else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error
     cfg.freeze()
@@ -70,16 +75,25 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
 def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Output folder, loggers and seeds; on every process.
 
+    A training that does not resume begins in a folder without another run's files: they are moved into a numbered
+    folder in it (``output.set_aside``).
     Detectron2's ``default_setup`` does the same, but shows several hundred lines of config on the way.
     """
-    rank = comm.get_rank()
+    rank, aside = comm.get_rank(), ""
     if comm.is_main_process():
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        make_folder(cfg.OUTPUT_DIR)
+        if not getattr(args, "eval_only", False):
+            remove_parts(cfg.OUTPUT_DIR)
+            if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
+                aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
+    comm.synchronize()
     for name in ("fvcore", "detectron2", "paq_detr"):
         logging.getLogger(name).handlers.clear()  # of setup_config, which had no folder yet
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
     logging.getLogger("detectron2.engine.train_loop").addFilter(_expected_error_to_sentence)
     logger.info("Command line: %s", args)
+    if aside:
+        logger.warning("%s held an earlier run, whose files are now in %s", cfg.OUTPUT_DIR, aside)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
 
@@ -113,48 +127,6 @@ def run_cli(main: Callable[[], int | None], program: str) -> int:
         return 1
 
 
-def _merge_file(cfg: CfgNode, path: str) -> None:
-    if not os.path.isfile(path):
-        folder = os.path.dirname(path) or "."
-        close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else []
-        hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
-        raise UserError(f"The config file {path} does not exist{hint}.")
-    try:
-        given = CfgNode(CfgNode.load_yaml_with_base(path, allow_unsafe=True))
-        _whole_numbers_to_floats(given, cfg)
-        cfg.merge_from_other_cfg(given)
-    except KeyError as error:
-        key = re.search(r"[Nn]on-existent config key: ([\w.]+)", str(error))
-        raise UserError(f"{path}: {_unknown(cfg, key[1]) if key else error}.") from error
-    except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
-
-
-def _whole_numbers_to_floats(given: CfgNode, cfg: CfgNode) -> None:
-    """1 means 1.0 where ``cfg`` holds a float; without this yacs refuses it."""
-    for name, value in given.items():
-        now = cfg.get(name)
-        if isinstance(value, CfgNode) and isinstance(now, CfgNode):
-            _whole_numbers_to_floats(value, now)
-        elif type(value) is int and isinstance(now, float):
-            given[name] = float(value)
-
-
-def _merge_opts(cfg: CfgNode, opts: list[str]) -> None:
-    if len(opts) % 2:
-        raise UserError(f"Options come as pairs KEY VALUE, but these are {len(opts)}: {' '.join(opts)}.")
-    known = set(_keys(cfg))
-    for key, value in zip(opts[::2], opts[1::2], strict=True):
-        if key not in known:
-            raise UserError(f"{_unknown(cfg, key)}.")
-        if isinstance(value_of(cfg, key), float) and re.fullmatch(r"[+-]?\d+", value):
-            value = float(value)
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, TypeError, AssertionError) as error:
-            raise UserError(f"{key} cannot be {value!r}: {' '.join(str(error).split())}.") from error
-
-
 def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
     """Iterations asked for on the command line are not lost because the file counts in epochs."""
     idle = [key for key in opts[::2] if key in ("SOLVER.MAX_ITER", "SOLVER.STEPS", "SOLVER.CHECKPOINT_PERIOD")]
@@ -165,30 +137,24 @@ def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
         )
 
 
-def _unknown(cfg: CfgNode, key: str) -> str:
-    """That there is no such key, and which was probably meant."""
-    known = list(_keys(cfg))
-    leaf = key.split(".")[-1].upper()
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    near = near or [name for name in known if name.split(".")[-1] == leaf]
-    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
-    return f"There is no config key {key}{hint}"
-
-
-def _keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def _warn_of_idle_keys(cfg: CfgNode) -> None:
     default = get_cfg()
     for key in IDLE_KEYS:
         if value_of(cfg, key) != value_of(default, key):
             logger.warning("%s is a key of Detectron2's that has no effect on this trainer", key)
+
+
+def _settle_paths(cfg: CfgNode) -> None:
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty, must be the folder that results go to.")
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(os.path.expanduser, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
+
+
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    if processes > 1 and cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise UserError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided among {processes} processes."
+        )
 
 
 def _check_device(cfg: CfgNode, num_gpus: int) -> None:

@@ -29,10 +29,10 @@ from ..data.mapper import DetrDatasetMapper
 from ..errors import NonFiniteLossError, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
+from .cli import save_config
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
 from .loader import NamedFaults, TrainLoader
 from .rng import preserved_rng, rng_state, set_rng_state
-from .cli import save_config
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)
