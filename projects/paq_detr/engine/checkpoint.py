@@ -23,8 +23,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .convert import convert_if_foreign
-from .weights import missing_file, read_weights
+from .convert import LAYOUTS, convert_if_foreign
+from .weights import CONTAINERS, missing_file, read_weights, strip_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +100,15 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
-        if "model" not in content:
-            weights = content.get("state_dict", content.get("blobs", content))
+        if not isinstance(content.get("model"), dict):
+            weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
             content = {"model": weights, "matching_heuristics": filename.endswith(".pkl"), "__author__": "Caffe2"}
-        content["model"] = {k: v for k, v in content["model"].items() if not k.endswith("_momentum")}  # Caffe2's
-        odd = [key for key, value in content["model"].items() if not _is_numeric(value)]
+        content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
+        odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
         if odd:
             raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
+        markers = {layout.marker for layout in LAYOUTS}
+        content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
             content["model"], names = convert_if_foreign(content["model"], content.get("config"))
