@@ -13,7 +13,7 @@ from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from paq_detr.data import register_datasets
-from paq_detr.engine import DetrCheckpointer, Trainer, UserError, build_detector, run_cli, setup_config, start_run
+from paq_detr.engine import Trainer, load_trained, run_cli, setup_config, start_run
 
 
 def worker(cfg, args: argparse.Namespace) -> None:
@@ -22,14 +22,7 @@ def worker(cfg, args: argparse.Namespace) -> None:
         register_datasets(cfg)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        if not (args.resume or cfg.MODEL.WEIGHTS):
-            raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
-        model = build_detector(cfg)
-        checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
-        if args.resume and not checkpointer.has_checkpoint():
-            raise UserError(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint.")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        Trainer.test(cfg, model)
+        Trainer.test(cfg, load_trained(cfg, resume=args.resume))
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

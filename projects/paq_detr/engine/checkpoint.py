@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .convert import LAYOUTS, convert_if_foreign
+from .output import LAST_CHECKPOINT, PART
 from .weights import CONTAINERS, missing_file, read_weights, strip_wrappers
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(getattr(self.model, "class_names", ()))
         self.report = LoadReport()
+        self.run_config = ""  # yaml of the training's config, for those who load the weights
+        self._check: Callable[[dict[str, Any]], None] | None = None
 
     def save(self, name: str, **extra: Any) -> None:
         """Write model and state to ``name``.pth, where ``--resume`` finds it."""
@@ -83,12 +86,45 @@ class DetrCheckpointer(DetectionCheckpointer):
         """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
-            torch.save({"model": self.model.state_dict(), "class_names": self.class_names, **extra}, f"{path}.part")
+            content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
+            torch.save({**content, **extra}, f"{path}.part")
             os.replace(f"{path}.part", path)
             logger.info("Saved %s", path)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence."""
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that ``--resume`` goes on from, whole or not at all."""
+        path = os.path.join(self.save_dir, LAST_CHECKPOINT)
+        with open(path + PART, "w") as file:
+            file.write(last_filename_basename)
+        os.replace(path + PART, path)
+
+    def last_checkpoint(self) -> str:
+        """Path of the checkpoint to go on from.
+
+        Raises:
+            UserError: there is none, or it does not exist.
+        """
+        name = ""
+        if self.has_checkpoint():
+            with open(os.path.join(self.save_dir, LAST_CHECKPOINT), errors="replace") as file:
+                name = file.read(4096).strip()
+        if not name:
+            raise UserError(f"--resume: OUTPUT_DIR {self.save_dir} holds no checkpoint.")
+        path = os.path.join(self.save_dir, name)
+        if not os.path.isfile(path):
+            there = sorted(entry for entry in os.listdir(self.save_dir) if entry.endswith(".pth"))
+            hint = f"write one of these names into it: {', '.join(there)}" if there else "there is no other"
+            raise UserError(f"--resume: {self.save_dir}/{LAST_CHECKPOINT} names {path}, which does not exist; {hint}.")
+        return path
+
+    def load(
+        self, path: str, *args: Any, check: Callable[[dict[str, Any]], None] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence.
+
+        ``check`` is called with the file's content before anything is loaded.
+        """
+        self._check = check
         if path:
             try:
                 path = self.path_manager.get_local_path(path)
@@ -114,6 +150,8 @@ class DetrCheckpointer(DetectionCheckpointer):
             content["model"], names = convert_if_foreign(content["model"], content.get("config"))
             content.setdefault("class_names", names)
         content["file"] = filename
+        if self._check is not None:
+            self._check(content)
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -62,6 +62,11 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     evaluates = getattr(args, "eval_only", False)
     if evaluates and not cfg.DATASETS.TEST:
         raise UserError("--eval-only needs a dataset in DATASETS.TEST, which is empty.")
+    if evaluates and getattr(args, "resume", False) and "MODEL.WEIGHTS" in (args.opts or [])[::2]:
+        raise UserError(
+            f"--eval-only --resume evaluates the last checkpoint of OUTPUT_DIR, so that MODEL.WEIGHTS "
+            f"{cfg.MODEL.WEIGHTS} would be ignored: leave one of them out."
+        )
     try:
         check_values(cfg)
         register_datasets(cfg)

@@ -32,6 +32,7 @@ from .checkpoint import DetrCheckpointer
 from .cli import save_config
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
 from .loader import NamedFaults, TrainLoader
+from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
@@ -73,6 +74,7 @@ class Trainer(TrainerBase):
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.run_config = cfg.dump()
         self.model = self._distribute(model)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
@@ -83,8 +85,6 @@ class Trainer(TrainerBase):
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
         self.clip = build_clipper(cfg)
-        save_config(cfg)
-
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
@@ -143,6 +143,7 @@ class Trainer(TrainerBase):
 
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the results of the last evaluation (main process)."""
+        save_config(self.cfg)  # not before: a resume may be refused, and its config is not that of the folder's run
         super().train(self.start_iter, self.max_iter)
         return self.results
 
@@ -234,10 +235,18 @@ class Trainer(TrainerBase):
         return next(iter(results.values())) if len(results) == 1 else results
 
     def resume_or_load(self, resume: bool = False) -> None:
-        """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``."""
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``.
+
+        Raises:
+            UserError: the checkpoint cannot be continued with this config (``resume.check_resumable``).
+        """
         found = self.checkpointer.has_checkpoint()
         if resume and found:
-            self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+
+            def check(content: dict[str, Any]) -> None:
+                check_resumable(content, self.cfg, self.checkpointer.model, self.optimizer)
+
+            self.checkpointer.load(self.checkpointer.last_checkpoint(), check=check)
             self.start_iter = self.iter + 1
             logger.info("Resumed after iteration %d", self.iter)
             return
@@ -271,7 +280,15 @@ class Trainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self._apply_learning_rates()
+        if state["scaler"]:  # empty where the checkpoint's training had none: this one begins anew
+            self.scaler.load_state_dict(state["scaler"])
         self.data_loader.load_state_dict(state["data"])
         self._rng_states = state["rng"]
+
+    def _apply_learning_rates(self) -> None:
+        """Those of this run's config at the iteration that was loaded."""
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate
