@@ -9,8 +9,10 @@ know and keeps its fresh initialisation for the others. Rows beyond the last cla
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
@@ -87,9 +89,21 @@ class DetrCheckpointer(DetectionCheckpointer):
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
             content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
-            torch.save({**content, **extra}, f"{path}.part")
-            os.replace(f"{path}.part", path)
+            try:
+                torch.save({**content, **extra}, path + PART)
+                os.replace(path + PART, path)
+            except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+                with contextlib.suppress(OSError):
+                    os.remove(path + PART)
+                raise UserError(self._not_saved(path, error)) from error
             logger.info("Saved %s", path)
+
+    def _not_saved(self, path: str, error: Exception) -> str:
+        free = shutil.disk_usage(self.save_dir).free / 2**20
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split("\n")[0].split())
+        name = os.path.basename(self.get_checkpoint_file()) if self.has_checkpoint() else ""
+        older = f"; the last whole one is {name}" if name else ""
+        return f"Checkpoint {path} could not be written: {reason} ({free:.0f} MiB are free on that disk){older}."
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that ``--resume`` goes on from, whole or not at all."""

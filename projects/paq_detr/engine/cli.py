@@ -7,6 +7,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 
@@ -19,10 +22,10 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import add_paq_detr_config
 from ..data import check_pictures, register_datasets
-from ..errors import NonFiniteLossError, UserError
+from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
-from .output import holds_checkpoint, make_folder, remove_parts, set_aside
+from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
 from .weights import missing_file
 
 logger = logging.getLogger(__name__)
@@ -106,8 +109,10 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _expected_error_to_sentence(record: logging.LogRecord) -> bool:
     """A filter for Detectron2's loop, which logs the traceback of whatever ends a training."""
     error = record.exc_info and record.exc_info[1]
-    if isinstance(error, (UserError, NonFiniteLossError)):
+    if isinstance(error, (UserError, NonFiniteLossError)) or (isinstance(error, OSError) and full_disk(error)):
         record.msg, record.exc_info = str(error), None
+    elif comm.get_world_size() > 1 and re.search(r"[Cc]onnection (closed|reset)|gloo/transport", str(error)):
+        record.msg, record.exc_info = "Another process ended", None
     return True
 
 
@@ -121,15 +126,36 @@ def save_config(cfg: CfgNode) -> None:
 
 
 def run_cli(main: Callable[[], int | None], program: str) -> int:
-    """Call ``main``; print an expected error as one sentence. Returns the exit code: 2 for wrong input."""
+    """Call ``main``; print an expected error as one sentence.
+
+    Returns the exit code: 2 for wrong input and a full disk, 1 for an infinite loss, 128 + its number for a signal.
+    """
     try:
         return main() or 0
     except UserError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 2
+        return _tell(program, str(error), 2)
     except NonFiniteLossError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+        return _tell(program, str(error), 1)
+    except Interrupted as error:
+        return _tell(program, f"{error} Go on with: {resume_command()}", 128 + error.signal)
+    except KeyboardInterrupt:
+        return _tell(program, "Stopped; nothing was saved but what the log says.", 128 + signal.SIGINT)
+    except OSError as error:
+        if not full_disk(error):
+            raise
+        return _tell(program, full_disk(error), 2)
+
+
+def _tell(program: str, sentence: str, code: int) -> int:
+    print(f"{program}: {sentence}", file=sys.stderr)
+    return code
+
+
+def resume_command() -> str:
+    """The command line of this process, with --resume."""
+    script, *arguments = sys.argv
+    arguments = arguments if "--resume" in arguments else ["--resume", *arguments]
+    return shlex.join(["python", script, *arguments])
 
 
 def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:

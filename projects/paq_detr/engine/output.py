@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import itertools
 import logging
@@ -14,6 +15,8 @@ import tempfile
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 LAST_CHECKPOINT = "last_checkpoint"
 PART = ".part"  # ending of a file that is being written
@@ -71,6 +74,14 @@ def set_aside(folder: str, keep: str = "") -> str:
         else:
             os.rename(path, os.path.join(aside, name))
     return aside
+
+
+def full_disk(error: OSError) -> str:
+    """The sentence for a disk that takes no more; empty for an error of another kind."""
+    if error.errno not in _FULL:
+        return ""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; what was saved before stays as it is."
 
 
 def remove_parts(folder: str) -> None:

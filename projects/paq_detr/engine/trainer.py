@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 import weakref
 from collections import OrderedDict
@@ -26,11 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
-from ..errors import NonFiniteLossError, UserError
+from ..errors import Interrupted, NonFiniteLossError, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
-from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
+from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
+from .interrupt import StopRequest
 from .loader import NamedFaults, TrainLoader
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
@@ -88,6 +90,9 @@ class Trainer(TrainerBase):
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
+        self.stop = StopRequest()
+        self._others_stop = False  # a signal came to one of the processes
+        self._saved = -1  # iteration of the last checkpoint
         self.register_hooks(self.build_hooks())
 
     def _distribute(self, model: nn.Module) -> nn.Module:
@@ -127,6 +132,7 @@ class Trainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
+            StopOnSignal(),
         ]
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
@@ -144,12 +150,28 @@ class Trainer(TrainerBase):
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the results of the last evaluation (main process)."""
         save_config(self.cfg)  # not before: a resume may be refused, and its config is not that of the folder's run
-        super().train(self.start_iter, self.max_iter)
+        with self.stop:
+            super().train(self.start_iter, self.max_iter)
         return self.results
+
+    def must_stop(self) -> bool:
+        """Whether a signal asked for an end; the same on every process."""
+        return self._others_stop if comm.get_world_size() > 1 else bool(self.stop.signal)
+
+    def interrupted(self) -> Interrupted:
+        """Saves what is not saved yet; returns the error that ends training. On every process."""
+        number = self.stop.signal or signal.SIGINT
+        name, done = signal.Signals(number).name, self.iter + 1
+        if done == self.start_iter:
+            return Interrupted(f"Stopped by {name} before the first iteration; nothing new is to be saved.", number)
+        if self._saved != self.iter:
+            self.save(f"model_{self.iter:07d}")
+        file = self.checkpointer.last_checkpoint() if comm.is_main_process() else ""
+        return Interrupted(f"Stopped by {name} after iteration {done} of {self.max_iter}; saved as {file}.", number)
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        batch = next(self._batches)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
 
         with torch.autocast(**self.autocast):
@@ -163,17 +185,28 @@ class Trainer(TrainerBase):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def _next_batch(self) -> list[dict]:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:  # the signal ended the loader's processes as well
+            if not self.stop.signal or comm.get_world_size() > 1:
+                raise
+            self.iter -= 1  # what is saved are the steps before this one
+            raise self.interrupted() from error
+
     def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
         """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
         terms = {name: loss.detach().float() for name, loss in losses.items()}
         if norm is not None:
             terms["grad_norm"] = norm.float()
         own = torch.stack(list(terms.values()))
-        mean = own.clone()
+        mean = torch.cat([own, own.new_tensor([float(self.stop.signal > 0)])])
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(mean)
             mean /= comm.get_world_size()
-        values = dict(zip(terms, mean.tolist(), strict=True))  # the only copy to the host
+        *means, stopping = mean.tolist()  # the only copy to the host
+        self._others_stop = stopping > 0
+        values = dict(zip(terms, means, strict=True))
         # An overflowed gradient is the scaler's to handle: it skips the step and lowers the scale.
         tolerated = {"grad_norm"} if self.scaler.is_enabled() else set()
         if not all(math.isfinite(value) or name in tolerated for name, value in values.items()):
@@ -218,9 +251,22 @@ class Trainer(TrainerBase):
         return f" (the first module whose output is not finite is {found[0]})" if found else ""
 
     def _evaluate(self) -> dict[str, Any]:
-        with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
-            self.results = self.test(self.cfg, self.checkpointer.model)
+        if self.must_stop():  # after the last iteration
+            return {}
+        self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
+        try:
+            with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
+                self.results = self.test(self.cfg, self.checkpointer.model)
+        except Interrupted:
+            raise (self.interrupted() if self.iter < self.max_iter else self._in_last_evaluation()) from None
+        finally:
+            self.stop.at_once = False
         return self.results
+
+    def _in_last_evaluation(self) -> Interrupted:
+        number = self.stop.signal
+        text = f"Stopped by {signal.Signals(number).name} in the last evaluation; the training is done and saved."
+        return Interrupted(text, number)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -260,6 +306,7 @@ class Trainer(TrainerBase):
         """Write a checkpoint to go on from. To be called on every process."""
         self._rng_states = comm.gather(rng_state(self.device))
         self.checkpointer.save(name)
+        self._saved = self.iter
 
     def before_train(self) -> None:
         super().before_train()
