@@ -92,7 +92,7 @@ class Trainer(TrainerBase):
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.stop = StopRequest()
         self._others_stop = False  # a signal came to one of the processes
-        self._saved = -1  # iteration of the last checkpoint
+        self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
 
     def _distribute(self, model: nn.Module) -> nn.Module:
@@ -164,9 +164,10 @@ class Trainer(TrainerBase):
         name, done = signal.Signals(number).name, self.iter + 1
         if done == self.start_iter:
             return Interrupted(f"Stopped by {name} before the first iteration; nothing new is to be saved.", number)
-        if self._saved != self.iter:
+        if self._saved[0] != self.iter:
             self.save(f"model_{self.iter:07d}")
-        file = self.checkpointer.last_checkpoint() if comm.is_main_process() else ""
+            comm.synchronize()  # the first process to end ends the others, which must not be in the midst of writing
+        file = os.path.join(self.cfg.OUTPUT_DIR, f"{self._saved[1]}.pth")
         return Interrupted(f"Stopped by {name} after iteration {done} of {self.max_iter}; saved as {file}.", number)
 
     def run_step(self) -> None:
@@ -306,7 +307,7 @@ class Trainer(TrainerBase):
         """Write a checkpoint to go on from. To be called on every process."""
         self._rng_states = comm.gather(rng_state(self.device))
         self.checkpointer.save(name)
-        self._saved = self.iter
+        self._saved = self.iter, name
 
     def before_train(self) -> None:
         super().before_train()
