@@ -30,7 +30,7 @@ BAD = {
     "RGBA": (
         torch.zeros(4, 8, 9),
         "RGB",
-        r"shape \(4, 8, 9\), as if it had an alpha channel, must be \(3, height, wid",
+        r"shape \(4, 8, 9\), as if it had an alpha channel, must be \(3, height",
     ),
     "RGBA, channels last": (np.zeros((8, 9, 4), np.uint8), "RGB", "as if its channels stood last and have an alpha"),
     "channels last": (torch.zeros(8, 9, 3), "RGB", r"shape \(8, 9, 3\), as if its channels stood last, must be \(3"),

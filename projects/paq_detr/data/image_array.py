@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that code hands over as arrays: taken where they are of the wanted form, else one sentence with that form."""
+"""Pictures that code hands over as arrays: taken where they have the wanted form, else one sentence with that form."""
 
 from __future__ import annotations
 
