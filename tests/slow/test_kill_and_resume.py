@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("PAQ_DETR_KILLS", 20))
-ITERATIONS = 400
+ITERATIONS = 20 + 15 * KILLS
 CONFIG = """
 VERSION: 2
 MODEL:
