@@ -137,14 +137,17 @@ def test_the_resume_command_is_this_command_with_resume(monkeypatch):
     assert resume_command().count("--resume") == 1
 
 
-def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tmp_path):
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tmp_path, whole_group):
     options = f"SOLVER.MAX_ITER 5000 SOLVER.STEPS [] DATASETS.TEST [] OUTPUT_DIR {tmp_path}/out".split()
+    options += ["DATALOADER.NUM_WORKERS", "2"]
     command = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", config_file, *options]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     for line in run.stdout:
         if "iteration 20/" in line:
             break
-    run.send_signal(signal.SIGTERM)
+    # Schedulers send it to the program alone, or to the loader's processes as well.
+    os.killpg(run.pid, signal.SIGTERM) if whole_group else run.send_signal(signal.SIGTERM)
     text = run.stdout.read()
     assert run.wait() == 128 + signal.SIGTERM
     assert "Traceback" not in text and "train_net: Stopped by SIGTERM after iteration" in text.splitlines()[-1]

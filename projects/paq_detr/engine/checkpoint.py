@@ -95,6 +95,8 @@ class DetrCheckpointer(DetectionCheckpointer):
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
                 with contextlib.suppress(OSError):
                     os.remove(path + PART)
+                if isinstance(error, RuntimeError) and "writ" not in str(error):
+                    raise
                 raise UserError(self._not_saved(path, error)) from error
             logger.info("Saved %s", path)
 

@@ -43,6 +43,8 @@ class StopRequest:
             return
         if not self.signal:
             self.signal, self._time = number, time.monotonic()
+            if hasattr(signal, "SIGCHLD"):  # a loader's process that ends too would raise in the midst of saving
+                self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
             name = signal.Signals(number).name
             os.write(2, f"{name}: saving after this iteration; once more ends without\n".encode())  # safe in a handler
             if self.at_once:
