@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,21 @@ def build(cfg, resume=False):
     return trainer
 
 
+def send(number, arrived=lambda: False):
+    """Sends this process a signal and waits for it: another thread may be the one that is told."""
+    os.kill(os.getpid(), number)
+    end = time.monotonic() + 5
+    while not arrived() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def signal_at(trainer, monkeypatch, number, iteration, where="run_step"):
     """Sends this process the signal when ``trainer`` enters ``where`` in that iteration."""
     original = getattr(trainer, where)
 
     def wrapped(*args):
         if trainer.iter == iteration:
-            os.kill(os.getpid(), number)
+            send(number, lambda: trainer.stop.signal)
         return original(*args)
 
     monkeypatch.setattr(trainer, where, wrapped)
@@ -73,7 +82,7 @@ def test_in_an_evaluation_it_does_not_wait_for_its_end(make_cfg, monkeypatch):
     evaluated = []
 
     def test(cls, cfg, model):
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
         evaluated.append("to the end")
 
     monkeypatch.setattr(Trainer, "test", classmethod(test))
@@ -84,7 +93,7 @@ def test_in_an_evaluation_it_does_not_wait_for_its_end(make_cfg, monkeypatch):
 
 def test_in_the_last_evaluation_the_training_is_done(make_cfg, monkeypatch):
     trainer = build(make_cfg(*OPTS))
-    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: os.kill(os.getpid(), signal.SIGINT)))
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: send(signal.SIGINT)))
     with pytest.raises(Interrupted, match="Stopped by SIGINT in the last evaluation; the training is done and saved"):
         trainer.train()
     assert checkpoints(trainer) == ["model_final.pth"]
@@ -120,8 +129,8 @@ def test_a_second_signal_ends_at_once(make_cfg, monkeypatch):
     original = trainer.run_step
 
     def impatient():
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        send(signal.SIGINT, lambda: trainer.stop.signal)
+        send(signal.SIGINT)
         original()
 
     monkeypatch.setattr(trainer, "run_step", impatient)
