@@ -9,11 +9,12 @@ python train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS o
 import argparse
 import sys
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from paq_detr.data import register_datasets
-from paq_detr.engine import DetrCheckpointer, Trainer, UserError, build_detector, run_cli, setup_config, start_run
+from paq_detr.engine import Trainer, load_trained, run_cli, setup_config, start_run
+from paq_detr.engine.processes import launch, one_sentence, pass_signals_on
 
 
 def worker(cfg, args: argparse.Namespace) -> None:
@@ -22,14 +23,7 @@ def worker(cfg, args: argparse.Namespace) -> None:
         register_datasets(cfg)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        if not (args.resume or cfg.MODEL.WEIGHTS):
-            raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
-        model = build_detector(cfg)
-        checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
-        if args.resume and not checkpointer.has_checkpoint():
-            raise UserError(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} holds no checkpoint.")
-        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        Trainer.test(cfg, model)
+        Trainer.test(cfg, load_trained(cfg, resume=args.resume))
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -38,14 +32,18 @@ def worker(cfg, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = default_argument_parser().parse_args()
-    launch(
-        worker,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(setup_config(args), args),
-    )
+    cfg = setup_config(args)
+    with one_sentence() as guarded:
+        if args.num_gpus > 1:
+            pass_signals_on()
+        launch(
+            guarded,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(worker, cfg, args),
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The two errors that command lines report as one sentence, without a traceback."""
+"""What command lines report as one sentence, without a traceback."""
 
 
 class UserError(ValueError):
@@ -9,3 +9,15 @@ class UserError(ValueError):
 
 class NonFiniteLossError(FloatingPointError):
     """A loss or the gradient became infinite or NaN; the message names the iteration, the terms and the images."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a training, whose state is saved; the message says where.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -163,9 +163,8 @@ def test_ignored_annotations_are_ignore_regions_and_counted(content, save, caplo
     register_coco_json("cells", path, root)
     assert [a["iscrowd"] for a in DatasetCatalog.get("cells")[0]["annotations"]] == [1, 0, 1]
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warnings == [
-        f"{path}: 1 of 3 annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' 1"
-    ]
+    text = "1 of 3 annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' 1"
+    assert warnings == [f"dataset 'cells' ({path}): {text}"]
 
 
 def test_a_json_without_annotations_is_a_test_set(content, save, cfg):

@@ -74,9 +74,8 @@ def test_a_dataset_warns_once_with_its_file(content, save, caplog):
     register_coco_json("cells", path, root)
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith(
-        f"{path}: 3 of 3 boxes reach far outside their image: they are probably corners (XYXY"
-    )
+    text = "3 of 3 boxes reach far outside their image: they are probably corners (XYXY"
+    assert warnings[0].startswith(f"dataset 'cells' ({path}): {text}")
 
 
 def test_negative_sizes_are_counted(content, save):

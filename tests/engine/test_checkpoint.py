@@ -1,6 +1,10 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -122,19 +126,48 @@ def test_plain_detectron2_reads_our_checkpoints(tmp_path):
     assert torch.equal(new.head.weight, old.head.weight)
 
 
-def test_an_interrupted_save_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/0"),
+    ],
+)
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_no_part(tmp_path, monkeypatch, error):
     model = Classifier(["cat"])
     path = saved(model, tmp_path)
 
     def broken(content, file):
         with open(file, "w") as stream:
             stream.write("half")
-        raise OSError("disk full")
+        raise error
 
     monkeypatch.setattr(torch, "save", broken)
-    with pytest.raises(OSError, match="disk full"):
-        saved(model, tmp_path)
+    with pytest.raises(
+        UserError, match="next.pth could not be written: .* free on .*; the last whole one is model.pth"
+    ):
+        saved(model, tmp_path, "next")
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
     DetrCheckpointer(model).load(path)
+
+
+def test_a_limit_of_the_system_is_a_full_disk(tmp_path):
+    """With a real writer: a file may not grow beyond 10 kB."""
+    program = f"""
+import resource, signal, torch
+from torch import nn
+from paq_detr.engine import DetrCheckpointer, run_cli
+checkpointer = DetrCheckpointer(nn.Linear(10, 10), {str(tmp_path)!r})
+checkpointer.save("small")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+checkpointer.model = nn.Linear(1000, 1000)
+raise SystemExit(run_cli(lambda: checkpointer.save("large"), "program"))
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "large.pth could not be written" in result.stderr and "the last whole one is small.pth" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "small.pth"]
 
 
 def torchvision_pair(cfg):

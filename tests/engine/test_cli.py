@@ -1,5 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
 
 from paq_detr.engine import NonFiniteLossError, UserError, run_cli, setup_config
 
@@ -50,6 +53,27 @@ ROOT = Path(__file__).parents[2]
         (["SOLVER.STEPS", "('a',)"], r"SOLVER.STEPS is \('a',\), must be a list of numbers"),
         (["TEST.BEST_METRIC", "crowd/MR"], "BEST_METRIC is crowd/MR, but a lower MR is better: write -crowd/MR"),
         (["TEST.BEST_METRIC", "my_val/crowd/MR-crowded0.3"], "a lower MR is better"),
+        (["INPUT.FORMAT", "rgb"], 'INPUT.FORMAT is "rgb", must be one of RGB, BGR, L'),
+        (["INPUT.FORMAT", "RGBA"], 'INPUT.FORMAT is "RGBA", must be one of RGB, BGR, L'),
+        (["INPUT.MAX_PIXELS", "-1"], "INPUT.MAX_PIXELS is -1, must be at least 0"),
+        (["OUTPUT_DIR", "None"], "OUTPUT_DIR is null, must be a text"),
+        (["OUTPUT_DIR", ""], "OUTPUT_DIR is empty, must be the folder"),
+        (["SOLVER.BASE_LR", "None"], "SOLVER.BASE_LR is null, must be a number"),
+        (["DATASETS.COCO_JSON", "None"], "DATASETS.COCO_JSON is null, must be a list"),
+        (
+            ["DATASETS.COCO_JSON", "['a', 'b', 'c']"],
+            r"COCO_JSON wants \[name, annotation json, image folder\]",
+        ),
+        (["DATASETS.COCO_JSON", "[['a', None, 'c']]"], "the annotation json of .* is null, must be a text"),
+        (["DATASETS.COCO_JSON", "[['a', 'x.json', None]]"], "the image folder of .* is null, must be a text"),
+        (["DATASETS.COCO_JSON", "[['a', '', '.']]"], "the annotation json of .* is empty"),
+        (
+            ["DATASETS.COCO_JSON", "[['a', ['x.json'], '.']]"],
+            r"the annotation json of .* is \['x.json'\], must be a text",
+        ),
+        (["DATASETS.COCO_JSON", "[[5, 'x.json', '.']]"], "the name of .* is 5, must be a text"),
+        (["DATASETS.COCO_JSON", "[['a', 'x.json', 20240101]]"], "the image folder of .* is 20240101, must be a text"),
+        (["DATASETS.CROWDHUMAN", "[['a', None, '.', 'full']]"], "the annotation odgt of .* is null, must be a text"),
         (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )
@@ -66,6 +90,11 @@ def test_wrong_options_give_one_sentence(make_cfg, opts, message):
         ("MODEL: {DETR: 3}", "MODEL.DETR"),
         ("MODEL: [", "while parsing"),
         ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+        ("SOLVER:", "The section SOLVER is empty: remove it"),
+        ("MODEL: {DETR: }", "The section MODEL.DETR is empty: remove it"),
+        ("OUTPUT_DIR:", "OUTPUT_DIR is null, must be a text"),
+        ("SOLVER: {STEPS: null}", "SOLVER.STEPS is null, must be a list"),
+        ("DATASETS: {TRAIN: ", "while parsing"),
     ],
 )
 def test_a_wrong_config_file_gives_one_sentence(tmp_path, text, message):
@@ -86,6 +115,76 @@ def test_a_whole_number_is_taken_where_a_float_is_wanted(tmp_path, make_cfg):
     assert make_cfg("SOLVER.MAX_ITER", "3").SOLVER.MAX_ITER == 3
     with pytest.raises(UserError, match="SOLVER.MAX_ITER cannot be '1.5'"):
         make_cfg("SOLVER.MAX_ITER", "1.5")
+
+
+def test_weights_may_be_null_and_a_folder_a_number(tmp_path, config_file):
+    path = tmp_path / "empty.yaml"
+    for folder in ("20240101", "'007'", "2024-01-01", "'1e3'"):
+        path.write_text(f"_BASE_: {config_file}\nMODEL: {{WEIGHTS: null}}\nOUTPUT_DIR: {folder}\n")
+        cfg = setup_config(Namespace(config_file=str(path), opts=[]))
+        assert (cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, cfg.SOLVER.IMS_PER_BATCH) == ("", folder.strip("'"), 2)
+
+
+@pytest.mark.parametrize("typed", ["007", "2024_01", "1e3", "2024-01-01", "1.10", "True", "[a]", "'quoted'", "plain"])
+def test_a_folder_on_the_command_line_is_what_was_typed(make_cfg, typed):
+    assert make_cfg("OUTPUT_DIR", typed).OUTPUT_DIR == typed.strip("'")
+
+
+def write_cells(folder, images):
+    """A COCO json of one picture, which lies in the folder's ``images``."""
+    (folder / images).mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(folder / images / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 48}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20]}],
+        "categories": [{"id": 1, "name": "cell"}],
+    }
+    (folder / "cells.json").write_text(json.dumps(content))
+    return content
+
+
+def test_paths_may_begin_at_home_and_folders_may_look_like_numbers(tmp_path, config_file, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_cells(tmp_path, "20240101")
+    (tmp_path / "w.pth").write_text("w")
+    path = tmp_path / "paths.yaml"
+    for name, folder in (("home", "~/20240101"), ("number", "20240101"), ("quoted", "'20240101'")):
+        path.write_text(
+            f"_BASE_: {config_file}\nOUTPUT_DIR: ~/out\nMODEL: {{WEIGHTS: ~/w.pth}}\n"
+            f"DATASETS: {{COCO_JSON: [[{name}, ~/cells.json, {folder}]], TRAIN: [{name}], TEST: []}}"
+        )
+        cfg = setup_config(Namespace(config_file=str(path), opts=[]))
+        assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == (f"{tmp_path}/out", f"{tmp_path}/w.pth")
+        assert os.path.isfile(DatasetCatalog.get(name)[0]["file_name"])
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_missing_pictures_are_found_before_anything_is_built(make_cfg, tmp_path, key):
+    write_cells(tmp_path, "images")
+    name = f"cells_without_picture_{key}"
+    (tmp_path / "images" / "a.png").unlink()
+    entry = str([[name, f"{tmp_path}/cells.json", f"{tmp_path}/images"]])
+    opts = ["DATASETS.COCO_JSON", entry, "DATASETS.TRAIN", f"['{name}']", "DATASETS.TEST", f"['{name}']"]
+    opts[opts.index("DATASETS.TEST" if key == "TRAIN" else "DATASETS.TRAIN") + 1] = "[]"
+    with pytest.raises(UserError, match=f"1 of 1 pictures of dataset '{name}' .* are missing; the first is .*/a.png"):
+        make_cfg(*opts)
+
+
+def test_evaluation_needs_no_pictures_of_training_and_a_test_set(config_file, tmp_path):
+    write_cells(tmp_path, "images")
+    (tmp_path / "images" / "a.png").unlink()
+    entry = str([["cells_of_training", f"{tmp_path}/cells.json", f"{tmp_path}/images"]])
+    opts = ["DATASETS.COCO_JSON", entry, "DATASETS.TRAIN", "['cells_of_training']", "DATASETS.TEST", "[]"]
+    args = Namespace(config_file=config_file, opts=opts, eval_only=True, num_gpus=1)
+    with pytest.raises(UserError, match="--eval-only needs a dataset in DATASETS.TEST, which is empty"):
+        setup_config(args)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_once(config_file):
+    args = Namespace(config_file=config_file, opts=["SOLVER.IMS_PER_BATCH", "3"], num_gpus=2)
+    with pytest.raises(UserError, match="SOLVER.IMS_PER_BATCH 3 cannot be divided among 2 processes"):
+        setup_config(args)
 
 
 def test_a_missing_config_file_is_named_with_the_nearest(config_file):

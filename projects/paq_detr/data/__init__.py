@@ -8,6 +8,7 @@ _HOMES = {
     "DetrDatasetMapper": "mapper",
     "SyntheticCrowd": "synthetic_crowd",
     "SyntheticDataset": "builtin",
+    "check_image_array": "image_array",
     "check_pictures": "pictures",
     "read_image": "mapper",
     "register_coco_json": "coco_json",

@@ -7,7 +7,10 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import os
+from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -38,14 +41,9 @@ def register_datasets(cfg: CfgNode) -> None:
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
     for entry in cfg.DATASETS.COCO_JSON:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 3:
-            raise ValueError(f"DATASETS.COCO_JSON wants [name, annotation json, image folder] entries, got {entry!r}")
-        register_coco_json(*entry)
+        register_coco_json(*_checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder")))
     for entry in cfg.DATASETS.CROWDHUMAN:
-        if not isinstance(entry, (list, tuple)) or len(entry) != 4:
-            wanted = "[name, annotation odgt, image folder, 'full', 'visible' or 'head']"
-            raise ValueError(f"DATASETS.CROWDHUMAN wants {wanted} entries, got {entry!r}")
-        register_crowdhuman(*entry)
+        register_crowdhuman(*_checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box")))
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
@@ -60,6 +58,25 @@ def register_datasets(cfg: CfgNode) -> None:
             logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
         _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
         _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
+    """An entry of ``DATASETS.COCO_JSON`` or ``CROWDHUMAN`` as texts, "~" in its paths replaced."""
+    if not isinstance(entry, (list, tuple)) or len(entry) != len(parts):
+        raise ValueError(f"DATASETS.{key} wants [{', '.join(parts)}] entries, got {entry!r}")
+    texts = []
+    for part, value in zip(parts, entry):
+        if type(value) is int and part not in ("name", "box") and os.path.exists(str(value)):
+            value = str(value)  # 20240101, which yaml reads as a number
+        if not isinstance(value, str):
+            shown = "null" if value is None else repr(value)
+            raise ValueError(
+                f"DATASETS.{key}: the {part} of {list(entry)} is {shown}, must be a text (put it in quotes)"
+            )
+        if part.startswith("annotation") and not value:
+            raise ValueError(f"DATASETS.{key}: the {part} of {list(entry)} is empty")
+        texts.append(value if part in ("name", "box") else os.path.expanduser(value))
+    return texts
 
 
 def register_synthetic_crowd(crowd_cfg: CfgNode) -> None:

@@ -148,13 +148,14 @@ class CocoJsonDataset:
             examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
             logger.warning("%s: dropped %d of %d boxes: %s",
                            self.json_file, len(dropped), len(content.annotations), examples)  # fmt: skip
+        where = f"dataset {self.name!r} ({self.json_file})"
         ignored = sum(annotation.ignore for annotation in content.annotations)
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
-                           "1", self.json_file, ignored, len(content.annotations))  # fmt: skip
+                           "1", where, ignored, len(content.annotations))  # fmt: skip
         doubt = doubt_about_boxes(*self._boxes_and_sizes())
         if doubt:
-            logger.warning("%s: %s", self.json_file, doubt)
+            logger.warning("%s: %s", where, doubt)
 
     def _boxes_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) XYWH and (N, 2) width and height of the image, of all boxes that were not dropped."""

@@ -5,6 +5,7 @@
 from ..errors import NonFiniteLossError, UserError
 from .checkpoint import DetrCheckpointer
 from .cli import run_cli, setup_config, start_run
+from .evaluate import load_trained
 from .trainer import Trainer, build_detector
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "UserError",
     "build_detector",
+    "load_trained",
     "run_cli",
     "setup_config",
     "start_run",

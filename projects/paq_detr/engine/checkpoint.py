@@ -9,10 +9,12 @@ know and keeps its fresh initialisation for the others. Rows beyond the last cla
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +25,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .convert import convert_if_foreign
-from .weights import missing_file, read_weights
+from .convert import LAYOUTS, convert_if_foreign
+from .output import LAST_CHECKPOINT, PART
+from .weights import CONTAINERS, missing_file, read_weights, strip_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +74,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(getattr(self.model, "class_names", ()))
         self.report = LoadReport()
+        self.run_config = ""  # yaml of the training's config, for those who load the weights
+        self._check: Callable[[dict[str, Any]], None] | None = None
 
     def save(self, name: str, **extra: Any) -> None:
         """Write model and state to ``name``.pth, where ``--resume`` finds it."""
@@ -83,12 +88,59 @@ class DetrCheckpointer(DetectionCheckpointer):
         """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
-            torch.save({"model": self.model.state_dict(), "class_names": self.class_names, **extra}, f"{path}.part")
-            os.replace(f"{path}.part", path)
+            content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
+            try:
+                torch.save({**content, **extra}, path + PART)
+                os.replace(path + PART, path)
+            except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+                with contextlib.suppress(OSError):
+                    os.remove(path + PART)
+                if isinstance(error, RuntimeError) and "writ" not in str(error):
+                    raise
+                raise UserError(self._not_saved(path, error)) from error
             logger.info("Saved %s", path)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence."""
+    def _not_saved(self, path: str, error: Exception) -> str:
+        free = shutil.disk_usage(self.save_dir).free / 2**20
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split("\n")[0].split())
+        name = os.path.basename(self.get_checkpoint_file()) if self.has_checkpoint() else ""
+        older = f"; the last whole one is {name}" if name else ""
+        return f"Checkpoint {path} could not be written: {reason} ({free:.0f} MiB are free on that disk){older}."
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that ``--resume`` goes on from, whole or not at all."""
+        path = os.path.join(self.save_dir, LAST_CHECKPOINT)
+        with open(path + PART, "w") as file:
+            file.write(last_filename_basename)
+        os.replace(path + PART, path)
+
+    def last_checkpoint(self) -> str:
+        """Path of the checkpoint to go on from.
+
+        Raises:
+            UserError: there is none, or it does not exist.
+        """
+        name = ""
+        if self.has_checkpoint():
+            with open(os.path.join(self.save_dir, LAST_CHECKPOINT), errors="replace") as file:
+                name = file.read(4096).strip()
+        if not name:
+            raise UserError(f"--resume: OUTPUT_DIR {self.save_dir} holds no checkpoint.")
+        path = os.path.join(self.save_dir, name)
+        if not os.path.isfile(path):
+            there = sorted(entry for entry in os.listdir(self.save_dir) if entry.endswith(".pth"))
+            hint = f"write one of these names into it: {', '.join(there)}" if there else "there is no other"
+            raise UserError(f"--resume: {self.save_dir}/{LAST_CHECKPOINT} names {path}, which does not exist; {hint}.")
+        return path
+
+    def load(
+        self, path: str, *args: Any, check: Callable[[dict[str, Any]], None] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence.
+
+        ``check`` is called with the file's content before anything is loaded.
+        """
+        self._check = check
         if path:
             try:
                 path = self.path_manager.get_local_path(path)
@@ -100,18 +152,22 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         content = read_weights(filename)
-        if "model" not in content:
-            weights = content.get("state_dict", content.get("blobs", content))
+        if not isinstance(content.get("model"), dict):
+            weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
             content = {"model": weights, "matching_heuristics": filename.endswith(".pkl"), "__author__": "Caffe2"}
-        content["model"] = {k: v for k, v in content["model"].items() if not k.endswith("_momentum")}  # Caffe2's
-        odd = [key for key, value in content["model"].items() if not _is_numeric(value)]
+        content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
+        odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
         if odd:
             raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
+        markers = {layout.marker for layout in LAYOUTS}
+        content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
             content["model"], names = convert_if_foreign(content["model"], content.get("config"))
             content.setdefault("class_names", names)
         content["file"] = filename
+        if self._check is not None:
+            self._check(content)
         return content
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from ..evaluation.crowd.protocols import PROTOCOLS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",
+    "INPUT.MAX_PIXELS": "[0, inf)",
     "MODEL.DETR.DECODER.FFN_DIM": "[1, inf)",
     "MODEL.DETR.DECODER.NUM_LAYERS": "[1, inf)",
     "MODEL.DETR.DECODER.NUM_POINTS": "[1, inf)",
@@ -39,6 +40,7 @@ RANGES = {
 }
 
 CHOICES = {
+    "INPUT.FORMAT": ("RGB", "BGR", "L"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,

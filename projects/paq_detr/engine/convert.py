@@ -15,10 +15,7 @@ the names are known. With ``transformers`` installed, a file that carries them i
     model = DeformableDetrForObjectDetection.from_pretrained(...)
     torch.save({"model": model.state_dict(), "class_names": class_names_of(model.config.to_dict())}, "weights.pth")
 
-The original repository's files also hold its command line, which safe loading refuses; once, without it::
-
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        torch.save({"model": torch.load("checkpoint.pth", map_location="cpu")["model"]}, "weights.pth")
+The original repository's files also hold its command line, which is skipped (``weights.read_weights``).
 """
 
 from __future__ import annotations

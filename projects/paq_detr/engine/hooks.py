@@ -44,6 +44,14 @@ class PeriodicCheckpoint(HookBase):
                 os.remove(os.path.join(self.trainer.cfg.OUTPUT_DIR, f"{self._saved.pop(0)}.pth"))
 
 
+class StopOnSignal(HookBase):
+    """Ends training after the step in which Ctrl-C or SIGTERM came, its state saved. Goes after what saves anyway."""
+
+    def after_step(self) -> None:
+        if self.trainer.must_stop():
+            raise self.trainer.interrupted()
+
+
 class BestCheckpoint(HookBase):
     """Saves the weights as model_best whenever an evaluation gives a better ``metric`` than all before.
 

@@ -33,9 +33,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     for name, parameter in model.named_parameters():  # names a shared parameter once
         if parameter.requires_grad:
             owner, _, leaf = name.rpartition(".")
-            groups[_learning_rate(cfg, name), _weight_decay(cfg, modules[owner], leaf)].append(parameter)
+            groups[_learning_rate(cfg, name), _weight_decay(cfg, modules[owner], leaf)].append((name, parameter))
     for (rate, decay), parameters in groups.items():
-        count = sum(p.numel() for p in parameters)
+        count = sum(p.numel() for _, p in parameters)
         logger.info("%d parameters with learning rate %g and weight decay %g", count, rate, decay)
     parameter_groups = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     if cfg.SOLVER.OPTIMIZER == "AdamW":

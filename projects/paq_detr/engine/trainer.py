@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import time
 import weakref
 from collections import OrderedDict
@@ -26,12 +27,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
-from ..errors import NonFiniteLossError, UserError
+from ..errors import Interrupted, NonFiniteLossError, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
-from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter
+from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
+from .interrupt import StopRequest
 from .loader import NamedFaults, TrainLoader
+from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
@@ -73,6 +76,7 @@ class Trainer(TrainerBase):
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.run_config = cfg.dump()
         self.model = self._distribute(model)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
@@ -83,11 +87,12 @@ class Trainer(TrainerBase):
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
         self.clip = build_clipper(cfg)
-        save_config(cfg)
-
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
+        self.stop = StopRequest()
+        self._others_stop = False  # a signal came to one of the processes
+        self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
 
     def _distribute(self, model: nn.Module) -> nn.Module:
@@ -127,6 +132,7 @@ class Trainer(TrainerBase):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
+            StopOnSignal(),
         ]
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
@@ -143,12 +149,30 @@ class Trainer(TrainerBase):
 
     def train(self) -> dict[str, Any]:
         """Train to the end; returns the results of the last evaluation (main process)."""
-        super().train(self.start_iter, self.max_iter)
+        save_config(self.cfg)  # not before: a resume may be refused, and its config is not that of the folder's run
+        with self.stop:
+            super().train(self.start_iter, self.max_iter)
         return self.results
+
+    def must_stop(self) -> bool:
+        """Whether a signal asked for an end; the same on every process."""
+        return self._others_stop if comm.get_world_size() > 1 else bool(self.stop.signal)
+
+    def interrupted(self) -> Interrupted:
+        """Saves what is not saved yet; returns the error that ends training. On every process."""
+        number = self.stop.signal or signal.SIGINT
+        name, done = signal.Signals(number).name, self.iter + 1
+        if done == self.start_iter:
+            return Interrupted(f"Stopped by {name} before the first iteration; nothing new is to be saved.", number)
+        if self._saved[0] != self.iter:
+            self.save(f"model_{self.iter:07d}")
+            comm.synchronize()  # the first process to end ends the others, which must not be in the midst of writing
+        file = os.path.join(self.cfg.OUTPUT_DIR, f"{self._saved[1]}.pth")
+        return Interrupted(f"Stopped by {name} after iteration {done} of {self.max_iter}; saved as {file}.", number)
 
     def run_step(self) -> None:
         start = time.perf_counter()
-        batch = next(self._batches)
+        batch = self._next_batch()
         data_time = time.perf_counter() - start
 
         with torch.autocast(**self.autocast):
@@ -162,17 +186,28 @@ class Trainer(TrainerBase):
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+    def _next_batch(self) -> list[dict]:
+        try:
+            return next(self._batches)
+        except RuntimeError as error:  # the signal ended the loader's processes as well
+            if not self.stop.signal or comm.get_world_size() > 1:
+                raise
+            self.iter -= 1  # what is saved are the steps before this one
+            raise self.interrupted() from error
+
     def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
         """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
         terms = {name: loss.detach().float() for name, loss in losses.items()}
         if norm is not None:
             terms["grad_norm"] = norm.float()
         own = torch.stack(list(terms.values()))
-        mean = own.clone()
+        mean = torch.cat([own, own.new_tensor([float(self.stop.signal > 0)])])
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(mean)
             mean /= comm.get_world_size()
-        values = dict(zip(terms, mean.tolist(), strict=True))  # the only copy to the host
+        *means, stopping = mean.tolist()  # the only copy to the host
+        self._others_stop = stopping > 0
+        values = dict(zip(terms, means, strict=True))
         # An overflowed gradient is the scaler's to handle: it skips the step and lowers the scale.
         tolerated = {"grad_norm"} if self.scaler.is_enabled() else set()
         if not all(math.isfinite(value) or name in tolerated for name, value in values.items()):
@@ -217,9 +252,22 @@ class Trainer(TrainerBase):
         return f" (the first module whose output is not finite is {found[0]})" if found else ""
 
     def _evaluate(self) -> dict[str, Any]:
-        with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
-            self.results = self.test(self.cfg, self.checkpointer.model)
+        if self.must_stop():  # after the last iteration
+            return {}
+        self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
+        try:
+            with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
+                self.results = self.test(self.cfg, self.checkpointer.model)
+        except Interrupted:
+            raise (self.interrupted() if self.iter < self.max_iter else self._in_last_evaluation()) from None
+        finally:
+            self.stop.at_once = False
         return self.results
+
+    def _in_last_evaluation(self) -> Interrupted:
+        number = self.stop.signal
+        text = f"Stopped by {signal.Signals(number).name} in the last evaluation; the training is done and saved."
+        return Interrupted(text, number)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
@@ -234,10 +282,18 @@ class Trainer(TrainerBase):
         return next(iter(results.values())) if len(results) == 1 else results
 
     def resume_or_load(self, resume: bool = False) -> None:
-        """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``."""
+        """Continue from the last checkpoint of ``OUTPUT_DIR``, or take the weights of ``MODEL.WEIGHTS``.
+
+        Raises:
+            UserError: the checkpoint cannot be continued with this config (``resume.check_resumable``).
+        """
         found = self.checkpointer.has_checkpoint()
         if resume and found:
-            self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+
+            def check(content: dict[str, Any]) -> None:
+                check_resumable(content, self.cfg, self.checkpointer.model, self.optimizer)
+
+            self.checkpointer.load(self.checkpointer.last_checkpoint(), check=check)
             self.start_iter = self.iter + 1
             logger.info("Resumed after iteration %d", self.iter)
             return
@@ -251,6 +307,7 @@ class Trainer(TrainerBase):
         """Write a checkpoint to go on from. To be called on every process."""
         self._rng_states = comm.gather(rng_state(self.device))
         self.checkpointer.save(name)
+        self._saved = self.iter, name
 
     def before_train(self) -> None:
         super().before_train()
@@ -271,7 +328,15 @@ class Trainer(TrainerBase):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self._apply_learning_rates()
+        if state["scaler"]:  # empty where the checkpoint's training had none: this one begins anew
+            self.scaler.load_state_dict(state["scaler"])
         self.data_loader.load_state_dict(state["data"])
         self._rng_states = state["rng"]
+
+    def _apply_learning_rates(self) -> None:
+        """Those of this run's config at the iteration that was loaded."""
+        self.scheduler.base_lrs = [group["initial_lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, self.scheduler.get_lr(), strict=True):
+            group["lr"] = rate

@@ -1,0 +1,41 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model to evaluate, or one sentence why the weights are not one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..errors import UserError
+from .checkpoint import DetrCheckpointer
+from .resume import refuse_untrained, tell_other_settings
+from .trainer import build_detector
+
+
+def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
+    """The model of ``cfg`` with the weights of ``MODEL.WEIGHTS``, or of the last checkpoint of ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: there are no weights, or some that prediction needs are not among them.
+    """
+    model = build_detector(cfg)
+    checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
+    path = checkpointer.last_checkpoint() if resume else cfg.MODEL.WEIGHTS
+    if not path:
+        raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
+    seen: dict[str, Any] = {}
+
+    def check(content: dict[str, Any]) -> None:
+        seen.update({key: content.get(key) for key in ("file", "run_config")})
+        tell_other_settings(content, cfg)
+
+    checkpointer.load(path, check=check, checkpointables=[])
+    if hasattr(model, "drop_training_parts"):
+        model.drop_training_parts()
+    needed = model.state_dict().keys()
+    lacking = [name for name in (*checkpointer.report.missing, *checkpointer.report.reshaped) if name in needed]
+    refuse_untrained(seen, cfg, lacking)
+    return model

@@ -1,0 +1,148 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Config files and KEY VALUE pairs into a config; what does not fit is one sentence with the key."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+from ..registry import load_plugins
+from .checks import value_of
+
+
+def merge_file(cfg: CfgNode, path: str) -> None:
+    if not os.path.isfile(path):
+        folder = os.path.dirname(path) or "."
+        close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else []
+        hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
+        raise UserError(f"The config file {path} does not exist{hint}.")
+    try:
+        given = CfgNode(_dates_to_texts(CfgNode.load_yaml_with_base(path, allow_unsafe=True)))
+        _load_plugins(cfg, _plugins_of(given))
+        _fit_all(given, cfg)
+        cfg.merge_from_other_cfg(given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except KeyError as error:
+        key = re.search(r"(?:[Nn]on-existent config key: |Key )([\w.]+)", str(error))
+        raise UserError(f"{path}: {unknown_key(cfg, key[1]) if key else error}.") from error
+    except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
+
+
+def _plugins_of(given: CfgNode) -> object:
+    for name in ("MODEL", "DETR"):
+        given = given.get(name)
+        if not isinstance(given, CfgNode):
+            return []
+    return given.get("PLUGINS", [])
+
+
+def _load_plugins(cfg: CfgNode, names: object) -> None:
+    """Imports what MODEL.DETR.PLUGINS names, also from the working directory, before keys are merged."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        load_plugins([names] if isinstance(names, str) else names, cfg)
+    except UserError as error:
+        raise UserError(f"{error}.") from error
+
+
+def _dates_to_texts(content: Any) -> Any:
+    """A folder named 2024-01-01 is no date."""
+    if isinstance(content, dict):
+        return {key: _dates_to_texts(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_dates_to_texts(value) for value in content]
+    return content.isoformat() if isinstance(content, datetime.date) else content
+
+
+def _fit_all(given: CfgNode, cfg: CfgNode, prefix: str = "") -> None:
+    """Each value of ``given`` as ``cfg`` takes it."""
+    for name, value in list(given.items()):
+        now = cfg.get(name)
+        if isinstance(now, CfgNode) and value is None:
+            # It would wipe out that section of the file's _BASE_.
+            raise UserError(f"The section {prefix}{name} is empty: remove it, or put keys below it.")
+        elif isinstance(value, CfgNode) and isinstance(now, CfgNode):
+            _fit_all(value, now, f"{prefix}{name}.")
+        elif name in cfg:
+            given[name] = _fitted(f"{prefix}{name}", value, now)
+
+
+def _fitted(key: str, value: Any, now: Any) -> Any:
+    """``value`` as a key that holds ``now`` takes it: 1 as 1.0 where a float stands, 7 as "7" where a text does."""
+    if value is None and now is not None:
+        if key == "MODEL.WEIGHTS":
+            return ""
+        raise UserError(f"{key} is null, must be {_like(now)}.")
+    if type(value) is int and isinstance(now, float):
+        return float(value)
+    if isinstance(now, str) and type(value) in (int, str):
+        text = str(value)
+        return text if isinstance(CfgNode._decode_cfg_value(text), str) else repr(text)  # yacs decodes it again
+    if (
+        isinstance(now, list)
+        and isinstance(value, str)
+        and not isinstance(CfgNode._decode_cfg_value(value), (list, tuple))
+    ):
+        return [value]  # one name where a list of names is wanted
+    return value
+
+
+def _like(value: Any) -> str:
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    return names.get(type(value), "a list")
+
+
+def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    if len(opts) % 2:
+        raise UserError(f"Options come as pairs KEY VALUE, but these are {len(opts)}: {' '.join(opts)}.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key == "MODEL.DETR.PLUGINS":
+            names = CfgNode._decode_cfg_value(value)
+            _load_plugins(cfg, names if isinstance(names, (list, tuple)) else [value])
+    known = set(keys(cfg))
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key not in known:
+            raise UserError(f"{unknown_key(cfg, key)}.")
+        try:
+            now, given = value_of(cfg, key), CfgNode._decode_cfg_value(value)
+            as_typed = isinstance(now, str) and given is not None  # 007 stays 007
+            cfg.merge_from_list([key, _fitted(key, value if as_typed else given, now)])
+        except UserError:
+            raise
+        except (ValueError, TypeError, AssertionError) as error:
+            raise UserError(f"{key} cannot be {value!r}: {' '.join(str(error).split())}.") from error
+
+
+def unknown_key(cfg: CfgNode, key: str) -> str:
+    """That there is no such key, and which was probably meant, or how it is written now."""
+    if cfg.key_is_renamed(key):
+        _, how = cfg.__dict__[CfgNode.RENAMED_KEYS][key]
+        return f"{key} is gone: {how}"
+    known = list(keys(cfg))
+    leaf = key.split(".")[-1].upper()
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+    near = near or [name for name in known if name.split(".")[-1] == leaf]
+    near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f" (did you mean {' or '.join(near[:3])}?)" if near else ""
+    return f"There is no config key {key}{hint}"
+
+
+def keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

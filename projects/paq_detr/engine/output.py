@@ -1,0 +1,91 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder of a run: made, found writable, and freed of an earlier run's files."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import itertools
+import logging
+import os
+import shutil
+import tempfile
+
+from ..errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+LAST_CHECKPOINT = "last_checkpoint"
+PART = ".part"  # ending of a file that is being written
+
+# What a training writes there; whatever else lies in the folder is somebody's own and stays.
+RUN_FILES = (
+    "config.yaml",
+    "environment.txt",
+    "events.out.tfevents.*",
+    "inference",
+    LAST_CHECKPOINT,
+    "log.txt*",
+    "metrics.json",
+    "model_*.pth",
+    "model_best.json",
+)
+
+
+def make_folder(folder: str) -> None:
+    """Make ``OUTPUT_DIR``, unless it is there.
+
+    Raises:
+        UserError: it is a file, or nothing can be written into it.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except FileExistsError as error:
+        raise UserError(f"OUTPUT_DIR {folder} is a file, must be a folder.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"OUTPUT_DIR {folder} cannot be written to: {reason}.") from error
+
+
+def holds_checkpoint(folder: str) -> bool:
+    """Whether ``--resume`` finds something to go on from."""
+    return os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
+
+
+def set_aside(folder: str, keep: str = "") -> str:
+    """Move an earlier run's files into the first free folder ``earlier_1``, ``earlier_2``, ...; returns its path.
+
+    Empty where there are none. The file ``keep`` (the new run's ``MODEL.WEIGHTS``) goes there too, and stays as well.
+    """
+    found = [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, p) for p in RUN_FILES)]
+    if not found:
+        return ""
+    aside = next(path for n in itertools.count(1) if not os.path.exists(path := os.path.join(folder, f"earlier_{n}")))
+    os.makedirs(aside)
+    for name in found:
+        path = os.path.join(folder, name)
+        if keep and os.path.isfile(keep) and os.path.isfile(path) and os.path.samefile(path, keep):
+            shutil.copy2(path, aside)
+        else:
+            os.rename(path, os.path.join(aside, name))
+    return aside
+
+
+def full_disk(error: OSError) -> str:
+    """The sentence for a disk that takes no more; empty for an error of another kind."""
+    if error.errno not in _FULL:
+        return ""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}; what was saved before stays as it is."
+
+
+def remove_parts(folder: str) -> None:
+    """Delete what a killed run was about to write."""
+    for name in os.listdir(folder):
+        if name.endswith(PART):
+            os.remove(os.path.join(folder, name))

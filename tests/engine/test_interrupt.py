@@ -1,0 +1,163 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C and SIGTERM at any moment of a training: saved once, told in one sentence, resumed as if nothing had been."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from paq_detr.engine import Trainer
+from paq_detr.engine.cli import resume_command
+from paq_detr.errors import Interrupted
+
+ROOT = Path(__file__).parents[2]
+OPTS = ("SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 6)
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def build(cfg, resume=False):
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    return trainer
+
+
+def send(number, arrived=lambda: False):
+    """Sends this process a signal and waits for it: another thread may be the one that is told."""
+    os.kill(os.getpid(), number)
+    end = time.monotonic() + 5
+    while not arrived() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def signal_at(trainer, monkeypatch, number, iteration, where="run_step"):
+    """Sends this process the signal when ``trainer`` enters ``where`` in that iteration."""
+    original = getattr(trainer, where)
+
+    def wrapped(*args):
+        if trainer.iter == iteration:
+            send(number, lambda: trainer.stop.signal)
+        return original(*args)
+
+    monkeypatch.setattr(trainer, where, wrapped)
+
+
+def checkpoints(trainer):
+    return sorted(name for name in os.listdir(trainer.cfg.OUTPUT_DIR) if name.endswith(".pth"))
+
+
+@pytest.mark.parametrize("period", [3, 100])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_saves_once_and_the_resumed_run_equals_the_straight_one(
+    make_cfg, monkeypatch, tmp_path, number, workers, period
+):
+    opts = (*OPTS, "DATASETS.TEST", "[]", "DATALOADER.NUM_WORKERS", workers, "SOLVER.CHECKPOINT_PERIOD", period)
+    straight = build(make_cfg(*opts, "OUTPUT_DIR", tmp_path / "straight"))
+    straight.train()
+    stopped = build(make_cfg(*opts))
+    signal_at(stopped, monkeypatch, number, 2)
+    handlers = [signal.getsignal(n) for n in SIGNALS]
+    text = f"Stopped by {number.name} after iteration 3 of 6; saved as .*model_0000002.pth"
+    with pytest.raises(Interrupted, match=text) as caught:
+        stopped.train()
+    assert caught.value.signal == number and checkpoints(stopped) == ["model_0000002.pth"]
+    assert [signal.getsignal(n) for n in SIGNALS] == handlers
+    resumed = build(make_cfg(*opts), resume=True)
+    assert resumed.start_iter == 3
+    resumed.train()
+    a, b = (t.checkpointer.model.state_dict() for t in (straight, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_in_an_evaluation_it_does_not_wait_for_its_end(make_cfg, monkeypatch):
+    trainer = build(make_cfg(*OPTS, "TEST.EVAL_PERIOD", 2))
+    evaluated = []
+
+    def test(cls, cfg, model):
+        send(signal.SIGTERM)
+        evaluated.append("to the end")
+
+    monkeypatch.setattr(Trainer, "test", classmethod(test))
+    with pytest.raises(Interrupted, match="after iteration 2 of 6; saved as .*model_0000001.pth"):
+        trainer.train()
+    assert not evaluated and checkpoints(trainer) == ["model_0000001.pth"]
+
+
+def test_in_the_last_evaluation_the_training_is_done(make_cfg, monkeypatch):
+    trainer = build(make_cfg(*OPTS))
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: send(signal.SIGINT)))
+    with pytest.raises(Interrupted, match="Stopped by SIGINT in the last evaluation; the training is done and saved"):
+        trainer.train()
+    assert checkpoints(trainer) == ["model_final.pth"]
+
+
+def test_in_the_last_iteration_it_is_saved_and_not_evaluated(make_cfg, monkeypatch):
+    trainer = build(make_cfg(*OPTS))
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda *_: pytest.fail("evaluated")))
+    signal_at(trainer, monkeypatch, signal.SIGINT, 5)
+    with pytest.raises(Interrupted, match="after iteration 6 of 6; saved as .*model_final.pth"):
+        trainer.train()
+
+
+def test_a_loader_that_ends_by_the_signal_costs_no_step(make_cfg, monkeypatch):
+    trainer = build(make_cfg(*OPTS, "DATASETS.TEST", "[]"))
+    signal_at(trainer, monkeypatch, signal.SIGTERM, 3, "_next_batch")
+    following = iter(trainer._batches)
+
+    class Killed:
+        def __next__(self):
+            if trainer.stop.signal:
+                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+            return next(following)
+
+    trainer._batches = Killed()
+    with pytest.raises(Interrupted, match="after iteration 3 of 6; saved as .*model_0000002.pth"):
+        trainer.train()
+
+
+def test_a_second_signal_ends_at_once(make_cfg, monkeypatch):
+    monkeypatch.setattr("paq_detr.engine.interrupt.REPEAT", -1.0)
+    trainer = build(make_cfg(*OPTS, "DATASETS.TEST", "[]"))
+    original = trainer.run_step
+
+    def impatient():
+        send(signal.SIGINT, lambda: trainer.stop.signal)
+        send(signal.SIGINT)
+        original()
+
+    monkeypatch.setattr(trainer, "run_step", impatient)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trainer.train()
+    assert not isinstance(caught.value, Interrupted) and checkpoints(trainer) == []
+
+
+def test_the_resume_command_is_this_command_with_resume(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", "a b.yaml", "SOLVER.STEPS", "(1, 2)"])
+    assert resume_command() == "python train_net.py --resume --config-file 'a b.yaml' SOLVER.STEPS '(1, 2)'"
+    monkeypatch.setattr(sys, "argv", shlex.split(resume_command())[1:])
+    assert resume_command().count("--resume") == 1
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tmp_path, whole_group):
+    options = f"SOLVER.MAX_ITER 5000 SOLVER.STEPS [] DATASETS.TEST [] OUTPUT_DIR {tmp_path}/out".split()
+    options += ["DATALOADER.NUM_WORKERS", "2"]
+    command = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", config_file, *options]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    for line in run.stdout:
+        if "iteration 20/" in line:
+            break
+    # Schedulers send it to the program alone, or to the loader's processes as well.
+    os.killpg(run.pid, signal.SIGTERM) if whole_group else run.send_signal(signal.SIGTERM)
+    text = run.stdout.read()
+    assert run.wait() == 128 + signal.SIGTERM
+    assert "Traceback" not in text and "train_net: Stopped by SIGTERM after iteration" in text.splitlines()[-1]
+    assert f"Go on with: python {ROOT}/train_net.py --resume --config-file" in text.splitlines()[-1]

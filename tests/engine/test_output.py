@@ -1,0 +1,98 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+from argparse import Namespace
+
+import pytest
+import torch
+
+from paq_detr.engine import Trainer, UserError, start_run
+from paq_detr.engine.output import make_folder, set_aside
+
+
+def fill(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_an_earlier_runs_files_go_into_a_numbered_folder_and_others_stay(tmp_path):
+    fill(tmp_path, metrics__json="1", model_final__pth="w", last_checkpoint="model_final.pth", notes__txt="mine")
+    fill(tmp_path / "inference", results__json="r")
+    assert set_aside(str(tmp_path)) == f"{tmp_path}/earlier_1"
+    fill(tmp_path, metrics__json="2")
+    assert set_aside(str(tmp_path)) == f"{tmp_path}/earlier_2"
+    assert set_aside(str(tmp_path)) == ""
+    moved = ["inference/results.json", "last_checkpoint", "metrics.json", "model_final.pth"]
+    assert tree(tmp_path) == [*(f"earlier_1/{name}" for name in moved), "earlier_2/metrics.json", "notes.txt"]
+
+
+def test_the_weights_that_the_new_run_starts_from_are_there_twice(tmp_path):
+    fill(tmp_path, model_final__pth="w", model_best__pth="b")
+    set_aside(str(tmp_path), keep=f"{tmp_path}/../{tmp_path.name}/model_final.pth")
+    assert tree(tmp_path) == ["earlier_1/model_best.pth", "earlier_1/model_final.pth", "model_final.pth"]
+
+
+@pytest.mark.parametrize("name", ["", "under", "under/deeper"])
+def test_an_output_folder_that_is_a_file_is_named(tmp_path, name):
+    (tmp_path / "blocked").write_text("x")
+    with pytest.raises(UserError, match="OUTPUT_DIR .*blocked.* (is a file, must be a folder|Not a directory)"):
+        make_folder(os.path.join(tmp_path, "blocked", name) if name else f"{tmp_path}/blocked")
+
+
+@pytest.mark.parametrize("folder", ["/proc/self/new", "/sys/new", "a\0b"])
+def test_an_output_folder_that_cannot_be_written_to_is_named(folder):
+    with pytest.raises(UserError, match="OUTPUT_DIR .* cannot be written to: "):
+        make_folder(folder)
+
+
+def run(cfg, resume=False):
+    start_run(cfg, Namespace(resume=resume, eval_only=False))
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume)
+    trainer.train()
+    return trainer
+
+
+def iterations(folder):
+    return [json.loads(line)["iteration"] for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_a_second_run_in_a_folder_begins_anew_and_resume_continues_it(make_cfg, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("paq_detr.engine.cli.logger.warning", lambda text, *values: said.append(text % values))
+    opts = ("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER")
+    out = tmp_path / "output"
+    run(make_cfg(*opts, 2))
+    first = (out / "model_final.pth").read_bytes()
+    run(make_cfg(*opts, 3))
+    assert said == [f"{out} held an earlier run, whose files are now in {out}/earlier_1"]
+    assert (out / "earlier_1" / "model_final.pth").read_bytes() == first
+    run(make_cfg(*opts, 4), resume=True)
+    assert not (out / "earlier_2").exists()
+    assert iterations(out)[-1] == 3 and iterations(out / "earlier_1")[-1] == 1
+
+
+def test_a_run_that_died_before_its_first_checkpoint_does_not_resume_an_earlier_one(make_cfg, tmp_path):
+    opts = ("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER")
+    run(make_cfg(*opts, 2))
+    start_run(make_cfg(*opts, 3), Namespace(resume=False, eval_only=False))  # and dies
+    assert run(make_cfg(*opts, 3), resume=True).start_iter == 0
+
+
+def test_evaluation_leaves_the_folder_as_it_is(make_cfg, tmp_path):
+    run(make_cfg("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 1))
+    start_run(make_cfg(), Namespace(resume=False, eval_only=True))
+    assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def test_what_a_killed_run_left_half_written_is_removed(make_cfg, tmp_path):
+    fill(tmp_path / "output", model_final__pth__part="half")
+    start_run(make_cfg(), Namespace(resume=False, eval_only=False))
+    assert not list((tmp_path / "output").glob("*.part"))
