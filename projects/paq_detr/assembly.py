@@ -80,9 +80,11 @@ def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
     assigners: dict[tuple[str, str], Any] = {}
     objectives = []
     for layer, cost in enumerate(per_layer(COSTS.key, D.MATCHER.COST, count)):
-        name = D.ASSIGNER.FINAL if layer == count - 1 else D.ASSIGNER.INTERMEDIATE
+        role = "FINAL" if layer == count - 1 else "INTERMEDIATE"
+        name = D.ASSIGNER[role]
         if (name, cost) not in assigners:
-            assigners[name, cost] = ASSIGNERS.build(name, cfg, kit, COSTS.build(cost, cfg, kit))
+            key = f"{ASSIGNERS.key}.{role}"
+            assigners[name, cost] = ASSIGNERS.build(name, cfg, kit, COSTS.build(cost, cfg, kit), key=key)
         boxes = D.LOSS.REPEAT_BOX_LOSSES or layer < (D.DECODER.BOX_LAYERS or count)
         objectives.append(
             build_objective(cfg, assigner=assigners[name, cost], classification=classification, boxes=boxes)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import papers  # noqa: F401  (they register their parts and config keys)
 from .assembly import build_parts
 from .config import add_core_config
+from .data import check_image_array
 from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object
 from .modeling.objective import supervise
@@ -119,8 +120,17 @@ class QueryDetector(nn.Module):
         ]
 
     def preprocess(self, batched_inputs: Sequence[dict[str, Any]]) -> ImageList:
-        """Normalised images, padded to one size with zeros at the bottom and the right."""
-        images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
+        """Normalised images, padded to one size with zeros at the bottom and the right.
+
+        Raises:
+            ValueError: no images; at inference an image of another form, number type or range than ``input_format``'s.
+        """
+        if not batched_inputs:
+            raise ValueError("the batch holds no images")
+        images = [x["image"] for x in batched_inputs]
+        if not self.training:  # whose images come from anywhere
+            images = [check_image_array(image, self.input_format) for image in images]
+        images = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
 
     def encode(self, images: ImageList) -> Memory:

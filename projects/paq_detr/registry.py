@@ -64,13 +64,13 @@ class Registry:
 
         return add
 
-    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """What the builder of ``name`` makes.
+    def build(self, name: str, *args: Any, key: str | None = None) -> Any:
+        """What the builder of ``name`` makes of ``args``; ``key`` is the slot's key, where there are several.
 
         Raises:
             UserError: no such name; the message lists the known ones.
         """
-        return self._builders[check_choice(self.key, name, self.names())](*args, **kwargs)
+        return self._builders[check_choice(key or self.key, name, self.names())](*args)
 
 
 NECKS = Registry("MODEL.DETR.NECK.NAME")

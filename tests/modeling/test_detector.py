@@ -219,7 +219,10 @@ def test_ignore_regions_are_no_objects():
             'QUERY_POSITION is "sine", must be one of fixed, none, sine_mlp',
         ),
         ({"MODEL.DETR.MATCHER.COST": ["dear"]}, 'MATCHER.COST is "dear", must be one of center_inside'),
-        ({"MODEL.DETR.ASSIGNER.FINAL": "greedy"}, 'ASSIGNER is "greedy", must be one of hungarian'),
+        ({"MODEL.DETR.ASSIGNER.FINAL": "best"}, 'ASSIGNER.FINAL is "best", must be one of align_repeated, hungarian'),
+        ({**PLUSPLUS, "MODEL.DETR.ASSIGNER.ENCODER": "best"}, 'ASSIGNER.ENCODER is "best", must be one of'),
+        ({**PLUSPLUS, "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "x"}, 'LOSS.ENCODER_CLASSIFICATION is "x", must be'),
+        ({**PLUSPLUS, "MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),
         ({"MODEL.DETR.LOSS.CLASSIFICATION": "vocal"}, "LOSS.CLASSIFICATION"),
         ({"MODEL.DETR.ROUTES": ["hybrids"]}, 'ROUTES is "hybrids", must be one of hybrid'),
         ({"MODEL.DETR.READ_OUT.NAME": "all"}, 'READ_OUT.NAME is "all", must be one of layer'),
@@ -284,3 +287,25 @@ def test_a_predictor_without_its_dataset_knows_the_class_names(tmp_path):
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
     assert predictor.model.class_names == ("cat", "dog", "owl")
     assert not predictor.metadata.get("thing_classes")  # building a model tells no catalog of it
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 20, 30), dtype=np.uint8), r"shape \(4, 20, 30\)"),
+        (np.zeros((20, 30, 3), dtype=np.uint8), "channels stood last"),
+        (np.zeros((3, 20, 30), dtype=np.uint16), "uint16"),
+        (np.full((3, 20, 30), 4000, dtype=np.float32), "values from 4000 to 4000"),
+        (np.zeros((3, 0, 30), dtype=np.uint8), "no pixels"),
+        ("image.jpg", "no array"),
+    ],
+)
+def test_an_array_of_another_form_is_refused_with_the_wanted_one(image, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_model(PLUSPLUS).eval()([{"image": image}])
+    assert "must be (3, height, width) in RGB" in str(caught.value)
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(ValueError, match="holds no images"):
+        make_model(PLUSPLUS).eval()([])

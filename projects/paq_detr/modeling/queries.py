@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import MLP, inverse_sigmoid, sine_box_code
-from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, POSITIONS, SOURCES, Kit
+from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, POSITIONS, SOURCES, Kit, per_layer
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
@@ -344,11 +344,14 @@ def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
 def build_encoder_objective(cfg, kit: Kit) -> Objective:
     """How the encoder's proposals are supervised: a class loss of their own where one is named."""
     D = cfg.MODEL.DETR
-    cost = COSTS.build(D.MATCHER.COST[0], cfg, kit)
+    cost = COSTS.build(per_layer(COSTS.key, D.MATCHER.COST, D.DECODER.NUM_LAYERS)[0], cfg, kit)
+    key, classification = CLASS_LOSSES.key, D.LOSS.CLASSIFICATION
+    if D.LOSS.ENCODER_CLASSIFICATION:
+        key, classification = "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION", D.LOSS.ENCODER_CLASSIFICATION
     return build_objective(
         cfg,
-        assigner=ASSIGNERS.build(D.ASSIGNER.ENCODER, cfg, kit, cost),
-        classification=CLASS_LOSSES.build(D.LOSS.ENCODER_CLASSIFICATION or D.LOSS.CLASSIFICATION, cfg, kit),
+        assigner=ASSIGNERS.build(D.ASSIGNER.ENCODER, cfg, kit, cost, key=f"{ASSIGNERS.key}.ENCODER"),
+        classification=CLASS_LOSSES.build(classification, cfg, kit, key=key),
         view=Targets.binary if D.QUERIES.SCORE == "binary" else None,
         scale=D.LOSS.ENCODER_SCALE,
     )
