@@ -212,12 +212,11 @@ def test_the_final_checkpoint_evaluates_as_the_trained_model(make_cfg):
 
 def test_progress_is_one_short_line_whatever_the_number_of_losses(make_cfg, caplog, monkeypatch):
     cfg = make_cfg("SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]")
-    monkeypatch.setattr(
-        logging.getLogger("paq_detr"), "propagate", True
-    )  # Detectron2's set-up of loggers takes it away
+    # Detectron2's set-up of loggers takes it away, for which pytest makes up, unless it ran within this test.
+    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
     with caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
         train(cfg)
-    first, line = [r.getMessage() for r in caplog.records if r.name == "paq_detr.engine.hooks"]
+    first, line = dict.fromkeys(r.getMessage() for r in caplog.records if r.name == "paq_detr.engine.hooks")
     assert first.startswith("The first iteration took ")
     assert line.startswith("iteration 2/2; loss ") and "last layer: class " in line
     assert "layer1" not in line
