@@ -33,8 +33,9 @@ template <class T>
 using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // Threads of a block. More of them share one head's tile in the first-level cache; fewer fill the chip with less work.
+// Measured on an H200 with 128 and 256: docs/performance.md.
 #ifndef PAQ_DETR_MSDA_THREADS
-#define PAQ_DETR_MSDA_THREADS 128
+#define PAQ_DETR_MSDA_THREADS 256
 #endif
 constexpr int kThreads = PAQ_DETR_MSDA_THREADS;
 constexpr int kMaxLevels = 32;
