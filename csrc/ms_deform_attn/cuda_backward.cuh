@@ -16,18 +16,20 @@ struct GradSums {
   const double* scale;  // one number on the device; zero if a gradient is not finite
 };
 
-// How one lane adds its share of a group's channels to a token. Four floats go at once where the hardware has it; else
-// each addition is of one number, and then the lanes take turns over the channels, so that one instruction of the group
-// touches neighbouring numbers and not one in every sector.
+// How one lane adds its share of a group's channels to a token: runs of four floats at once where the hardware has it,
+// else one number at a time. The lanes take turns over the runs, so that one instruction of the group touches
+// neighbouring bytes and no sector twice; their number bounds the kernel.
 template <class T, int kVec, int kLanes, bool kDeterministic>
 struct Adder {
   using Real = RealOf<T>;
   using Sum = std::conditional_t<kDeterministic, long long, Real>;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  static constexpr bool kFours = !kDeterministic && std::is_same_v<Real, float> && kVec % 4 == 0;
+  static constexpr int kRun = !kDeterministic && std::is_same_v<Real, float> && kVec % 4 == 0 ? 4 : 1;
 #else
-  static constexpr bool kFours = false;
+  static constexpr int kRun = 1;
 #endif
+  // Of the lane's v-th number from its first one.
+  static __device__ constexpr int offset(int v) { return v / kRun * kRun * kLanes + v % kRun; }
 
   char* sums;            // of token 0 and this lane's first channel
   uint32_t token_bytes;
@@ -40,19 +42,18 @@ struct Adder {
       const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row, int first_channel,
       int lane, bool active, const Real (&own)[kVec])
       : scale(scale_) {
-    const int channel = first_channel + (kFours ? lane * kVec : lane);
+    const int channel = first_channel + lane * kRun;
     Sum* start;
     if constexpr (kDeterministic) start = to.units; else start = to.sums;
     sums = reinterpret_cast<char*>(start + first_sum + channel);
     token_bytes = static_cast<uint32_t>(a.heads) * static_cast<uint32_t>(a.channels) * sizeof(Sum);
     channels = active ? a.channels - channel : 0;
 #pragma unroll
-    for (int v = 0; v < kVec; ++v) {
-      if constexpr (kFours) {
-        grad[v] = own[v];
-      } else {
-        grad[v] = v * kLanes < channels ? static_cast<Real>(row[channel + v * kLanes]) : Real(0);
-      }
+    for (int v = 0; v < kVec; v += kRun) {
+      Real run[kRun] = {};
+      if (kRun < kVec && offset(v) < channels) load_values<T, kRun>(row + channel + offset(v), run);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) grad[v + i] = kRun < kVec ? run[i] : own[v + i];
     }
   }
 
@@ -60,12 +61,13 @@ struct Adder {
     if (weight == 0 || channels <= 0) return;
     Sum* to = reinterpret_cast<Sum*>(sums + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes);
 #pragma unroll
-    for (int v = 0; v < kVec; v += kFours ? 4 : 1) {
-      if constexpr (kFours) {
+    for (int v = 0; v < kVec; v += kRun) {
+      if (offset(v) >= channels) continue;
+      if constexpr (kRun == 4) {
         const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
-        atomicAdd(reinterpret_cast<float4*>(to + v), four);
-      } else if (v * kLanes < channels) {
-        add_one(to + v * kLanes, weight * grad[v]);
+        atomicAdd(reinterpret_cast<float4*>(to + offset(v)), four);
+      } else {
+        add_one(to + offset(v), weight * grad[v]);
       }
     }
   }
