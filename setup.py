@@ -112,13 +112,13 @@ def extension(with_cuda):
     cxx += ["-fno-wrapv"]  # Python's own flags bring -fwrapv, which costs the attention kernel a third of its speed
     cxx += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # of GCC 12's own AVX-512 header
     if not with_cuda:
-        files = sources("*.cpp", "*/*.cpp")
+        files = sources("*.cpp", "*/cpu/*.cpp")
         return CppExtension(
             "paq_detr._C", files, define_macros=macros, extra_compile_args={"cxx": cxx}, py_limited_api=True
         )
     return CUDAExtension(
         "paq_detr._C",
-        sources("*.cpp", "*/*.cpp", "*/*.cu"),
+        sources("*.cpp", "*/cpu/*.cpp", "*/cuda/*.cu"),
         define_macros=[*macros, ("USE_CUDA", None)],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size"]},
         py_limited_api=True,

@@ -11,11 +11,7 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define PAQ_HD __host__ __device__ __forceinline__
-#else
-#define PAQ_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace paq_detr {
 

@@ -5,8 +5,6 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "cuda_launch.h"
-
 namespace paq_detr {
 
 // An index outside its range: says which and ends the kernel with an error, as torch's own indexing does.

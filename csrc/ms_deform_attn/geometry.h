@@ -3,9 +3,26 @@
 //
 // The bilinear footprint of a sampling point: the arithmetic that the CPU and the CUDA kernels share.
 //
-// F is a float or a vector of floats, I an integer or a vector of integers of the same width. The file is included
-// inside a namespace, once per instruction set, therefore it has no include guard; the includer defines PAQ_HD
-// (function attributes) and `convert<To>(x)`.
+// F is a float or a vector of floats, I an integer or a vector of integers of the same width.
+#pragma once
+
+#include <type_traits>
+
+#include "../common/host_device.h"
+
+namespace paq_detr::msda {
+
+template <class To, class From>
+PAQ_HD To convert(From x) {
+#if !defined(__CUDACC__)
+  if constexpr (!std::is_arithmetic_v<From>) {
+    return __builtin_convertvector(x, To);
+  } else
+#endif
+  {
+    return static_cast<To>(x);
+  }
+}
 
 template <class F, class I>
 struct Footprint {
@@ -65,3 +82,5 @@ PAQ_HD Sample<F> blend(const Footprint<F, I>& f, F v0, F v1, F v2, F v3) {
   const F left = v0 + f.fy * (v2 - v0), right = v1 + f.fy * (v3 - v1);
   return {top + f.fy * (bottom - top), right - left, bottom - top};
 }
+
+}  // namespace paq_detr::msda

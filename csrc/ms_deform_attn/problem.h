@@ -13,9 +13,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
-#include "form.h"
+#include "types.h"
 
 namespace paq_detr::msda {
 

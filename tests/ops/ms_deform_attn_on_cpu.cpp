@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The CUDA kernels of multi-scale deformable attention on CPU threads, with a C interface for ctypes. All tensors are
-// contiguous; the launch repeats what csrc/ms_deform_attn/{forward,backward}.cu do with torch's tensors.
+// contiguous; the launch repeats what csrc/ms_deform_attn/cuda/{forward,backward}.cu do with torch's tensors.
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -10,9 +10,8 @@
 #include "cuda_on_cpu.h"
 
 #define __CUDA_ARCH__ 900  // the code with vector additions
-#include "ms_deform_attn/cuda_backward.cuh"
-#include "ms_deform_attn/cuda_forward.cuh"
-#include "ms_deform_attn/cuda_tiles.cuh"
+#include "ms_deform_attn/cuda/backward.cuh"
+#include "ms_deform_attn/cuda/forward.cuh"
 
 using namespace paq_detr::msda;
 

@@ -1,58 +1,15 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// Multi-scale deformable attention on CPU: one copy of the kernel per instruction set, chosen when it is called.
+// Multi-scale deformable attention on CPU: the operators, which choose the instruction set.
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
 #include <cstdlib>
-#include <memory>
-#include <new>
 #include <string_view>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include "operators.h"
+#include "../operators.h"
+#include "kernels.h"
 
 namespace paq_detr::msda {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-namespace portable {
-#define PAQ_LANES 4
-#include "cpu_isa.h"
-#undef PAQ_LANES
-}  // namespace portable
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define PAQ_X86_CLONES
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-namespace avx2 {
-#define PAQ_LANES 8
-#include "cpu_isa.h"
-#undef PAQ_LANES
-}  // namespace avx2
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,f16c")
-namespace avx512 {
-#define PAQ_LANES 16
-#include "cpu_isa.h"
-#undef PAQ_LANES
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
-
 namespace {
 
 enum class Isa { portable, avx2, avx512 };
@@ -60,7 +17,7 @@ enum class Isa { portable, avx2, avx512 };
 // PAQ_DETR_CPU_ISA=portable|avx2 holds the choice down, for tests and for comparisons.
 Isa isa() {
   static const Isa best = [] {
-#ifdef PAQ_X86_CLONES
+#ifdef PAQ_X86_KERNELS
     const char* limit = std::getenv("PAQ_DETR_CPU_ISA");
     const std::string_view name = limit ? limit : "";
     if (name == "portable") return Isa::portable;
@@ -80,16 +37,13 @@ Isa isa() {
 Tensor forward_cpu(const Problem& p) {
   Tensor out = torch::stable::new_empty(p.value, {p.batch, p.queries, p.heads * p.channels});
   if (out.numel() == 0) return out;
-  dispatch_storage(p.value, [&](auto* storage) {
-    using T = std::remove_pointer_t<decltype(storage)>;
-    switch (isa()) {
-#ifdef PAQ_X86_CLONES
-      case Isa::avx512: return avx512::forward<T>(p, out);
-      case Isa::avx2: return avx2::forward<T>(p, out);
+  switch (isa()) {
+#ifdef PAQ_X86_KERNELS
+    case Isa::avx512: avx512::forward(p, out); break;
+    case Isa::avx2: avx2::forward(p, out); break;
 #endif
-      default: return portable::forward<T>(p, out);
-    }
-  });
+    default: portable::forward(p, out);
+  }
   return out;
 }
 
@@ -98,16 +52,13 @@ Gradients backward_cpu(const Problem& p, const Tensor& grad, bool) {
   Gradients g = empty_gradients(p, grad);
   if (g.done) return g;
   const Tensor grad_out = torch::stable::contiguous(grad);
-  dispatch_storage(p.value, [&](auto* storage) {
-    using T = std::remove_pointer_t<decltype(storage)>;
-    switch (isa()) {
-#ifdef PAQ_X86_CLONES
-      case Isa::avx512: return avx512::backward<T>(p, grad_out, g);
-      case Isa::avx2: return avx2::backward<T>(p, grad_out, g);
+  switch (isa()) {
+#ifdef PAQ_X86_KERNELS
+    case Isa::avx512: avx512::backward(p, grad_out, g); break;
+    case Isa::avx2: avx2::backward(p, grad_out, g); break;
 #endif
-      default: return portable::backward<T>(p, grad_out, g);
-    }
-  });
+    default: portable::backward(p, grad_out, g);
+  }
   return g;
 }
 

@@ -1,11 +1,15 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// The points of one (query, head) as a list of taps. Included inside a namespace and a target region after cpu_simd.h
-// and geometry.h.
+// The points of one (query, head) as a list of taps.
 //
 // Points are the lanes of vectors. Their corners become taps (token, weight), without those that do not count, so that
 // the loops over channels meet neither bounds nor padding.
+#pragma once
+
+#include "simd.h"
+
+namespace paq_detr::msda::PAQ_ISA {
 
 template <class Real>
 class Taps {
@@ -227,3 +231,5 @@ class Taps {
   std::vector<uint32_t> chosen_ = std::vector<uint32_t>(static_cast<size_t>(4 * blocks));
   std::vector<uint8_t> unpadded_;
 };
+
+}  // namespace paq_detr::msda::PAQ_ISA

@@ -1,10 +1,12 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 
-#include "cuda_backward.cuh"
-#include "cuda_launch.cuh"
-#include "cuda_operators.h"
-#include "operators.h"
+#include <algorithm>
+#include <optional>
+
+#include "../operators.h"
+#include "backward.cuh"
+#include "launch.cuh"
 
 namespace paq_detr::msda {
 namespace {
@@ -78,8 +80,6 @@ void run(const Problem& p, const Tensor& grad_out, bool deterministic, Gradients
   if (deterministic) g.value = sums->template finish<T>(p, launch.stream());
 }
 
-}  // namespace
-
 Gradients backward_cuda(const Problem& p, const Tensor& grad, bool deterministic) {
   Gradients g = empty_gradients(p, grad);
   if (g.done) return g;
@@ -92,6 +92,7 @@ Gradients backward_cuda(const Problem& p, const Tensor& grad, bool deterministic
 
 using CudaOperators = Operators<&forward_cuda, &backward_cuda>;
 
+}  // namespace
 }  // namespace paq_detr::msda
 
 STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) { paq_detr::msda::CudaOperators::register_all(m); }

@@ -1,15 +1,20 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
-
+//
+// From torch's tensors to the arguments of the kernels.
 #pragma once
 
-#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
 
-#include "../common/cuda_launch.h"
-#include "cuda_tiles.cuh"
-#include "problem.h"
+#include "../../common/launch.cuh"
+#include "../problem.h"
+#include "points.cuh"
 
 namespace paq_detr::msda {
+
+Tensor forward_cuda(const Problem& p);  // in forward.cu
 
 inline int as_int(int64_t size, const char* name) {
   STD_TORCH_CHECK(size <= 2147483647, name, " is ", size, ", the CUDA kernels count in 32 bits");

@@ -22,12 +22,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/boxes.h"
-#include "../common/clones.h"
-#include "../common/tensors.h"
-#include "arguments.h"
+#include "../../common/boxes.h"
+#include "../../common/clones.h"
+#include "../../common/tensors.h"
+#include "../arguments.h"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -366,4 +366,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CPU, m) {
   m.impl("neighbor_difference_backward", TORCH_BOX(&neighbor_difference_backward));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

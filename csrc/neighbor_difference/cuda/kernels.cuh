@@ -10,11 +10,11 @@
 
 #include <cstdint>
 
-#include "../common/boxes.h"
-#include "../common/cuda_index.h"
-#include "../common/ranked.h"
+#include "../../common/boxes.h"
+#include "../../common/index.cuh"
+#include "../../common/ranked.cuh"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 constexpr int kThreads = 256;
@@ -367,4 +367,4 @@ __global__ void __launch_bounds__(kThreads) weight_kernel(
 }
 
 }  // namespace
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

@@ -11,11 +11,12 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/tensors.h"
-#include "arguments.h"
+#include "../../common/launch.cuh"
+#include "../../common/tensors.h"
+#include "../arguments.h"
 #include "kernels.cuh"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -130,4 +131,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) {
   m.impl("neighbor_difference_backward", TORCH_BOX(&neighbor_difference_backward));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

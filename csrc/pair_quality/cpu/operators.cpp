@@ -20,12 +20,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/tensors.h"
-#include "arguments.h"
-#include "cpu_rows.h"
-#include "scores.h"
+#include "../../common/tensors.h"
+#include "../arguments.h"
+#include "../scores.h"
+#include "rows.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 using torch::stable::Tensor;
@@ -305,4 +305,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CPU, m) {
   m.impl("match_cost", TORCH_BOX(&match_cost));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

@@ -2,16 +2,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The vector loops of pair quality on CPU: one object against the n queries of its image, whose box fields are arrays
-// that lie n apart. Included after the pragma of cpu.cpp, which keeps products and sums apart.
+// that lie n apart. The pragma of operators.cpp keeps their products and sums apart.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
-#include "../common/clones.h"
-#include "scores.h"
+#include "../../common/boxes.h"
+#include "../../common/clones.h"
+#include "../../common/host_device.h"
+#include "../scores.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 constexpr int64_t kFields = 9;
@@ -163,4 +166,4 @@ PAQ_CLONES void best_of_row(const T* __restrict__ row, int64_t n, int64_t k, T* 
 }
 
 }  // namespace
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

@@ -11,13 +11,14 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/cuda_index.h"
-#include "../common/ranked.h"
-#include "../common/tensors.h"
-#include "arguments.h"
-#include "scores.h"
+#include "../../common/index.cuh"
+#include "../../common/launch.cuh"
+#include "../../common/ranked.cuh"
+#include "../../common/tensors.h"
+#include "../arguments.h"
+#include "../scores.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 using torch::stable::Tensor;
@@ -362,4 +363,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) {
   m.impl("match_cost", TORCH_BOX(&match_cost));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs
