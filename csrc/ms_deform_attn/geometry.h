@@ -35,8 +35,7 @@ struct Footprint {
 // is left of the mantissa at the far end of a row. A point counts only if -1 < x < width and -1 < y < height, which is
 // false for NaN; a corner counts only inside of the map. Conversions to integers see values in range only.
 template <class F, class I>
-PAQ_HD Footprint<F, I> footprint(
-    F anchor_x, F shift_x, F anchor_y, F shift_y, F width, F height, I columns, I start) {
+PAQ_HD Footprint<F, I> footprint(F anchor_x, F shift_x, F anchor_y, F shift_y, F width, F height, I columns, I start) {
   const F zero = F{};
   F x = anchor_x + shift_x, y = anchor_y + shift_y;
   auto inside = (x > zero - 1) & (x < width) & (y > zero - 1) & (y < height);

@@ -19,7 +19,8 @@ constexpr double kNonFiniteQuality = -1e6;
 constexpr double kCountSlack = 1e-6;
 
 // exp(x) for x <= 0. On the host the fp32 form has neither branch nor call, so that a loop over it vectorises:
-// x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) and n added to the exponent. Below -87 it stays at exp(-87), about 1.6e-38.
+// x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) and n added to the exponent. Below -87 it stays at exp(-87),
+// about 1.6e-38.
 template <typename T>
 PAQ_HD T exp_of_negative(T x) {
 #if !defined(__CUDA_ARCH__)

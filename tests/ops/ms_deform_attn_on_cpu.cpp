@@ -63,7 +63,8 @@ void run(const Tensors& t, int form, const int* sizes, const int64_t* shapes, bo
     launch(2, 64, [&] { largest_kernel<Real>(a.scores, scores, largest + 1); });
     scale_kernel(largest, static_cast<double>(a.queries) * a.levels * a.points, a.form != Form::locations, &scale);
   }
-  const GradSums<Real> to{deterministic ? nullptr : static_cast<Real*>(t.sums), deterministic ? t.units : nullptr, &scale};
+  const GradSums<Real> to{
+      deterministic ? nullptr : static_cast<Real*>(t.sums), deterministic ? t.units : nullptr, &scale};
   const PointGradients<T> points{
       static_cast<Real*>(t.grad_xy), static_cast<Real*>(t.grad_scores), static_cast<Real*>(t.grad_reference)};
   launch(blocks, kThreads, [&] {

@@ -28,9 +28,7 @@ struct Inputs {  // pointers and strides, read once
 
   const Real* xy_of(int64_t b, int64_t q) const { return xy + b * xy_image + q * xy_query; }
   const Real* scores_of(int64_t b, int64_t q) const { return scores + b * scores_image + q * scores_query; }
-  const Real* reference_of(int64_t b, int64_t q) const {
-    return reference + b * reference_image + q * reference_query;
-  }
+  const Real* reference_of(int64_t b, int64_t q) const { return reference + b * reference_image + q * reference_query; }
 };
 
 // Calls f(std::integral_constant<int, vectors>, channel) over whole vectors of channels, four or two vectors at a time
@@ -273,9 +271,8 @@ class Backward {
   void point_gradients(Worker& w, const Task& task) const {
     w.values.set(task);
     const auto prepare = [&](int64_t slot, int64_t q, int64_t h) { set_head(w.slots[slot], task.b, q, h, -1); };
-    for_each_head(task, 0, prepare, [&](int64_t slot, int64_t q, int64_t h) {
-      points_of(w, w.slots[slot], task.b, q, h);
-    });
+    for_each_head(
+        task, 0, prepare, [&](int64_t slot, int64_t q, int64_t h) { points_of(w, w.slots[slot], task.b, q, h); });
   }
 
   void value_gradients(Worker& w, const Task& task, int64_t level) const {
@@ -352,9 +349,8 @@ void forward(const Problem& p, Tensor& out) {
 }
 
 void backward(const Problem& p, const Tensor& grad_out, Gradients& gradients) {
-  dispatch_storage(p.value, [&](auto* storage) {
-    backward_of<std::remove_pointer_t<decltype(storage)>>(p, grad_out, gradients);
-  });
+  dispatch_storage(
+      p.value, [&](auto* storage) { backward_of<std::remove_pointer_t<decltype(storage)>>(p, grad_out, gradients); });
 }
 
 }  // namespace paq_detr::msda::PAQ_ISA

@@ -11,10 +11,10 @@
 #endif
 
 // forward fills `out` (B, Q, H * D); backward fills the gradients, and makes the one of the values.
-#define PAQ_DECLARE_KERNEL(isa)                                                   \
-  namespace isa {                                                                 \
-  void forward(const Problem& p, Tensor& out);                                    \
-  void backward(const Problem& p, const Tensor& grad_out, Gradients& gradients);  \
+#define PAQ_DECLARE_KERNEL(isa)                                                  \
+  namespace isa {                                                                \
+  void forward(const Problem& p, Tensor& out);                                   \
+  void backward(const Problem& p, const Tensor& grad_out, Gradients& gradients); \
   }
 
 namespace paq_detr::msda {

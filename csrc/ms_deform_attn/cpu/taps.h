@@ -162,10 +162,12 @@ class Taps {
  private:
   using Lanes = std::make_index_sequence<Simd<Real>::lanes>;
   // Rows of scratch, each as long as the padded number of points (pairs and taps take two and four).
+  // clang-format off
   enum RealRow {
     kWidth, kHeight, kScaleX, kScaleY, kAnchorX, kAnchorY, kStepX, kStepY, kFx, kFy, kWeight,
     kPaddedXY, kPaddedGrad = kPaddedXY + 2, kTapWeight = kPaddedGrad + 3, kRealRows = kTapWeight + 4
   };
+  // clang-format on
   enum IntRow { kColumns, kStart, kLevel, kTableStart, kCorners, kTapToken, kIntRows = kTapToken + 4 };
 
   Real* real_row(int row) { return reals_.get() + row * blocks * lanes; }

@@ -38,8 +38,9 @@ class Tasks {
   int64_t size() const { return p.batch * groups_ * parts_; }
   Task operator[](int64_t i) const {
     const int64_t group = i / parts_ % groups_, part = i % parts_;
-    return {i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_,
-            p.queries * part / parts_, p.queries * (part + 1) / parts_};
+    return {
+        i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_, p.queries * part / parts_,
+        p.queries * (part + 1) / parts_};
   }
 
  private:

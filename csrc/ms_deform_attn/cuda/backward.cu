@@ -84,9 +84,8 @@ Gradients backward_cuda(const Problem& p, const Tensor& grad, bool deterministic
   Gradients g = empty_gradients(p, grad);
   if (g.done) return g;
   const Tensor grad_out = torch::stable::contiguous(grad);
-  dispatch_storage(p.value, [&](auto* storage) {
-    run<std::remove_pointer_t<decltype(storage)>>(p, grad_out, deterministic, g);
-  });
+  dispatch_storage(
+      p.value, [&](auto* storage) { run<std::remove_pointer_t<decltype(storage)>>(p, grad_out, deterministic, g); });
   return g;
 }
 

@@ -31,20 +31,23 @@ struct Adder {
   // Of the lane's v-th number from its first one.
   static __device__ constexpr int offset(int v) { return v / kRun * kRun * kLanes + v % kRun; }
 
-  char* sums;            // of token 0 and this lane's first channel
+  char* sums;  // of token 0 and this lane's first channel
   uint32_t token_bytes;
   double scale;
-  int channels;          // from this lane's first one to the last
+  int channels;  // from this lane's first one to the last
   Real grad[kVec];
 
   // `row` is the (query, head)'s grad_out, `own` its channels that this lane has loaded.
   __device__ Adder(
-      const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row, int first_channel,
-      int lane, bool active, const Real (&own)[kVec])
+      const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row,
+      int first_channel, int lane, bool active, const Real (&own)[kVec])
       : scale(scale_) {
     const int channel = first_channel + lane * kRun;
     Sum* start;
-    if constexpr (kDeterministic) start = to.units; else start = to.sums;
+    if constexpr (kDeterministic)
+      start = to.units;
+    else
+      start = to.sums;
     sums = reinterpret_cast<char*>(start + first_sum + channel);
     token_bytes = static_cast<uint32_t>(a.heads) * static_cast<uint32_t>(a.channels) * sizeof(Sum);
     channels = active ? a.channels - channel : 0;
@@ -108,11 +111,12 @@ struct PointGradients {
 template <class T, int kLanes>
 struct PointBackward {
   using Real = RealOf<T>;
-  Real weighted = 0;          // sum of attention * d(score)
-  Real reference[4] = {};     // of this lane's points
+  Real weighted = 0;       // sum of attention * d(score)
+  Real reference[4] = {};  // of this lane's points
 
   __device__ void add(
-      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy, Real* grad_scores) {
+      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy,
+      Real* grad_scores) {
     for (int p = lane; p < size; p += kLanes) {
       const int i = first + p;
       const Point<T> point(row, i);
@@ -189,8 +193,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   const Rotated<Real[4]> dots{shared_dots[group], group};
   const Tile<T> tile(a, blockIdx.x);
   const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
-  const int64_t first_sum = static_cast<int64_t>(tile.b) * a.tokens * a.heads * a.channels +
-      static_cast<int64_t>(tile.h) * a.channels;
+  const int64_t first_sum =
+      static_cast<int64_t>(tile.b) * a.tokens * a.heads * a.channels + static_cast<int64_t>(tile.h) * a.channels;
   const double scale = kDeterministic ? *to.scale : 0.0;
   const int count = a.levels * a.points;
 

@@ -53,7 +53,9 @@ Arguments<T> make_arguments(const Problem& p, int groups) {
 template <class T, int kVec>
 bool packs(const Problem& p, const void* other = nullptr) {
   const auto fits = [](int64_t n) { return n % kVec == 0; };
-  const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kVec) == 0; };
+  const auto aligned = [](const void* address) {
+    return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kVec) == 0;
+  };
   return fits(p.channels) && fits(p.value.stride(0)) && fits(p.value.stride(1)) &&
       aligned(p.value.template const_data_ptr<T>()) && aligned(other);
 }

@@ -27,8 +27,8 @@ namespace paq_detr::msda {
 #endif
 constexpr int kThreads = PAQ_DETR_MSDA_THREADS;
 constexpr int kMaxLevels = 32;
-constexpr int kChunk = 16;        // points prepared at a time
-constexpr int kTile = 8;          // queries of an encoder tile along each side
+constexpr int kChunk = 16;  // points prepared at a time
+constexpr int kTile = 8;    // queries of an encoder tile along each side
 constexpr unsigned kWarp = 0xffffffffu;
 
 struct Level {
@@ -176,8 +176,7 @@ struct Point {
         step_x = row.reference[2] * scale_x * box_unit(a), step_y = row.reference[3] * scale_y * box_unit(a);
       }
     }
-    f = footprint<Real, int>(
-        anchor_x, x * step_x, anchor_y, y * step_y, width, height, columns, map.start);
+    f = footprint<Real, int>(anchor_x, x * step_x, anchor_y, y * step_y, width, height, columns, map.start);
     if (a.padding_mask) {
       const bool* mask = a.padding_mask + static_cast<int64_t>(row.b) * a.tokens;
 #pragma unroll

@@ -109,8 +109,7 @@ PAQ_CLONES void cost_row(
   for (int64_t i = 0; i < n; ++i) {
     const T l1 = std::abs(fields[CX * n + i] - cx) + std::abs(fields[CY * n + i] - cy) +
         std::abs(fields[W * n + i] - w) + std::abs(fields[H * n + i] - h);
-    out[i] = finite_cost(
-        class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
+    out[i] = finite_cost(class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
   }
 }
 
