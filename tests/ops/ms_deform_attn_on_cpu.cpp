@@ -59,8 +59,8 @@ void run(const Tensors& t, int form, const int* sizes, const int64_t* shapes, bo
   double scale = 0;
   if (deterministic) {
     unsigned long long largest[2] = {};
-    launch(2, 64, [&] { largest_kernel<T>(grad_out, grads, largest); });
-    launch(2, 64, [&] { largest_kernel<Real>(a.scores, scores, largest + 1); });
+    launch(2, 64, [&] { largest_kernel<T>(grad_out, grads, false, largest); });
+    launch(2, 64, [&] { largest_kernel<Real>(a.scores, scores, true, largest + 1); });
     scale_kernel(largest, static_cast<double>(a.queries) * a.levels * a.points, a.form != Form::locations, &scale);
   }
   const GradSums<Real> to{

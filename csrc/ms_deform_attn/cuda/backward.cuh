@@ -11,9 +11,9 @@ namespace paq_detr::msda {
 // deterministic form adds integers, units of 1 / scale, whose sum has no order.
 template <class Real>
 struct GradSums {
-  Real* sums;           // (B, S, H, D), or
-  long long* units;     // (B, S, H, D) with
-  const double* scale;  // one number on the device; zero if a gradient is not finite
+  Real* sums;        // (B, S, H, D), or
+  long long* units;  // (B, S, H, D) with
+  double* scale;     // one number on the device; zero if a sum cannot be finite, which makes all of grad_value NaN
 };
 
 // How one lane adds its share of a group's channels to a token: runs of four floats at once where the hardware has it,
@@ -210,7 +210,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
     for (int first = 0; first < count; first += kChunk) {
       const int size = count - first < kChunk ? count - first : kChunk;
       __syncwarp();
-      for (int p = lane; p < size; p += kLanes) slots[p].prepare(row, first + p, active);
+      for (int p = lane; p < size; p += kLanes) {
+        slots[p].prepare(row, first + p, active);
+        // No integer stands for it. Blocks that have read the scale before go on in vain.
+        if (kDeterministic && slots[p].token[0] >= 0 && !isfinite(row.attention(first + p))) *to.scale = 0.0;
+      }
       __syncwarp();
       for (int first_channel = 0; first_channel < a.channels; first_channel += kLanes * kVec) {
         const int channel = first_channel + lane * kVec;
@@ -247,13 +251,16 @@ __device__ __forceinline__ unsigned long long ordered_bits(double magnitude) {
   return static_cast<unsigned long long>(__double_as_longlong(magnitude));  // NaN above infinity above all numbers
 }
 
-// slot = max(slot, max |x|) by bits, which has no order either.
+// slot = max(slot, max |x|) by bits, which has no order either. Of weights only the finite ones: one that is not
+// matters where its point counts.
 template <class T>
-__global__ void largest_kernel(const T* x, int64_t count, unsigned long long* slot) {
+__global__ void largest_kernel(const T* x, int64_t count, bool only_finite, unsigned long long* slot) {
   unsigned long long most = 0;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const unsigned long long bits = ordered_bits(fabs(static_cast<double>(static_cast<RealOf<T>>(x[i]))));
+    const double magnitude = fabs(static_cast<double>(static_cast<RealOf<T>>(x[i])));
+    if (only_finite && !isfinite(magnitude)) continue;
+    const unsigned long long bits = ordered_bits(magnitude);
     most = bits > most ? bits : most;
   }
 #pragma unroll
