@@ -38,7 +38,7 @@ def test_header_compiles_alone(header, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("header", names("*.cuh"))
 def test_device_header_compiles_alone(header, tmp_path):
-    compile_alone(header, tmp_path, ".cu", ["nvcc", "-arch=sm_90", "-cuda", "-o", os.devnull])
+    compile_alone(header, tmp_path, ".cu", ["nvcc", "-DUSE_CUDA", "-arch=sm_90", "-cuda", "-o", os.devnull])
 
 
 def test_families_include_only_their_own_headers_and_common_ones():
