@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Neighbour selection and difference against loops written from dh_detr.md section 3 (the released code's rules)."""
+"""Neighbour selection and difference against loops written by the released code's rules."""
 
 import math
 

@@ -13,8 +13,8 @@ Coordinates: a location (x, y) in [0, 1] of the padded map of level l lies at pi
 -1 < y < H_l in pixels, so that NaN and infinite coordinates contribute zero and receive zero gradient; the weight of
 a point that does not count is not looked at. Arithmetic is float32 (float64 for a float64 value), whatever the type of
 ``value``. Both forms are differentiable once, in reverse mode; forward mode (``torch.func.jvp``) gives no tangents.
-Deterministic on CUDA (``torch.use_deterministic_algorithms``), a gradient, or a weight of a point that counts, which is not
-finite makes the whole gradient of ``value`` NaN.
+Deterministic on CUDA (``torch.use_deterministic_algorithms``), a gradient, or a weight of a point that counts, which is
+not finite makes the whole gradient of ``value`` NaN.
 """
 
 from collections.abc import Sequence
