@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Pair quality against loops written from the equations (paq.md section 2, PaQ-DETR Eq. 6 and 7)."""
+"""Pair quality against loops written from the equations (PaQ-DETR Eq. 6 and 7)."""
 
 import math
 
