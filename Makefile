@@ -52,6 +52,7 @@ test: install
 
 lint: $(STAMPS)/requirements
 	$(PY) -m ruff check .
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 
 doctor: install
 	$(PY) projects/paq_detr/doctor.py

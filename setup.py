@@ -111,17 +111,16 @@ def extension(with_cuda):
     cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-g0"]
     cxx += ["-fno-wrapv"]  # Python's own flags bring -fwrapv, which costs the attention kernel a third of its speed
     cxx += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # of GCC 12's own AVX-512 header
+    common = {"depends": sources("**/*.h", "**/*.cuh"), "py_limited_api": True}  # a changed header is compiled anew
+    files = sources("*.cpp", "*/cpu/*.cpp")
     if not with_cuda:
-        files = sources("*.cpp", "*/*.cpp")
-        return CppExtension(
-            "paq_detr._C", files, define_macros=macros, extra_compile_args={"cxx": cxx}, py_limited_api=True
-        )
+        return CppExtension("paq_detr._C", files, define_macros=macros, extra_compile_args={"cxx": cxx}, **common)
     return CUDAExtension(
         "paq_detr._C",
-        sources("*.cpp", "*/*.cpp", "*/*.cu"),
+        files + sources("*/cuda/*.cu"),
         define_macros=[*macros, ("USE_CUDA", None)],
         extra_compile_args={"cxx": cxx, "nvcc": ["-O3", "-std=c++17", "--compress-mode=size"]},
-        py_limited_api=True,
+        **common,
     )
 
 

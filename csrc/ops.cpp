@@ -14,8 +14,7 @@ PyMODINIT_FUNC PyInit__C(void) {
 
 // Multi-scale deformable attention. shapes = (H_0, W_0, H_1, W_1, ...); grad_reference is per head (B, Q, H, 2|4).
 STABLE_TORCH_LIBRARY_FRAGMENT(paq_detr, m) {
-  m.def(
-      "ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor");
+  m.def("ms_deform_attn(Tensor value, SymInt[] shapes, Tensor locations, Tensor weights) -> Tensor");
   m.def(
       "ms_deform_attn_backward(Tensor grad_out, Tensor value, SymInt[] shapes, Tensor locations, Tensor weights, "
       "bool deterministic) -> (Tensor grad_value, Tensor grad_locations, Tensor grad_weights)");

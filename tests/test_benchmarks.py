@@ -83,7 +83,7 @@ def test_assignment_rivals_find_the_same_pairs(benchmarks):
     inputs = benchmarks.pairs.scene(2, 2, 50, 3, 6, "cpu")
     found = {name: rival() for name, rival in benchmarks.pairs.assignments(inputs, solve_on_device).items()}
     for layer in range(2):
-        query, _ = found["ours"][layer]
+        query, *_ = found["ours"][layer]
         per_image = [found["per image"][2 * layer + image] for image in range(2)]
         expected = [queries[objects.argsort()].tolist() for queries, objects in per_image]
         assert query.tolist() == sum(expected, [])

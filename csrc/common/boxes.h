@@ -11,11 +11,7 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__CUDACC__)
-#define PAQ_HD __host__ __device__ __forceinline__
-#else
-#define PAQ_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace paq_detr {
 
@@ -100,8 +96,7 @@ PAQ_HD Overlap<T> overlap(const Corners<T>& a, const Corners<T>& b) {
   const T inter = product(
       not_negative(smaller(a.x1, b.x1) - larger(a.x0, b.x0)), not_negative(smaller(a.y1, b.y1) - larger(a.y0, b.y0)));
   const T unite = a.area + (b.area - inter);
-  const T hull =
-      product(larger(a.x1, b.x1) - smaller(a.x0, b.x0), larger(a.y1, b.y1) - smaller(a.y0, b.y0));
+  const T hull = product(larger(a.x1, b.x1) - smaller(a.x0, b.x0), larger(a.y1, b.y1) - smaller(a.y0, b.y0));
   const T iou = quotient(inter, or_one(unite));
   return {iou, iou - quotient(not_negative(hull - unite), or_one(hull))};
 }
@@ -122,10 +117,10 @@ PAQ_HD void axis_backward(
       share(high_a > high_b, high_a, high_b) * grad_hull;
   const T d_high_b = grad_length_b + share(high_b < high_a, high_b, high_a) * grad_inter +
       share(high_b > high_a, high_b, high_a) * grad_hull;
-  const T d_low_a = -grad_length_a - share(low_a > low_b, low_a, low_b) * grad_inter -
-      share(low_a < low_b, low_a, low_b) * grad_hull;
-  const T d_low_b = -grad_length_b - share(low_b > low_a, low_b, low_a) * grad_inter -
-      share(low_b < low_a, low_b, low_a) * grad_hull;
+  const T d_low_a =
+      -grad_length_a - share(low_a > low_b, low_a, low_b) * grad_inter - share(low_a < low_b, low_a, low_b) * grad_hull;
+  const T d_low_b =
+      -grad_length_b - share(low_b > low_a, low_b, low_a) * grad_inter - share(low_b < low_a, low_b, low_a) * grad_hull;
   *center_grad_a += d_low_a + d_high_a;
   *center_grad_b += d_low_b + d_high_b;
   *size_grad_a += size_a < T(0) ? T(0) : T(0.5) * (d_high_a - d_low_a);

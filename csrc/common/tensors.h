@@ -21,12 +21,9 @@ template <typename F>
 void dispatch_floating(const torch::stable::Tensor& tensor, const F& f) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return f(0.0f);
-    case ScalarType::Double:
-      return f(0.0);
-    default:
-      STD_TORCH_CHECK(false, "the native kernels take float32 and float64, got ", tensor.scalar_type());
+    case ScalarType::Float: return f(0.0f);
+    case ScalarType::Double: return f(0.0);
+    default: STD_TORCH_CHECK(false, "the native kernels take float32 and float64, got ", tensor.scalar_type());
   }
 }
 

@@ -3,9 +3,26 @@
 //
 // The bilinear footprint of a sampling point: the arithmetic that the CPU and the CUDA kernels share.
 //
-// F is a float or a vector of floats, I an integer or a vector of integers of the same width. The file is included
-// inside a namespace, once per instruction set, therefore it has no include guard; the includer defines PAQ_HD
-// (function attributes) and `convert<To>(x)`.
+// F is a float or a vector of floats, I an integer or a vector of integers of the same width.
+#pragma once
+
+#include <type_traits>
+
+#include "../common/host_device.h"
+
+namespace paq_detr::msda {
+
+template <class To, class From>
+PAQ_HD To convert(From x) {
+#if !defined(__CUDACC__)
+  if constexpr (!std::is_arithmetic_v<From>) {
+    return __builtin_convertvector(x, To);
+  } else
+#endif
+  {
+    return static_cast<To>(x);
+  }
+}
 
 template <class F, class I>
 struct Footprint {
@@ -18,8 +35,7 @@ struct Footprint {
 // is left of the mantissa at the far end of a row. A point counts only if -1 < x < width and -1 < y < height, which is
 // false for NaN; a corner counts only inside of the map. Conversions to integers see values in range only.
 template <class F, class I>
-PAQ_HD Footprint<F, I> footprint(
-    F anchor_x, F shift_x, F anchor_y, F shift_y, F width, F height, I columns, I start) {
+PAQ_HD Footprint<F, I> footprint(F anchor_x, F shift_x, F anchor_y, F shift_y, F width, F height, I columns, I start) {
   const F zero = F{};
   F x = anchor_x + shift_x, y = anchor_y + shift_y;
   auto inside = (x > zero - 1) & (x < width) & (y > zero - 1) & (y < height);
@@ -65,3 +81,5 @@ PAQ_HD Sample<F> blend(const Footprint<F, I>& f, F v0, F v1, F v2, F v3) {
   const F left = v0 + f.fy * (v2 - v0), right = v1 + f.fy * (v3 - v1);
   return {top + f.fy * (bottom - top), right - left, bottom - top};
 }
+
+}  // namespace paq_detr::msda

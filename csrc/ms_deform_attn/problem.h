@@ -13,9 +13,10 @@
 
 #include <cstdint>
 #include <optional>
+#include <utility>
 #include <vector>
 
-#include "form.h"
+#include "types.h"
 
 namespace paq_detr::msda {
 
@@ -76,8 +77,7 @@ struct Problem {
   }
 
  private:
-  Problem(
-      Form form_, const Tensor& value_, std::vector<int64_t> shapes_, const Tensor& xy_, const Tensor& scores_)
+  Problem(Form form_, const Tensor& value_, std::vector<int64_t> shapes_, const Tensor& xy_, const Tensor& scores_)
       : form(form_), shapes(std::move(shapes_)), value(dense_from(value_, 2)) {
     STD_TORCH_CHECK(value.dim() == 4 && xy_.dim() == 6 && scores_.dim() >= 4, "wrong number of dimensions");
     batch = value.size(0), tokens = value.size(1), heads = value.size(2), channels = value.size(3);
@@ -113,8 +113,7 @@ struct Gradients {
 // Without queries, points or values every gradient is zero or empty.
 inline Gradients empty_gradients(const Problem& p, const Tensor& grad_out) {
   STD_TORCH_CHECK(
-      grad_out.numel() == p.batch * p.queries * p.heads * p.channels &&
-          grad_out.scalar_type() == p.value.scalar_type(),
+      grad_out.numel() == p.batch * p.queries * p.heads * p.channels && grad_out.scalar_type() == p.value.scalar_type(),
       "grad_out does not fit value");
   const int64_t coordinates = p.form == Form::locations ? 0 : p.coordinates();
   Gradients g{

@@ -6,7 +6,7 @@
 
 #include "../common/tensors.h"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 
 inline void check_candidates(const torch::stable::Tensor& boxes, const torch::stable::Tensor& scores, int64_t k) {
   check_devices(boxes, {scores});
@@ -36,4 +36,4 @@ inline void check_code_gradient(
   STD_TORCH_CHECK(grad_out.numel() == outputs && slot.numel() == outputs, "grad_out or slot does not fit p and weight");
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

@@ -7,7 +7,7 @@
 
 #include "../common/tensors.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 
 inline void check_pairs(
     const torch::stable::Tensor& boxes, const torch::stable::Tensor& gt_boxes, const torch::stable::Tensor& gt_image) {
@@ -35,4 +35,4 @@ inline void check_pair_gradients(
   STD_TORCH_CHECK(grad_iou.numel() == pairs && grad_giou.numel() == pairs, "the gradients do not fit boxes");
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

@@ -9,16 +9,18 @@
 #include <cstring>
 
 #include "../common/boxes.h"
+#include "../common/exp.h"
+#include "../common/host_device.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 
 constexpr double kNonFiniteCost = 1e6;
 constexpr double kNonFiniteQuality = -1e6;
 constexpr double kCountSlack = 1e-6;
 
 // exp(x) for x <= 0. On the host the fp32 form has neither branch nor call, so that a loop over it vectorises:
-// x = n ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of degree 7 for exp(r) (error below half an ulp) and n
-// added to the exponent. Below -87 it stays at exp(-87), about 1.6e-38.
+// x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) and n added to the exponent. Below -87 it stays at exp(-87),
+// about 1.6e-38.
 template <typename T>
 PAQ_HD T exp_of_negative(T x) {
 #if !defined(__CUDA_ARCH__)
@@ -27,20 +29,12 @@ PAQ_HD T exp_of_negative(T x) {
     const float shifted = bounded * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
     const float n = shifted - 12582912.0f;
     const float r = (bounded - n * 0.693145751953125f) - n * 1.42860677e-6f;  // ln 2 in two parts
-    float e = 1.0f / 5040;
-    e = e * r + 1.0f / 720;
-    e = e * r + 1.0f / 120;
-    e = e * r + 1.0f / 24;
-    e = e * r + 1.0f / 6;
-    e = e * r + 0.5f;
-    e = e * r + 1.0f;
-    e = e * r + 1.0f;
     int32_t bits;
     std::memcpy(&bits, &shifted, sizeof(bits));
     bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);
     float scale;
     std::memcpy(&scale, &bits, sizeof(scale));
-    return e * scale;
+    return exp_series(r) * scale;
   }
 #endif
   return exp(x);
@@ -105,4 +99,4 @@ PAQ_HD int64_t positive_count(T quality_sum, int64_t min_count, int64_t queries)
   return at_least < queries ? at_least : queries;
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

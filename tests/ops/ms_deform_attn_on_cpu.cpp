@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The CUDA kernels of multi-scale deformable attention on CPU threads, with a C interface for ctypes. All tensors are
-// contiguous; the launch repeats what csrc/ms_deform_attn/{forward,backward}.cu do with torch's tensors.
+// contiguous; the launch repeats what csrc/ms_deform_attn/cuda/{forward,backward}.cu do with torch's tensors.
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
@@ -10,9 +10,8 @@
 #include "cuda_on_cpu.h"
 
 #define __CUDA_ARCH__ 900  // the code with vector additions
-#include "ms_deform_attn/cuda_backward.cuh"
-#include "ms_deform_attn/cuda_forward.cuh"
-#include "ms_deform_attn/cuda_tiles.cuh"
+#include "ms_deform_attn/cuda/backward.cuh"
+#include "ms_deform_attn/cuda/forward.cuh"
 
 using namespace paq_detr::msda;
 
@@ -60,11 +59,12 @@ void run(const Tensors& t, int form, const int* sizes, const int64_t* shapes, bo
   double scale = 0;
   if (deterministic) {
     unsigned long long largest[2] = {};
-    launch(2, 64, [&] { largest_kernel<T>(grad_out, grads, largest); });
-    launch(2, 64, [&] { largest_kernel<Real>(a.scores, scores, largest + 1); });
+    launch(2, 64, [&] { largest_kernel<T>(grad_out, grads, false, largest); });
+    launch(2, 64, [&] { largest_kernel<Real>(a.scores, scores, true, largest + 1); });
     scale_kernel(largest, static_cast<double>(a.queries) * a.levels * a.points, a.form != Form::locations, &scale);
   }
-  const GradSums<Real> to{deterministic ? nullptr : static_cast<Real*>(t.sums), deterministic ? t.units : nullptr, &scale};
+  const GradSums<Real> to{
+      deterministic ? nullptr : static_cast<Real*>(t.sums), deterministic ? t.units : nullptr, &scale};
   const PointGradients<T> points{
       static_cast<Real*>(t.grad_xy), static_cast<Real*>(t.grad_scores), static_cast<Real*>(t.grad_reference)};
   launch(blocks, kThreads, [&] {

@@ -164,6 +164,12 @@ def test_explain_names_the_operators_if_asked_for_another():
         explain("deform", torch.zeros(1))
 
 
+def test_the_operators_alone_import_no_detection_system():
+    code = "import sys, paq_detr.ops; print([name for name in ('detectron2', 'fvcore') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # setup.py, on machines that lack something
 

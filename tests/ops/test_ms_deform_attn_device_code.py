@@ -132,3 +132,22 @@ def test_a_gradient_that_is_not_finite_is_seen_in_integer_sums(device_code):
     grad_out = torch.randn(1, 7, 64)
     grad_out[0, 3, 5] = torch.inf
     assert run(device_code, inputs, grad_out, 4, True)[1]["value"].isnan().all()
+
+
+def test_a_weight_that_is_not_finite_matters_only_where_its_point_counts(device_code):
+    inputs = make("locations", torch.float32, batch=1, channels=32, points=4, levels=LEVELS[1:])
+    grad_out = torch.randn(1, 7, 64)
+    inputs.xy[:, :, :, 0, 1] = 2  # outside of every map
+    inputs.scores[:, :, :, 0, 1] = torch.nan
+    inputs.scores[:, 3, :, 0, 1] = torch.inf
+    grad = run(device_code, inputs, grad_out, 4, True)[1]["value"]
+    assert_close(grad, gradients(inputs.doubled(), Inputs.run_twin, grad_out.double())["value"], 1e-6)
+    inputs.xy[:, 3, :, 0, 1] = 0.5
+    assert run(device_code, inputs, grad_out, 4, True)[1]["value"].isnan().all()
+
+
+def test_a_logit_that_is_nan_is_seen_in_integer_sums(device_code):
+    inputs = make("points", torch.float32, batch=1, channels=32, points=4, levels=LEVELS[1:])
+    inputs.scores[0, 2, 1, 0] = torch.nan
+    inputs.xy[0, 2] = 0
+    assert run(device_code, inputs, torch.randn(1, 7, 64), 4, True)[1]["value"].isnan().all()

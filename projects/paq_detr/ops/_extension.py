@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,6 +135,11 @@ def use_native(op_name: str, tensor: Tensor) -> bool:
     if reason is not None:
         _complain(op_name, kind, reason)
     return reason is None
+
+
+def implementation(op_name: str, tensor: Tensor, twin: Callable) -> Callable:
+    """The native operator if it takes over for inputs like ``tensor``, else its twin."""
+    return getattr(torch.ops.paq_detr, op_name) if use_native(op_name, tensor) else twin
 
 
 def explain(op_name: str, *inputs: Any) -> list[Backend]:

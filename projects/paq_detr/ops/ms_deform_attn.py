@@ -13,6 +13,8 @@ Coordinates: a location (x, y) in [0, 1] of the padded map of level l lies at pi
 -1 < y < H_l in pixels, so that NaN and infinite coordinates contribute zero and receive zero gradient; the weight of
 a point that does not count is not looked at. Arithmetic is float32 (float64 for a float64 value), whatever the type of
 ``value``. Both forms are differentiable once, in reverse mode; forward mode (``torch.func.jvp``) gives no tangents.
+Deterministic on CUDA (``torch.use_deterministic_algorithms``), a gradient, or a weight of a point that counts, which is
+not finite makes the whole gradient of ``value`` NaN.
 """
 
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension
-from ._checks import check_tensors
+from ._checks import arithmetic_dtype, check_device, check_dtype, check_floating, check_shape, check_tensor
 
 SpatialShapes = Sequence[tuple[int, int]]
 
@@ -50,10 +52,10 @@ def ms_deform_attn(
     _check_tensor("sampling_locations", sampling_locations, value, 6, "(B, Q, H, L, P, 2)")
     _check_tensor("attention_weights", attention_weights, value, 5, "(B, Q, H, L, P)")
     batch, queries, heads, levels, points, _ = sampling_locations.shape
-    _check_shape(
+    check_shape(
         "sampling_locations", sampling_locations, (len(value), queries, value.shape[2], len(spatial_shapes), points, 2)
     )
-    _check_shape("attention_weights", attention_weights, (batch, queries, heads, levels, points))
+    check_shape("attention_weights", attention_weights, (batch, queries, heads, levels, points))
     value, sampling_locations, attention_weights = _working_types(value, sampling_locations, attention_weights)
     if _extension.use_native("ms_deform_attn", value):
         shapes = [size for shape in spatial_shapes for size in shape]
@@ -96,24 +98,23 @@ def fused_ms_deform_attn(
     _check_tensor("reference", reference, value, 3, "(B, Q, 2) or (B, Q, 4)")
     _check_tensor("offsets", offsets, value, 6, "(B, Q, H, L, P, 2)")
     queries, points = offsets.shape[1], offsets.shape[4]
-    _check_shape("offsets", offsets, (batch, queries, heads, levels, points, 2))
+    check_shape("offsets", offsets, (batch, queries, heads, levels, points, 2))
     if reference.shape[-1] not in (2, 4):
         raise ValueError(f"reference has {reference.shape[-1]} coordinates, expected 2 (x, y) or 4 (cx, cy, w, h)")
-    _check_shape("reference", reference, (batch, queries, reference.shape[-1]))
+    check_shape("reference", reference, (batch, queries, reference.shape[-1]))
     if isinstance(logits, Tensor) and logits.dim() == 5:
-        _check_shape("logits", logits, (batch, queries, heads, levels, points))
+        check_shape("logits", logits, (batch, queries, heads, levels, points))
         logits = logits.flatten(3)
     _check_tensor("logits", logits, value, 4, "(B, Q, H, L * P)")
-    _check_shape("logits", logits, (batch, queries, heads, levels * points))
+    check_shape("logits", logits, (batch, queries, heads, levels * points))
     if valid_ratios is not None:
         _check_tensor("valid_ratios", valid_ratios, value, 3, "(B, L, 2)")
-        _check_shape("valid_ratios", valid_ratios, (batch, levels, 2))
+        check_shape("valid_ratios", valid_ratios, (batch, levels, 2))
     if padding_mask is not None:
-        check_tensors(padding_mask=padding_mask)
-        _check_device("padding_mask", padding_mask, value)
-        _check_shape("padding_mask", padding_mask, (batch, tokens))
-        if padding_mask.dtype != torch.bool:
-            raise TypeError(f"padding_mask is {padding_mask.dtype}, expected torch.bool with True = padding")
+        check_tensor("padding_mask", padding_mask)
+        check_device("padding_mask", padding_mask, "value", value.device)
+        check_shape("padding_mask", padding_mask, (batch, tokens))
+        check_dtype("padding_mask", padding_mask, torch.bool, "with True = padding")
     value, reference, offsets, logits, valid_ratios = _working_types(value, reference, offsets, logits, valid_ratios)
     if _extension.use_native("fused_ms_deform_attn", value):
         shapes = [size for shape in spatial_shapes for size in shape]
@@ -123,16 +124,12 @@ def fused_ms_deform_attn(
     return fused_ms_deform_attn_torch(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
 
 
-def _arithmetic_dtype(value: Tensor) -> torch.dtype:
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 def _working_types(value: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast the value takes autocast's type; coordinates and weights always take the arithmetic's."""
     device = value.device.type
     if value.dtype != torch.float64 and device != "meta" and torch.is_autocast_enabled(device):
         value = value.to(torch.get_autocast_dtype(device))
-    arithmetic = _arithmetic_dtype(value)
+    arithmetic = arithmetic_dtype(value)
     return value, *(t if t is None or t.dtype == arithmetic else t.to(arithmetic) for t in others)
 
 
@@ -144,7 +141,7 @@ def ms_deform_attn_torch(
     value: Tensor, spatial_shapes: SpatialShapes, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
     """Twin of :func:`ms_deform_attn` by ``grid_sample``, for any device; arguments are not checked."""
-    arithmetic = _arithmetic_dtype(value)
+    arithmetic = arithmetic_dtype(value)
     batch, _, heads, channels = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     sampling_locations, attention_weights = sampling_locations.to(arithmetic), attention_weights.to(arithmetic)
@@ -174,7 +171,7 @@ def fused_ms_deform_attn_torch(
     padding_mask: Tensor | None = None,
 ) -> Tensor:
     """Twin of :func:`fused_ms_deform_attn`, for any device; arguments are not checked."""
-    arithmetic = _arithmetic_dtype(value)
+    arithmetic = arithmetic_dtype(value)
     weights = logits.to(arithmetic).flatten(3).softmax(-1).view(offsets.shape[:-1])
     locations = _locations(reference.to(arithmetic), offsets.to(arithmetic), spatial_shapes, valid_ratios)
     if padding_mask is not None:
@@ -227,23 +224,11 @@ def _check_value(value: Tensor, spatial_shapes: SpatialShapes) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor, value: Tensor, dims: int, legend: str) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is {type(tensor).__name__}, expected a Tensor {legend}")
+    check_tensor(name, tensor, legend)
     if tensor.dim() != dims:
-        raise ValueError(f"{name} has {tensor.dim()} dimensions {tuple(tensor.shape)}, expected {legend}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} is {tensor.dtype}, expected a floating point type")
-    _check_device(name, tensor, value)
-
-
-def _check_device(name: str, tensor: Tensor, value: Tensor) -> None:
-    if tensor.device != value.device:
-        raise ValueError(f"{name} is on {tensor.device}, value is on {value.device}")
-
-
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {legend}")
+    check_floating(name, tensor)
+    check_device(name, tensor, "value", value.device)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -21,8 +21,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
-from ._checks import check_tensors
-from .pair_quality import _compute_dtype, _implementation, _iou_giou
+from ._boxes import iou_and_giou
+from ._checks import (
+    arithmetic_dtype,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_index,
+    check_shape,
+    check_tensors,
+)
 
 #: The slot of a winning neighbour is kept in 16 bits.
 MOST_NEIGHBORS = 32767
@@ -60,12 +68,12 @@ def neighbor_select(
     """
     boxes, scores = _checked_candidates(boxes, scores, valid)
     if not 1 <= k <= MOST_NEIGHBORS:
-        raise ValueError(f"k must be {'at least 1' if k < 1 else f'at most {MOST_NEIGHBORS}'}, got {k}")
+        raise ValueError(f"k is {k}, expected 1 to {MOST_NEIGHBORS}")
     if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
+        raise ValueError(f"iou_threshold is {iou_threshold}, expected above 0 and at most 1")
     if valid is not None:
         scores = scores.masked_fill(~valid, torch.nan)
-    run = _implementation("neighbor_select", boxes, neighbor_select_torch)
+    run = _extension.implementation("neighbor_select", boxes, neighbor_select_torch)
     return run(boxes, scores, k, iou_threshold, low_score)
 
 
@@ -101,7 +109,7 @@ def neighbor_difference(
         TypeError: a dtype does not fit.
     """
     _check_aggregation(p, index, count, hidden_bias, weight, bias)
-    wide, *parameters = (tensor.to(_compute_dtype(p)) for tensor in (p, hidden_bias, weight, bias))
+    wide, *parameters = (tensor.to(arithmetic_dtype(p)) for tensor in (p, hidden_bias, weight, bias))
     if _extension.use_native("neighbor_difference", p):
         out, _ = torch.ops.paq_detr.neighbor_difference(wide, index, count, *parameters, zero_fill)
     else:
@@ -118,7 +126,7 @@ def neighbor_select_torch(
     boxes: Tensor, scores: Tensor, k: int, iou_threshold: float, low_score: float
 ) -> tuple[Tensor, Tensor]:
     """:func:`neighbor_select` on checked inputs, in pure torch; a NaN score marks a query that is not valid."""
-    iou, _ = _iou_giou(boxes[:, :, None], boxes[:, None])
+    iou, _ = iou_and_giou(boxes[:, :, None], boxes[:, None])
     more_confident = (scores[:, :, None] < scores[:, None]) & (scores[:, None] > low_score)
     overlap = torch.where(more_confident & (iou >= iou_threshold), iou, -1.0)
     overlap, index = overlap.sort(dim=-1, descending=True, stable=True)
@@ -150,20 +158,17 @@ def neighbor_difference_torch(
 def _checked_candidates(boxes: Tensor, scores: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Boxes and scores, detached, in the dtype of the arithmetic."""
     check_tensors(boxes=boxes, scores=scores, **({} if valid is None else {"valid": valid}))
-    if boxes.dim() != 3 or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes must have shape (B, N, 4), got {tuple(boxes.shape)}")
-    if scores.shape != boxes.shape[:2]:
-        raise ValueError(f"scores must have the (B, N) of boxes {tuple(boxes.shape[:2])}, got {tuple(scores.shape)}")
-    _check_floating_on("scores", scores, "boxes", boxes)
-    _check_floating_on("boxes", boxes, "boxes", boxes)
+    check_shape("boxes", boxes, (None, None, 4), "(B, N, 4)")
+    of_boxes = f"the (B, N) = {tuple(boxes.shape[:2])} of boxes"
+    check_shape("scores", scores, tuple(boxes.shape[:2]), of_boxes)
+    for name, tensor in (("boxes", boxes), ("scores", scores)):
+        check_floating(name, tensor)
+        check_device(name, tensor, "boxes", boxes.device)
     if valid is not None:
-        if valid.shape != scores.shape:
-            raise ValueError(f"valid must have the (B, N) of boxes {tuple(scores.shape)}, got {tuple(valid.shape)}")
-        if valid.dtype != torch.bool:
-            raise TypeError(f"valid must be bool, got {valid.dtype}")
-        if valid.device != boxes.device:
-            raise ValueError(f"valid is on {valid.device}, boxes are on {boxes.device}")
-    dtype = _compute_dtype(boxes)
+        check_shape("valid", valid, tuple(boxes.shape[:2]), of_boxes)
+        check_dtype("valid", valid, torch.bool)
+        check_device("valid", valid, "boxes", boxes.device)
+    dtype = arithmetic_dtype(boxes)
     return boxes.detach().to(dtype), scores.detach().to(dtype)
 
 
@@ -171,46 +176,26 @@ def _check_aggregation(
     p: Tensor, index: Tensor, count: Tensor, hidden_bias: Tensor, weight: Tensor, bias: Tensor
 ) -> None:
     check_tensors(p=p, index=index, count=count, hidden_bias=hidden_bias, weight=weight, bias=bias)
-    if p.dim() != 3:
-        raise ValueError(f"p must have shape (B, N, C), got {tuple(p.shape)}")
-    if index.dim() != 3 or index.shape[:2] != p.shape[:2] or index.shape[2] < 1:
-        raise ValueError(f"index must have shape (B, N, K) with the (B, N) of p {tuple(p.shape[:2])}, "
-                         f"got {tuple(index.shape)}")  # fmt: skip
-    if index.shape[2] > MOST_NEIGHBORS:
-        raise ValueError(f"index has {index.shape[2]} slots, at most {MOST_NEIGHBORS} are possible")
-    if count.shape != p.shape[:2]:
-        raise ValueError(f"count must have the (B, N) of p {tuple(p.shape[:2])}, got {tuple(count.shape)}")
-    if hidden_bias.shape != p.shape[2:]:
-        raise ValueError(f"hidden_bias must have the C = {p.shape[2]} of p, got {tuple(hidden_bias.shape)}")
-    if weight.dim() != 2 or weight.shape[1] != p.shape[2]:
-        raise ValueError(f"weight must have shape (D, C) with the C = {p.shape[2]} of p, got {tuple(weight.shape)}")
-    if bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must have the D = {weight.shape[0]} of weight, got {tuple(bias.shape)}")
+    check_shape("p", p, (None, None, None), "(B, N, C)")
+    batch, queries, width = p.shape
+    check_shape("index", index, (batch, queries, None), f"(B, N, K) with the (B, N) = {batch, queries} of p")
+    slots = index.shape[2]
+    if not 1 <= slots <= MOST_NEIGHBORS:
+        raise ValueError(f"index has {slots} slots, expected 1 to {MOST_NEIGHBORS}")
+    check_shape("count", count, (batch, queries), f"the (B, N) = {batch, queries} of p")
+    check_shape("hidden_bias", hidden_bias, (width,), f"the C = {width} of p")
+    check_shape("weight", weight, (None, width), f"(D, C) with the C = {width} of p")
+    check_shape("bias", bias, (weight.shape[0],), f"the D = {weight.shape[0]} of weight")
     for name, tensor in (("index", index), ("count", count)):
-        if tensor.dtype != torch.int32:
-            raise TypeError(f"{name} must be int32, got {tensor.dtype}")
-        if tensor.device != p.device:
-            raise ValueError(f"{name} is on {tensor.device}, p is on {p.device}")
+        check_dtype(name, tensor, torch.int32)
+        check_device(name, tensor, "p", p.device)
     for name, tensor in (("p", p), ("hidden_bias", hidden_bias), ("weight", weight), ("bias", bias)):
-        _check_floating_on(name, tensor, "p", p)
-    if p.device.type == "cpu" and count.numel() and not torch.compiler.is_compiling():
-        _check_range("count", count, 0, index.shape[2], "slots")
-        free = torch.arange(index.shape[2]) >= count[..., None]
-        _check_range("index", index.masked_fill(free, 0), 0, p.shape[1] - 1, "queries")
-
-
-def _check_range(name: str, tensor: Tensor, low: int, high: int, what: str) -> None:
-    smallest, largest = (int(v) for v in tensor.aminmax())
-    if smallest < low or largest > high:
-        value = smallest if smallest < low else largest
-        raise ValueError(f"{name} has the value {value}, which is not in [{low}, {high}] ({what})")
-
-
-def _check_floating_on(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    if tensor.device != other.device:
-        raise ValueError(f"{name} is on {tensor.device}, {other_name} is on {other.device}")
+        check_floating(name, tensor)
+        check_device(name, tensor, "p", p.device)
+    if p.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_index("count", count, slots, "slots", most=slots)
+        free = torch.arange(slots) >= count[..., None]
+        check_index("index", index.masked_fill(free, 0), queries, "queries")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

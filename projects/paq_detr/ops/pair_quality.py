@@ -20,14 +20,21 @@ Numeric rules shared by every function here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import _extension
-from ._checks import check_tensors
+from ._boxes import iou_and_giou
+from ._checks import (
+    arithmetic_dtype,
+    check_device,
+    check_dtype,
+    check_floating,
+    check_index,
+    check_shape,
+    check_tensors,
+)
 
 NON_FINITE_COST = 1e6
 NON_FINITE_QUALITY = -1e6
@@ -54,7 +61,7 @@ def pair_iou(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor,
         TypeError: a dtype does not fit.
     """
     boxes, gt_boxes = _checked_boxes(boxes, gt_boxes, gt_image)
-    return _implementation("pair_iou", boxes, pair_iou_torch)(boxes, gt_boxes, gt_image)
+    return _extension.implementation("pair_iou", boxes, pair_iou_torch)(boxes, gt_boxes, gt_image)
 
 
 def pair_quality(
@@ -88,7 +95,7 @@ def pair_quality(
         ValueError, TypeError: as :func:`pair_iou`, and for labels out of range.
     """
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    run = _implementation("pair_quality", boxes, pair_quality_torch)
+    run = _extension.implementation("pair_quality", boxes, pair_quality_torch)
     return run(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight)
 
 
@@ -121,11 +128,11 @@ def quality_topk(
         ValueError, TypeError: as :func:`pair_quality`.
     """
     if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+        raise ValueError(f"k is {k}, expected at least 1")
     if min_count < 0:
-        raise ValueError(f"min_count must not be negative, got {min_count}")
+        raise ValueError(f"min_count is {min_count}, expected at least 0")
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    run = _implementation("quality_topk", boxes, quality_topk_torch)
+    run = _extension.implementation("quality_topk", boxes, quality_topk_torch)
     return run(logits, boxes, gt_labels, gt_boxes, gt_image, score_weight, iou_weight, k, min_count)
 
 
@@ -161,7 +168,7 @@ def match_cost(
         ValueError, TypeError: as :func:`pair_quality`.
     """
     logits, boxes, gt_boxes = _checked_predictions(logits, boxes, gt_labels, gt_boxes, gt_image)
-    run = _implementation("match_cost", boxes, match_cost_torch)
+    run = _extension.implementation("match_cost", boxes, match_cost_torch)
     return run(logits, boxes, gt_labels, gt_boxes, gt_image, class_weight, l1_weight, giou_weight, alpha, gamma)
 
 
@@ -171,7 +178,7 @@ def match_cost(
 
 def pair_iou_torch(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`pair_iou` on checked inputs, in pure torch."""
-    return _iou_giou(gt_boxes[None, :, None], boxes[:, gt_image])
+    return iou_and_giou(gt_boxes[None, :, None], boxes[:, gt_image])
 
 
 @torch.no_grad()
@@ -240,50 +247,20 @@ def _own_class_logits(logits: Tensor, gt_labels: Tensor, gt_image: Tensor) -> Te
     return logits[:, gt_image, :, gt_labels].transpose(0, 1)
 
 
-def _iou_giou(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and GIoU of two broadcastable sets of cxcywh boxes.
-
-    Areas come from the corners and the union is a + (b - intersection), so that rounding can bring neither the IoU of
-    a box with itself below 1 nor any IoU above 1.
-    """
-    (low_a, high_a), (low_b, high_b) = _corners(boxes_a), _corners(boxes_b)
-    area_a, area_b = (high_a - low_a).prod(-1), (high_b - low_b).prod(-1)
-    inter = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(-1)
-    union = area_a + (area_b - inter)
-    hull = (torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)).prod(-1)
-    iou = inter / _or_one(union)
-    return iou, iou - (hull - union).clamp(min=0) / _or_one(hull)
-
-
-def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    center, half = boxes[..., :2], boxes[..., 2:].clamp(min=0) * 0.5
-    return center - half, center + half
-
-
-def _or_one(area: Tensor) -> Tensor:
-    """An area fit to divide by: one in place of an empty area (at or below the smallest normal number)."""
-    return torch.where(area <= torch.finfo(area.dtype).tiny, 1.0, area)
-
-
 # ----------------------------------------------------------------------------------------------------------------------
-# Argument checks and choice of the implementation.
-
-
-def _implementation(name: str, tensor: Tensor, twin: Callable) -> Callable:
-    return getattr(torch.ops.paq_detr, name) if _extension.use_native(name, tensor) else twin
+# Argument checks.
 
 
 def _checked_boxes(boxes: Tensor, gt_boxes: Tensor, gt_image: Tensor) -> tuple[Tensor, Tensor]:
     """Both box tensors in the dtype of the arithmetic."""
     check_tensors(boxes=boxes, gt_boxes=gt_boxes, gt_image=gt_image)
-    if boxes.dim() != 4 or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes must have shape (L, B, N, 4), got {tuple(boxes.shape)}")
-    if gt_boxes.dim() != 2 or gt_boxes.shape[-1] != 4:
-        raise ValueError(f"gt_boxes must have shape (M, 4), got {tuple(gt_boxes.shape)}")
-    _check_index("gt_image", gt_image, gt_boxes, boxes.shape[1], "images")
-    _check_floating("boxes", boxes, boxes)
-    _check_floating("gt_boxes", gt_boxes, boxes)
-    dtype = _compute_dtype(boxes)
+    check_shape("boxes", boxes, (None, None, None, 4), "(L, B, N, 4)")
+    check_shape("gt_boxes", gt_boxes, (None, 4), "(M, 4)")
+    _check_labels("gt_image", gt_image, gt_boxes, boxes.shape[1], "images")
+    check_floating("boxes", boxes)
+    check_floating("gt_boxes", gt_boxes)
+    check_device("gt_boxes", gt_boxes, "boxes", boxes.device)
+    dtype = arithmetic_dtype(boxes)
     return boxes.to(dtype), gt_boxes.to(dtype)
 
 
@@ -293,38 +270,19 @@ def _checked_predictions(
     """Logits and both box tensors, detached, in the dtype of the arithmetic."""
     check_tensors(logits=logits, gt_labels=gt_labels)
     boxes, gt_boxes = (tensor.detach() for tensor in _checked_boxes(boxes, gt_boxes, gt_image))
-    if logits.dim() != 4 or logits.shape[:3] != boxes.shape[:3]:
-        raise ValueError(
-            f"logits must have shape (L, B, N, C) with the (L, B, N) of boxes {tuple(boxes.shape[:3])}, "
-            f"got {tuple(logits.shape)}"
-        )
-    _check_floating("logits", logits, boxes)
-    _check_index("gt_labels", gt_labels, gt_boxes, logits.shape[3], "classes")
+    check_shape("logits", logits, (*boxes.shape[:3], None), f"(L, B, N, C) with the {tuple(boxes.shape[:3])} of boxes")
+    check_floating("logits", logits)
+    check_device("logits", logits, "boxes", boxes.device)
+    _check_labels("gt_labels", gt_labels, gt_boxes, logits.shape[3], "classes")
     return logits.detach().to(boxes.dtype), boxes, gt_boxes
 
 
-def _check_index(name: str, index: Tensor, gt_boxes: Tensor, size: int, what: str) -> None:
-    if index.dim() != 1 or index.shape[0] != gt_boxes.shape[0]:
-        raise ValueError(f"{name} must have shape (M,) with M = {gt_boxes.shape[0]} objects, got {tuple(index.shape)}")
-    if index.dtype != torch.int64:
-        raise TypeError(f"{name} must be int64, got {index.dtype}")
-    if index.device != gt_boxes.device:
-        raise ValueError(f"{name} is on {index.device}, gt_boxes are on {gt_boxes.device}")
-    if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
-        low, high = (int(v) for v in index.aminmax())
-        if low < 0 or high >= size:
-            raise ValueError(f"{name} has the value {low if low < 0 else high}, but there are {size} {what}")
-
-
-def _check_floating(name: str, tensor: Tensor, boxes: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be floating point, got {tensor.dtype}")
-    if tensor.device != boxes.device:
-        raise ValueError(f"{name} is on {tensor.device}, boxes are on {boxes.device}")
-
-
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def _check_labels(name: str, labels: Tensor, gt_boxes: Tensor, size: int, what: str) -> None:
+    check_shape(name, labels, (gt_boxes.shape[0],), f"(M,) with the M = {gt_boxes.shape[0]} of gt_boxes")
+    check_dtype(name, labels, torch.int64)
+    check_device(name, labels, "gt_boxes", gt_boxes.device)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_index(name, labels, size, what)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

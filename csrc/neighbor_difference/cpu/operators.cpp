@@ -22,12 +22,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/boxes.h"
-#include "../common/clones.h"
-#include "../common/tensors.h"
-#include "arguments.h"
+#include "../../common/boxes.h"
+#include "../../common/clones.h"
+#include "../../common/tensors.h"
+#include "../arguments.h"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -141,8 +141,8 @@ std::tuple<Tensor, Tensor> neighbor_select(
       torch::stable::parallel_for(b * n, (b + 1) * n, 4 * kRowsPerTask, [&](int64_t begin, int64_t end) {
         for (int64_t q = begin; q < end; ++q) {
           // A NaN score is below nobody: every comparison with it fails.
-          counted[q] = select_row(
-              others, corners(box + 4 * q), score[q], k, static_cast<T>(iou_threshold), indices + q * k);
+          counted[q] =
+              select_row(others, corners(box + 4 * q), score[q], k, static_cast<T>(iou_threshold), indices + q * k);
         }
       });
     }
@@ -269,7 +269,8 @@ std::tuple<Tensor, Tensor> neighbor_difference(
   dispatch_floating(p, [&](auto zero) {
     using T = decltype(zero);
     const Tensor hidden = hidden_of_pairs<T>(pairs, p, torch::stable::contiguous(hidden_bias));
-    const Tensor code = torch::stable::contiguous(torch::stable::matmul(hidden, torch::stable::transpose(weight, 0, 1)));
+    const Tensor code =
+        torch::stable::contiguous(torch::stable::matmul(hidden, torch::stable::transpose(weight, 0, 1)));
     const T *codes = code.const_data_ptr<T>(), *offset = bias.const_data_ptr<T>();
     T* best = out.mutable_data_ptr<T>();
     int16_t* winner = slot.mutable_data_ptr<int16_t>();
@@ -366,4 +367,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CPU, m) {
   m.impl("neighbor_difference_backward", TORCH_BOX(&neighbor_difference_backward));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

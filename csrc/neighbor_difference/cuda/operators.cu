@@ -11,11 +11,12 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/tensors.h"
-#include "arguments.h"
+#include "../../common/launch.cuh"
+#include "../../common/tensors.h"
+#include "../arguments.h"
 #include "kernels.cuh"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -44,8 +45,9 @@ std::tuple<Tensor, Tensor> neighbor_select(
 }
 
 Graph graph_of(const Tensor& index, const Tensor& count) {
-  return {index.const_data_ptr<int32_t>(), count.const_data_ptr<int32_t>(), index.size(0) * index.size(1),
-          index.size(1), index.size(2)};
+  return {
+      index.const_data_ptr<int32_t>(), count.const_data_ptr<int32_t>(), index.size(0) * index.size(1), index.size(1),
+      index.size(2)};
 }
 
 // Returns the maximum (B, N, D) and the winning slot (B, N, D) int16, -1 where zero won.
@@ -68,8 +70,8 @@ std::tuple<Tensor, Tensor> neighbor_difference(
       using T = decltype(zero);
       const Hidden<T> hidden{p.const_data_ptr<T>(), hidden_bias.const_data_ptr<T>(), p.size(2)};
       forward_kernel<T><<<grid, kThreads, 0, launch.stream()>>>(
-          g, hidden, weight.const_data_ptr<T>(), bias.const_data_ptr<T>(), width, zero_fill,
-          out.mutable_data_ptr<T>(), slot.mutable_data_ptr<int16_t>());
+          g, hidden, weight.const_data_ptr<T>(), bias.const_data_ptr<T>(), width, zero_fill, out.mutable_data_ptr<T>(),
+          slot.mutable_data_ptr<int16_t>());
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   }
@@ -112,8 +114,8 @@ std::tuple<Tensor, Tensor, Tensor> neighbor_difference_backward(
     if (partial.numel() > 0) {
       const int64_t queries_per_split = divide_up(divide_up(g.total, splits), kQueries) * kQueries;
       const dim3 grid(Launch::blocks(divide_up(width, kColumns)), column_blocks, Launch::blocks(splits));
-      weight_kernel<T><<<grid, kThreads, 0, launch.stream()>>>(
-          g, hidden, code, queries_per_split, partial.mutable_data_ptr<T>());
+      weight_kernel<T>
+          <<<grid, kThreads, 0, launch.stream()>>>(g, hidden, code, queries_per_split, partial.mutable_data_ptr<T>());
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
   });
@@ -130,4 +132,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) {
   m.impl("neighbor_difference_backward", TORCH_BOX(&neighbor_difference_backward));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

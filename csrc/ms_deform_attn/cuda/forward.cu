@@ -1,9 +1,8 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 
-#include "cuda_forward.cuh"
-#include "cuda_launch.cuh"
-#include "cuda_operators.h"
+#include "forward.cuh"
+#include "launch.cuh"
 
 namespace paq_detr::msda {
 

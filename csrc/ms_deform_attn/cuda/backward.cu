@@ -1,10 +1,12 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 
-#include "cuda_backward.cuh"
-#include "cuda_launch.cuh"
-#include "cuda_operators.h"
-#include "operators.h"
+#include <algorithm>
+#include <optional>
+
+#include "../operators.h"
+#include "backward.cuh"
+#include "launch.cuh"
 
 namespace paq_detr::msda {
 namespace {
@@ -19,11 +21,11 @@ struct DeterministicSums {
         largest(torch::stable::new_zeros(p.value, {2}, ScalarType::Long)),
         scale(torch::stable::new_empty(p.value, {1}, ScalarType::Double)) {
     auto* slots = reinterpret_cast<unsigned long long*>(largest.mutable_data_ptr<int64_t>());
-    find_largest(grad, grad_out.numel(), slots, stream);
+    find_largest(grad, grad_out.numel(), false, slots, stream);
     const bool softmax = p.form != Form::locations;
     if (!softmax) {
       const Tensor weights = torch::stable::contiguous(p.scores);
-      find_largest(weights.template const_data_ptr<RealOf<T>>(), weights.numel(), slots + 1, stream);
+      find_largest(weights.template const_data_ptr<RealOf<T>>(), weights.numel(), true, slots + 1, stream);
     }
     const double terms = static_cast<double>(p.queries) * static_cast<double>(p.points_per_head());
     scale_kernel<<<1, 1, 0, stream>>>(slots, terms, softmax, scale.mutable_data_ptr<double>());
@@ -31,9 +33,9 @@ struct DeterministicSums {
   }
 
   template <class T>
-  static void find_largest(const T* x, int64_t count, unsigned long long* slot, cudaStream_t stream) {
+  static void find_largest(const T* x, int64_t count, bool only_finite, unsigned long long* slot, cudaStream_t stream) {
     const auto blocks = static_cast<unsigned>(std::min<int64_t>((count + 255) / 256, 1024));
-    largest_kernel<<<blocks, 256, 0, stream>>>(x, count, slot);
+    largest_kernel<<<blocks, 256, 0, stream>>>(x, count, only_finite, slot);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
@@ -66,7 +68,7 @@ void run(const Problem& p, const Tensor& grad_out, bool deterministic, Gradients
   }
   const GradSums<Real> to{
       deterministic ? nullptr : g.value.template mutable_data_ptr<Real>(), deterministic ? sums->pointer() : nullptr,
-      deterministic ? sums->scale.template const_data_ptr<double>() : nullptr};
+      deterministic ? sums->scale.template mutable_data_ptr<double>() : nullptr};
   dispatch_pack<T>(p, grad, [&](auto pack) {
     constexpr int vec = decltype(pack)::value, lanes = kLanesOf<T, vec>;
     const Arguments<T> a = make_arguments<T>(p, kThreads / lanes);
@@ -78,20 +80,18 @@ void run(const Problem& p, const Tensor& grad_out, bool deterministic, Gradients
   if (deterministic) g.value = sums->template finish<T>(p, launch.stream());
 }
 
-}  // namespace
-
 Gradients backward_cuda(const Problem& p, const Tensor& grad, bool deterministic) {
   Gradients g = empty_gradients(p, grad);
   if (g.done) return g;
   const Tensor grad_out = torch::stable::contiguous(grad);
-  dispatch_storage(p.value, [&](auto* storage) {
-    run<std::remove_pointer_t<decltype(storage)>>(p, grad_out, deterministic, g);
-  });
+  dispatch_storage(
+      p.value, [&](auto* storage) { run<std::remove_pointer_t<decltype(storage)>>(p, grad_out, deterministic, g); });
   return g;
 }
 
 using CudaOperators = Operators<&forward_cuda, &backward_cuda>;
 
+}  // namespace
 }  // namespace paq_detr::msda
 
 STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) { paq_detr::msda::CudaOperators::register_all(m); }

@@ -20,12 +20,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/tensors.h"
-#include "arguments.h"
-#include "cpu_rows.h"
-#include "scores.h"
+#include "../../common/tensors.h"
+#include "../arguments.h"
+#include "../scores.h"
+#include "rows.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 using torch::stable::Tensor;
@@ -122,10 +122,9 @@ Inputs checked_inputs(
     const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
     const Tensor& gt_image) {
   check_predictions(logits, boxes, gt_labels, gt_boxes, gt_image);
-  Inputs in{torch::stable::contiguous(logits), torch::stable::contiguous(boxes),
+  Inputs in{torch::stable::contiguous(logits),    torch::stable::contiguous(boxes),
             torch::stable::contiguous(gt_labels), torch::stable::contiguous(gt_boxes),
-            torch::stable::contiguous(gt_image),
-            {boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)}};
+            torch::stable::contiguous(gt_image),  {boxes.size(0), boxes.size(1), boxes.size(2), gt_boxes.size(0)}};
   check_index(in.gt_image, in.sizes.images, "gt_image", "images");
   check_index(in.gt_labels, logits.size(3), "gt_labels", "classes");
   return in;
@@ -201,7 +200,7 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
   Tensor grad_gt = torch::stable::new_zeros(boxes, {s.layers, s.objects, 4});
   dispatch_floating(boxes, [&](auto zero) {
     using T = decltype(zero);
-    const T *gt = gt_boxes.const_data_ptr<T>();
+    const T* gt = gt_boxes.const_data_ptr<T>();
     const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
     T *d_boxes = grad_boxes.mutable_data_ptr<T>(), *d_gt = grad_gt.mutable_data_ptr<T>();
     const auto by_image = objects_by_image(gt_image, nullptr, 0, s);
@@ -225,8 +224,8 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
 }
 
 Tensor pair_quality(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double score_weight, double iou_weight) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double score_weight, double iou_weight) {
   const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
   const int64_t n = in.sizes.queries, objects = in.sizes.objects;
   Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
@@ -245,8 +244,8 @@ Tensor pair_quality(
 }
 
 std::tuple<Tensor, Tensor, Tensor> quality_topk(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double score_weight, double iou_weight, int64_t k, int64_t min_count) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double score_weight, double iou_weight, int64_t k, int64_t min_count) {
   const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
   const int64_t n = in.sizes.queries, objects = in.sizes.objects, kept = std::min(k, n);
   Tensor values = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, kept});
@@ -272,8 +271,8 @@ std::tuple<Tensor, Tensor, Tensor> quality_topk(
 }
 
 Tensor match_cost(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double class_weight, double l1_weight, double giou_weight, double alpha, double gamma) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double class_weight, double l1_weight, double giou_weight, double alpha, double gamma) {
   const Inputs in = checked_inputs(logits, boxes, gt_labels, gt_boxes, gt_image);
   const int64_t n = in.sizes.queries, objects = in.sizes.objects;
   Tensor out = torch::stable::new_empty(in.boxes, {in.sizes.layers, objects, n});
@@ -305,4 +304,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CPU, m) {
   m.impl("match_cost", TORCH_BOX(&match_cost));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

@@ -11,13 +11,14 @@
 #include <algorithm>
 #include <tuple>
 
-#include "../common/cuda_index.h"
-#include "../common/ranked.h"
-#include "../common/tensors.h"
-#include "arguments.h"
-#include "scores.h"
+#include "../../common/index.cuh"
+#include "../../common/launch.cuh"
+#include "../../common/ranked.cuh"
+#include "../../common/tensors.h"
+#include "../arguments.h"
+#include "../scores.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 using torch::stable::Tensor;
@@ -28,8 +29,8 @@ constexpr int64_t kCachedQueries = 4096;  // a row of fp64 qualities in 32 KiB o
 
 template <typename T>
 struct Inputs {
-  const T *logits, *boxes, *gt_boxes;         // (L, B, N, C), (L, B, N, 4), (M, 4)
-  const int64_t *gt_labels, *gt_image;        // (M,)
+  const T *logits, *boxes, *gt_boxes;   // (L, B, N, C), (L, B, N, 4), (M, 4)
+  const int64_t *gt_labels, *gt_image;  // (M,)
   int64_t layers, images, queries, classes, objects;
 };
 
@@ -152,8 +153,8 @@ __global__ void __launch_bounds__(kThreads) topk_kernel(
 
 // One thread per (layer, image, query) walks the objects of its image.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) overlap_backward_boxes_kernel(
-    Inputs<T> in, const T* grad_iou, const T* grad_giou, T* grad_boxes) {
+__global__ void __launch_bounds__(kThreads)
+    overlap_backward_boxes_kernel(Inputs<T> in, const T* grad_iou, const T* grad_giou, T* grad_boxes) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= in.layers * in.images * in.queries) {
     return;
@@ -173,8 +174,8 @@ __global__ void __launch_bounds__(kThreads) overlap_backward_boxes_kernel(
 
 // One block per object sums over layers and queries: thread by thread, then by a fixed tree.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) overlap_backward_objects_kernel(
-    Inputs<T> in, const T* grad_iou, const T* grad_giou, T* grad_gt_boxes) {
+__global__ void __launch_bounds__(kThreads)
+    overlap_backward_objects_kernel(Inputs<T> in, const T* grad_iou, const T* grad_giou, T* grad_gt_boxes) {
   const int64_t m = blockIdx.x, image = in.gt_image[m];
   check_index("gt_image", image, in.images);
   T grad_box[4] = {}, grad_gt[4] = {};
@@ -278,8 +279,8 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
     const T *d_iou = grad_iou.const_data_ptr<T>(), *d_giou = grad_giou.const_data_ptr<T>();
     if (grad_boxes.numel() > 0) {
       const unsigned blocks = Launch::blocks((grad_boxes.numel() / 4 + kThreads - 1) / kThreads);
-      overlap_backward_boxes_kernel<T><<<blocks, kThreads, 0, launch.stream()>>>(
-          args.inputs<T>(), d_iou, d_giou, grad_boxes.mutable_data_ptr<T>());
+      overlap_backward_boxes_kernel<T>
+          <<<blocks, kThreads, 0, launch.stream()>>>(args.inputs<T>(), d_iou, d_giou, grad_boxes.mutable_data_ptr<T>());
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
     if (grad_gt_boxes.numel() > 0) {
@@ -292,8 +293,8 @@ std::tuple<Tensor, Tensor> pair_iou_backward(
 }
 
 Tensor pair_quality(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double score_weight, double iou_weight) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double score_weight, double iou_weight) {
   const Arguments args(logits, boxes, gt_labels, gt_boxes, gt_image);
   const Launch launch(boxes);
   Tensor out = args.pair_tensor();
@@ -309,8 +310,8 @@ Tensor pair_quality(
 }
 
 std::tuple<Tensor, Tensor, Tensor> quality_topk(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double score_weight, double iou_weight, int64_t k, int64_t min_count) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double score_weight, double iou_weight, int64_t k, int64_t min_count) {
   const Arguments args(logits, boxes, gt_labels, gt_boxes, gt_image);
   const Launch launch(boxes);
   const int64_t layers = boxes.size(0), objects = gt_boxes.size(0), queries = boxes.size(2);
@@ -333,8 +334,8 @@ std::tuple<Tensor, Tensor, Tensor> quality_topk(
 }
 
 Tensor match_cost(
-    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes,
-    const Tensor& gt_image, double class_weight, double l1_weight, double giou_weight, double alpha, double gamma) {
+    const Tensor& logits, const Tensor& boxes, const Tensor& gt_labels, const Tensor& gt_boxes, const Tensor& gt_image,
+    double class_weight, double l1_weight, double giou_weight, double alpha, double gamma) {
   const Arguments args(logits, boxes, gt_labels, gt_boxes, gt_image);
   const Launch launch(boxes);
   Tensor out = args.pair_tensor();
@@ -362,4 +363,4 @@ STABLE_TORCH_LIBRARY_IMPL(paq_detr, CUDA, m) {
   m.impl("match_cost", TORCH_BOX(&match_cost));
 }
 
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

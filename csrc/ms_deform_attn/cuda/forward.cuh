@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "cuda_points.cuh"
+#include "points.cuh"
 
 namespace paq_detr::msda {
 

@@ -10,11 +10,11 @@
 
 #include <cstdint>
 
-#include "../common/boxes.h"
-#include "../common/cuda_index.h"
-#include "../common/ranked.h"
+#include "../../common/boxes.h"
+#include "../../common/index.cuh"
+#include "../../common/ranked.cuh"
 
-namespace paq_detr {
+namespace paq_detr::neighbors {
 namespace {
 
 constexpr int kThreads = 256;
@@ -80,8 +80,8 @@ struct Graph {
 };
 
 struct PairTile {
-  int64_t first[kQueries + 1];              // first pair of each of the block's queries
-  int64_t own[kPairs], other[kPairs];       // rows of a chunk's pairs, -1 behind the last one
+  int64_t first[kQueries + 1];         // first pair of each of the block's queries
+  int64_t own[kPairs], other[kPairs];  // rows of a chunk's pairs, -1 behind the last one
   int16_t slot[kPairs];
 };
 
@@ -246,8 +246,8 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
 
 // flow (B * N, K, C): gradient of each real pair's p_i - p_j. blockIdx.x: queries, blockIdx.y: hidden columns.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) flow_kernel(
-    Graph g, Hidden<T> hidden, CodeGradient<T> code, const T* weight, T* flow) {
+__global__ void __launch_bounds__(kThreads)
+    flow_kernel(Graph g, Hidden<T> hidden, CodeGradient<T> code, const T* weight, T* flow) {
   __shared__ PairTile tile;
   __shared__ T left[kPairs][kDepth + 1], right[kDepth][kColumns + 1];
   const int64_t first_query = static_cast<int64_t>(blockIdx.x) * kQueries;
@@ -286,8 +286,8 @@ __global__ void __launch_bounds__(kThreads) flow_kernel(
 // One block per query (blockIdx.x) and kThreads columns (blockIdx.y): its own pairs are added, then the pairs in which
 // it is the neighbour are taken off, found by a scan over the slots of its image.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) gather_kernel(
-    Graph g, const T* flow, int64_t width, T* grad_p, T* own_sum) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(Graph g, const T* flow, int64_t width, T* grad_p, T* own_sum) {
   __shared__ unsigned matches[kWarps];
   const int64_t q = blockIdx.x, c = static_cast<int64_t>(blockIdx.y) * kThreads + threadIdx.x;
   const int64_t image_first = q / g.n * g.n, j = q - image_first, slots = g.n * g.k;
@@ -324,8 +324,8 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(
 
 // partial (splits, D, C): each blockIdx.z sums over its share of the queries. blockIdx.x: rows, blockIdx.y: columns.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) weight_kernel(
-    Graph g, Hidden<T> hidden, CodeGradient<T> code, int64_t queries_per_split, T* partial) {
+__global__ void __launch_bounds__(kThreads)
+    weight_kernel(Graph g, Hidden<T> hidden, CodeGradient<T> code, int64_t queries_per_split, T* partial) {
   __shared__ PairTile tile;
   __shared__ T left[kPairs][kColumns], right[kPairs][kColumns];
   constexpr int kOwned = kColumns / kLanes;
@@ -367,4 +367,4 @@ __global__ void __launch_bounds__(kThreads) weight_kernel(
 }
 
 }  // namespace
-}  // namespace paq_detr
+}  // namespace paq_detr::neighbors

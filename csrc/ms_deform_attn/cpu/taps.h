@@ -1,11 +1,15 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// The points of one (query, head) as a list of taps. Included inside a namespace and a target region after cpu_simd.h
-// and geometry.h.
+// The points of one (query, head) as a list of taps.
 //
 // Points are the lanes of vectors. Their corners become taps (token, weight), without those that do not count, so that
 // the loops over channels meet neither bounds nor padding.
+#pragma once
+
+#include "simd.h"
+
+namespace paq_detr::msda::PAQ_ISA {
 
 template <class Real>
 class Taps {
@@ -158,10 +162,12 @@ class Taps {
  private:
   using Lanes = std::make_index_sequence<Simd<Real>::lanes>;
   // Rows of scratch, each as long as the padded number of points (pairs and taps take two and four).
+  // clang-format off
   enum RealRow {
     kWidth, kHeight, kScaleX, kScaleY, kAnchorX, kAnchorY, kStepX, kStepY, kFx, kFy, kWeight,
     kPaddedXY, kPaddedGrad = kPaddedXY + 2, kTapWeight = kPaddedGrad + 3, kRealRows = kTapWeight + 4
   };
+  // clang-format on
   enum IntRow { kColumns, kStart, kLevel, kTableStart, kCorners, kTapToken, kIntRows = kTapToken + 4 };
 
   Real* real_row(int row) { return reals_.get() + row * blocks * lanes; }
@@ -227,3 +233,5 @@ class Taps {
   std::vector<uint32_t> chosen_ = std::vector<uint32_t>(static_cast<size_t>(4 * blocks));
   std::vector<uint8_t> unpadded_;
 };
+
+}  // namespace paq_detr::msda::PAQ_ISA

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "cuda_points.cuh"
+#include "points.cuh"
 
 namespace paq_detr::msda {
 
@@ -11,48 +11,52 @@ namespace paq_detr::msda {
 // deterministic form adds integers, units of 1 / scale, whose sum has no order.
 template <class Real>
 struct GradSums {
-  Real* sums;           // (B, S, H, D), or
-  long long* units;     // (B, S, H, D) with
-  const double* scale;  // one number on the device; zero if a gradient is not finite
+  Real* sums;        // (B, S, H, D), or
+  long long* units;  // (B, S, H, D) with
+  double* scale;     // one number on the device; zero if a sum cannot be finite, which makes all of grad_value NaN
 };
 
-// How one lane adds its share of a group's channels to a token. Four floats go at once where the hardware has it; else
-// each addition is of one number, and then the lanes take turns over the channels, so that one instruction of the group
-// touches neighbouring numbers and not one in every sector.
+// How one lane adds its share of a group's channels to a token: runs of four floats at once where the hardware has it,
+// else one number at a time. The lanes take turns over the runs, so that one instruction of the group touches
+// neighbouring bytes and no sector twice; their number bounds the kernel.
 template <class T, int kVec, int kLanes, bool kDeterministic>
 struct Adder {
   using Real = RealOf<T>;
   using Sum = std::conditional_t<kDeterministic, long long, Real>;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  static constexpr bool kFours = !kDeterministic && std::is_same_v<Real, float> && kVec % 4 == 0;
+  static constexpr int kRun = !kDeterministic && std::is_same_v<Real, float> && kVec % 4 == 0 ? 4 : 1;
 #else
-  static constexpr bool kFours = false;
+  static constexpr int kRun = 1;
 #endif
+  // Of the lane's v-th number from its first one.
+  static __device__ constexpr int offset(int v) { return v / kRun * kRun * kLanes + v % kRun; }
 
-  char* sums;            // of token 0 and this lane's first channel
+  char* sums;  // of token 0 and this lane's first channel
   uint32_t token_bytes;
   double scale;
-  int channels;          // from this lane's first one to the last
+  int channels;  // from this lane's first one to the last
   Real grad[kVec];
 
   // `row` is the (query, head)'s grad_out, `own` its channels that this lane has loaded.
   __device__ Adder(
-      const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row, int first_channel,
-      int lane, bool active, const Real (&own)[kVec])
+      const Arguments<T>& a, const GradSums<Real>& to, double scale_, int64_t first_sum, const T* row,
+      int first_channel, int lane, bool active, const Real (&own)[kVec])
       : scale(scale_) {
-    const int channel = first_channel + (kFours ? lane * kVec : lane);
+    const int channel = first_channel + lane * kRun;
     Sum* start;
-    if constexpr (kDeterministic) start = to.units; else start = to.sums;
+    if constexpr (kDeterministic)
+      start = to.units;
+    else
+      start = to.sums;
     sums = reinterpret_cast<char*>(start + first_sum + channel);
     token_bytes = static_cast<uint32_t>(a.heads) * static_cast<uint32_t>(a.channels) * sizeof(Sum);
     channels = active ? a.channels - channel : 0;
 #pragma unroll
-    for (int v = 0; v < kVec; ++v) {
-      if constexpr (kFours) {
-        grad[v] = own[v];
-      } else {
-        grad[v] = v * kLanes < channels ? static_cast<Real>(row[channel + v * kLanes]) : Real(0);
-      }
+    for (int v = 0; v < kVec; v += kRun) {
+      Real run[kRun] = {};
+      if (kRun < kVec && offset(v) < channels) load_values<T, kRun>(row + channel + offset(v), run);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) grad[v + i] = kRun < kVec ? run[i] : own[v + i];
     }
   }
 
@@ -60,12 +64,13 @@ struct Adder {
     if (weight == 0 || channels <= 0) return;
     Sum* to = reinterpret_cast<Sum*>(sums + static_cast<uint64_t>(static_cast<uint32_t>(token)) * token_bytes);
 #pragma unroll
-    for (int v = 0; v < kVec; v += kFours ? 4 : 1) {
-      if constexpr (kFours) {
+    for (int v = 0; v < kVec; v += kRun) {
+      if (offset(v) >= channels) continue;
+      if constexpr (kRun == 4) {
         const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
-        atomicAdd(reinterpret_cast<float4*>(to + v), four);
-      } else if (v * kLanes < channels) {
-        add_one(to + v * kLanes, weight * grad[v]);
+        atomicAdd(reinterpret_cast<float4*>(to + offset(v)), four);
+      } else {
+        add_one(to + offset(v), weight * grad[v]);
       }
     }
   }
@@ -106,11 +111,12 @@ struct PointGradients {
 template <class T, int kLanes>
 struct PointBackward {
   using Real = RealOf<T>;
-  Real weighted = 0;          // sum of attention * d(score)
-  Real reference[4] = {};     // of this lane's points
+  Real weighted = 0;       // sum of attention * d(score)
+  Real reference[4] = {};  // of this lane's points
 
   __device__ void add(
-      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy, Real* grad_scores) {
+      const Row<T>& row, int first, int size, int lane, const Rotated<Real[4]>& dots, Real* grad_xy,
+      Real* grad_scores) {
     for (int p = lane; p < size; p += kLanes) {
       const int i = first + p;
       const Point<T> point(row, i);
@@ -187,8 +193,8 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
   const Rotated<Real[4]> dots{shared_dots[group], group};
   const Tile<T> tile(a, blockIdx.x);
   const T* values = a.value + tile.b * a.value_image + static_cast<int64_t>(tile.h) * a.channels;
-  const int64_t first_sum = static_cast<int64_t>(tile.b) * a.tokens * a.heads * a.channels +
-      static_cast<int64_t>(tile.h) * a.channels;
+  const int64_t first_sum =
+      static_cast<int64_t>(tile.b) * a.tokens * a.heads * a.channels + static_cast<int64_t>(tile.h) * a.channels;
   const double scale = kDeterministic ? *to.scale : 0.0;
   const int count = a.levels * a.points;
 
@@ -204,7 +210,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(
     for (int first = 0; first < count; first += kChunk) {
       const int size = count - first < kChunk ? count - first : kChunk;
       __syncwarp();
-      for (int p = lane; p < size; p += kLanes) slots[p].prepare(row, first + p, active);
+      for (int p = lane; p < size; p += kLanes) {
+        slots[p].prepare(row, first + p, active);
+        // No integer stands for it. Blocks that have read the scale before go on in vain.
+        if (kDeterministic && slots[p].token[0] >= 0 && !isfinite(row.attention(first + p))) *to.scale = 0.0;
+      }
       __syncwarp();
       for (int first_channel = 0; first_channel < a.channels; first_channel += kLanes * kVec) {
         const int channel = first_channel + lane * kVec;
@@ -241,13 +251,16 @@ __device__ __forceinline__ unsigned long long ordered_bits(double magnitude) {
   return static_cast<unsigned long long>(__double_as_longlong(magnitude));  // NaN above infinity above all numbers
 }
 
-// slot = max(slot, max |x|) by bits, which has no order either.
+// slot = max(slot, max |x|) by bits, which has no order either. Of weights only the finite ones: one that is not
+// matters where its point counts.
 template <class T>
-__global__ void largest_kernel(const T* x, int64_t count, unsigned long long* slot) {
+__global__ void largest_kernel(const T* x, int64_t count, bool only_finite, unsigned long long* slot) {
   unsigned long long most = 0;
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    const unsigned long long bits = ordered_bits(fabs(static_cast<double>(static_cast<RealOf<T>>(x[i]))));
+    const double magnitude = fabs(static_cast<double>(static_cast<RealOf<T>>(x[i])));
+    if (only_finite && !isfinite(magnitude)) continue;
+    const unsigned long long bits = ordered_bits(magnitude);
     most = bits > most ? bits : most;
   }
 #pragma unroll

@@ -1,8 +1,18 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// Vectors of one instruction set, by GCC's vector extensions. Included inside a namespace and a target region, once
-// per instruction set; PAQ_LANES is the number of floats in a vector (16: AVX-512, 8: AVX2, 4: any machine).
+// Vectors of PAQ_ISA by GCC's vector extensions: PAQ_LANES floats or half as many doubles.
+#pragma once
+
+#include "isa.h"
+
+#include "../../common/exp.h"
+#include "../geometry.h"
+
+namespace paq_detr::msda::PAQ_ISA {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
 
 template <class Real>
 struct Simd;
@@ -21,8 +31,6 @@ struct Simd<double> {
   using I = int64_t __attribute__((vector_size(PAQ_LANES * 4)));
 };
 
-#define PAQ_HD static inline __attribute__((always_inline))
-
 // Memory from the start of a cache line on: a vector that lies across two lines costs two reads.
 struct FreeLines {
   void operator()(void* lines) const { ::operator delete(lines, std::align_val_t{64}); }
@@ -37,49 +45,40 @@ Lines<T> new_lines(int64_t count) {
 }
 
 template <class V>
-PAQ_HD V load(const void* from) {
+PAQ_INLINE V load(const void* from) {
   V v;
   __builtin_memcpy(&v, from, sizeof(V));
   return v;
 }
 
 template <class V>
-PAQ_HD void store(void* to, V v) {
+PAQ_INLINE void store(void* to, V v) {
   __builtin_memcpy(to, &v, sizeof(V));
-}
-
-template <class To, class From>
-PAQ_HD To convert(From x) {
-  if constexpr (std::is_arithmetic_v<From>) {
-    return static_cast<To>(x);
-  } else {
-    return __builtin_convertvector(x, To);
-  }
 }
 
 // (x0, y0, x1, y1, ...) <-> (x0, x1, ...) and (y0, y1, ...)
 template <class V, size_t... k>
-PAQ_HD V even_lanes(V a, V b, std::index_sequence<k...>) {
+PAQ_INLINE V even_lanes(V a, V b, std::index_sequence<k...>) {
   return __builtin_shufflevector(a, b, (2 * k)...);
 }
 template <class V, size_t... k>
-PAQ_HD V odd_lanes(V a, V b, std::index_sequence<k...>) {
+PAQ_INLINE V odd_lanes(V a, V b, std::index_sequence<k...>) {
   return __builtin_shufflevector(a, b, (2 * k + 1)...);
 }
 template <int from, class V, size_t... k>
-PAQ_HD V interleave(V a, V b, std::index_sequence<k...>) {
+PAQ_INLINE V interleave(V a, V b, std::index_sequence<k...>) {
   return __builtin_shufflevector(a, b, (from + k / 2 + (k % 2 ? sizeof...(k) : 0))...);
 }
 
 // Adds the lanes of V vectors at once: lane i of the result is the sum of vector i.
 template <int w, class V, size_t... k>
-PAQ_HD V add_halves(V a, V b, std::index_sequence<k...>) {
+PAQ_INLINE V add_halves(V a, V b, std::index_sequence<k...>) {
   constexpr int n = sizeof...(k);
   return __builtin_shufflevector(a, b, ((k & w) ? k + n : k)...) +
       __builtin_shufflevector(a, b, ((k & w) ? (k ^ w) + n : (k ^ w))...);
 }
 template <int w, int n, class V>
-PAQ_HD V transposed_sums(V* rows) {
+PAQ_INLINE V transposed_sums(V* rows) {
   if constexpr (w == 0) {
     return rows[0];
   } else {
@@ -90,25 +89,25 @@ PAQ_HD V transposed_sums(V* rows) {
 
 // Combines all lanes as a tree, the same in every lane of the result.
 template <int w, class V, class Op, size_t... k>
-PAQ_HD V combine_lanes(V v, Op op, std::index_sequence<k...> lanes) {
+PAQ_INLINE V combine_lanes(V v, Op op, std::index_sequence<k...> lanes) {
   v = op(v, __builtin_shufflevector(v, v, (k ^ w)...));
   if constexpr (w > 1) v = combine_lanes<w / 2>(v, op, lanes);
   return v;
 }
 template <class Real>
-PAQ_HD typename Simd<Real>::F sum_lanes(typename Simd<Real>::F v) {
+PAQ_INLINE typename Simd<Real>::F sum_lanes(typename Simd<Real>::F v) {
   constexpr int n = Simd<Real>::lanes;
   return combine_lanes<n / 2>(v, [](auto a, auto b) { return a + b; }, std::make_index_sequence<n>{});
 }
 template <class Real>
-PAQ_HD typename Simd<Real>::F max_lanes(typename Simd<Real>::F v) {
+PAQ_INLINE typename Simd<Real>::F max_lanes(typename Simd<Real>::F v) {
   constexpr int n = Simd<Real>::lanes;
   return combine_lanes<n / 2>(v, [](auto a, auto b) { return a > b ? a : b; }, std::make_index_sequence<n>{});
 }
 
 // Bit k of the result is the sign bit of lane k.
 template <class I>
-PAQ_HD uint32_t sign_mask(I v) {
+PAQ_INLINE uint32_t sign_mask(I v) {
 #if PAQ_LANES == 16
   if constexpr (sizeof(v[0]) == 4) return _mm512_movepi32_mask((__m512i)v);
   return _mm512_movepi64_mask((__m512i)v);
@@ -124,7 +123,7 @@ PAQ_HD uint32_t sign_mask(I v) {
 
 // Writes the chosen lanes one after the other; may write a whole vector. `expand` is the inverse, zero elsewhere.
 template <class Scalar, class V>
-PAQ_HD void compress(Scalar* to, V v, uint32_t mask) {
+PAQ_INLINE void compress(Scalar* to, V v, uint32_t mask) {
 #if PAQ_LANES == 16
   if constexpr (sizeof(Scalar) == 4) {
     store(to, _mm512_maskz_compress_epi32(mask, (__m512i)v));
@@ -142,7 +141,7 @@ PAQ_HD void compress(Scalar* to, V v, uint32_t mask) {
 }
 
 template <class V, class Scalar>
-PAQ_HD V expand(const Scalar* from, uint32_t mask) {
+PAQ_INLINE V expand(const Scalar* from, uint32_t mask) {
 #if PAQ_LANES == 16
   if constexpr (sizeof(Scalar) == 4) return (V)_mm512_maskz_expand_epi32(mask, load<__m512i>(from));
   return (V)_mm512_maskz_expand_epi64(mask, load<__m512i>(from));
@@ -158,14 +157,14 @@ PAQ_HD V expand(const Scalar* from, uint32_t mask) {
 }
 
 // Stored values to arithmetic and back; 16-bit types round to nearest even.
-PAQ_HD void load_values(const float* from, Simd<float>::F& v) { v = load<Simd<float>::F>(from); }
-PAQ_HD void load_values(const double* from, Simd<double>::F& v) { v = load<Simd<double>::F>(from); }
-PAQ_HD void load_values(const BFloat16* from, Simd<float>::F& v) {
+PAQ_INLINE void load_values(const float* from, Simd<float>::F& v) { v = load<Simd<float>::F>(from); }
+PAQ_INLINE void load_values(const double* from, Simd<double>::F& v) { v = load<Simd<double>::F>(from); }
+PAQ_INLINE void load_values(const BFloat16* from, Simd<float>::F& v) {
   using Bits = uint16_t __attribute__((vector_size(PAQ_LANES * 2)));
   using Wide = uint32_t __attribute__((vector_size(PAQ_LANES * 4)));
   v = (Simd<float>::F)(__builtin_convertvector(load<Bits>(from), Wide) << 16);
 }
-PAQ_HD void load_values(const Half* from, Simd<float>::F& v) {
+PAQ_INLINE void load_values(const Half* from, Simd<float>::F& v) {
 #if PAQ_LANES == 16
   v = (Simd<float>::F)_mm512_cvtph_ps(load<__m256i>(from));
 #elif PAQ_LANES == 8
@@ -175,16 +174,16 @@ PAQ_HD void load_values(const Half* from, Simd<float>::F& v) {
 #endif
 }
 
-PAQ_HD void store_values(float* to, Simd<float>::F v) { store(to, v); }
-PAQ_HD void store_values(double* to, Simd<double>::F v) { store(to, v); }
-PAQ_HD void store_values(BFloat16* to, Simd<float>::F v) {
+PAQ_INLINE void store_values(float* to, Simd<float>::F v) { store(to, v); }
+PAQ_INLINE void store_values(double* to, Simd<double>::F v) { store(to, v); }
+PAQ_INLINE void store_values(BFloat16* to, Simd<float>::F v) {
   using Bits = uint16_t __attribute__((vector_size(PAQ_LANES * 2)));
   using Wide = uint32_t __attribute__((vector_size(PAQ_LANES * 4)));
   Wide bits = (Wide)v;
   Wide rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   store(to, __builtin_convertvector(v == v ? rounded : Wide{} + 0x7fc0, Bits));
 }
-PAQ_HD void store_values(Half* to, Simd<float>::F v) {
+PAQ_INLINE void store_values(Half* to, Simd<float>::F v) {
 #if PAQ_LANES == 16
   store(to, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif PAQ_LANES == 8
@@ -194,24 +193,18 @@ PAQ_HD void store_values(Half* to, Simd<float>::F v) {
 #endif
 }
 
-// e^x for x <= 0 (softmax): 2^n * e^r with |r| <= ln(2) / 2, Taylor series of degree 7 (relative error 2e-8).
-PAQ_HD Simd<float>::F exp_negative(Simd<float>::F x) {
+// e^x for x <= 0 (softmax): 2^n * e^r with |r| <= ln(2) / 2 (relative error 2e-8).
+PAQ_INLINE Simd<float>::F exp_negative(Simd<float>::F x) {
   using F = Simd<float>::F;
   using I = Simd<float>::I;
   const F scaled = x * 1.44269504f - 0.5f;
   const I n = convert<I>(scaled < -126.0f ? F{} - 126.0f : scaled);  // towards zero = nearest of x / ln(2)
   const F r = (x - convert<F>(n) * 0.693359375f) - convert<F>(n) * -2.12194440e-4f;
-  F e = F{} + 1.0f / 5040;
-  e = e * r + 1.0f / 720;
-  e = e * r + 1.0f / 120;
-  e = e * r + 1.0f / 24;
-  e = e * r + 1.0f / 6;
-  e = e * r + 0.5f;
-  e = e * r + 1.0f;
-  e = e * r + 1.0f;
-  return x < -87.0f ? F{} : e * (F)((n + 127) << 23);
+  return x < -87.0f ? F{} : exp_series(r) * (F)((n + 127) << 23);
 }
-PAQ_HD Simd<double>::F exp_negative(Simd<double>::F x) {
+PAQ_INLINE Simd<double>::F exp_negative(Simd<double>::F x) {
   for (int k = 0; k < Simd<double>::lanes; ++k) x[k] = std::exp(x[k]);
   return x;
 }
+
+}  // namespace paq_detr::msda::PAQ_ISA

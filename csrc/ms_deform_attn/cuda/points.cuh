@@ -10,36 +10,25 @@
 
 #include <torch/headeronly/util/BFloat16.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
 
-#include "form.h"
+#include "../geometry.h"
+#include "../types.h"
 
 namespace paq_detr::msda {
 
-#define PAQ_HD __host__ __device__ __forceinline__
-
-template <class To, class From>
-PAQ_HD To convert(From x) {
-  return static_cast<To>(x);
-}
-
-#include "geometry.h"
-
-#undef PAQ_HD
-
-template <class T>
-using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 // Threads of a block. More of them share one head's tile in the first-level cache; fewer fill the chip with less work.
+// Measured on an H200 with 128 and 256: docs/performance.md.
 #ifndef PAQ_DETR_MSDA_THREADS
-#define PAQ_DETR_MSDA_THREADS 128
+#define PAQ_DETR_MSDA_THREADS 256
 #endif
 constexpr int kThreads = PAQ_DETR_MSDA_THREADS;
 constexpr int kMaxLevels = 32;
-constexpr int kChunk = 16;        // points prepared at a time
-constexpr int kTile = 8;          // queries of an encoder tile along each side
+constexpr int kChunk = 16;  // points prepared at a time
+constexpr int kTile = 8;    // queries of an encoder tile along each side
 constexpr unsigned kWarp = 0xffffffffu;
 
 struct Level {
@@ -59,6 +48,24 @@ struct Arguments {
   uint32_t value_token_bytes;
   Level level[kMaxLevels];
 };
+
+// Cuts the queries into the tiles of the blocks. Queries that are the tokens themselves go by squares of their level:
+// neighbours sample the same pixels, and one head's share of those fits into the first-level cache.
+template <class T>
+void set_tiles(Arguments<T>& a, const int64_t* shapes, int groups) {
+  a.encoder_order = a.queries == a.tokens;
+  a.queries_per_block = a.encoder_order ? kTile * kTile : groups;
+  a.tiles = 0;
+  int start = 0;
+  for (int l = 0; l < a.levels; ++l) {
+    const int rows = static_cast<int>(shapes[2 * l]), columns = static_cast<int>(shapes[2 * l + 1]);
+    const int across = (columns + kTile - 1) / kTile, down = (rows + kTile - 1) / kTile;
+    a.level[l] = {rows, columns, start, a.tiles, across};
+    a.tiles += across * down;
+    start += rows * columns;
+  }
+  if (!a.encoder_order) a.tiles = (a.queries + groups - 1) / groups;
+}
 
 // The block's part of the work: a tile of queries of one head, heads outermost.
 template <class T>
@@ -140,7 +147,7 @@ struct Row {
   }
 };
 
-// A sampling point: pixel = anchor + xy * step (see form.h), and its footprint on its level.
+// A sampling point: pixel = anchor + xy * step (see Form), and its footprint on its level.
 template <class T>
 struct Point {
   using Real = RealOf<T>;
@@ -169,8 +176,7 @@ struct Point {
         step_x = row.reference[2] * scale_x * box_unit(a), step_y = row.reference[3] * scale_y * box_unit(a);
       }
     }
-    f = footprint<Real, int>(
-        anchor_x, x * step_x, anchor_y, y * step_y, width, height, columns, map.start);
+    f = footprint<Real, int>(anchor_x, x * step_x, anchor_y, y * step_y, width, height, columns, map.start);
     if (a.padding_mask) {
       const bool* mask = a.padding_mask + static_cast<int64_t>(row.b) * a.tokens;
 #pragma unroll

@@ -5,13 +5,12 @@
 #include <cstdint>
 #include <cstdio>
 
-#include "cuda_launch.h"
-
 namespace paq_detr {
 
 // An index outside its range: says which and ends the kernel with an error, as torch's own indexing does.
 static __device__ __noinline__ void index_error(const char* name, int64_t value, int64_t size) {
-  printf("%s has the value %lld, outside [0, %lld)\n", name, static_cast<long long>(value), static_cast<long long>(size));
+  printf(
+      "%s has the value %lld, outside [0, %lld)\n", name, static_cast<long long>(value), static_cast<long long>(size));
   __trap();
 }
 

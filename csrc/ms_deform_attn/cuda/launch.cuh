@@ -1,15 +1,20 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
-
+//
+// From torch's tensors to the arguments of the kernels.
 #pragma once
 
-#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <type_traits>
 
-#include "../common/cuda_launch.h"
-#include "cuda_tiles.cuh"
-#include "problem.h"
+#include "../../common/launch.cuh"
+#include "../problem.h"
+#include "points.cuh"
 
 namespace paq_detr::msda {
+
+Tensor forward_cuda(const Problem& p);  // in forward.cu
 
 inline int as_int(int64_t size, const char* name) {
   STD_TORCH_CHECK(size <= 2147483647, name, " is ", size, ", the CUDA kernels count in 32 bits");
@@ -48,7 +53,9 @@ Arguments<T> make_arguments(const Problem& p, int groups) {
 template <class T, int kVec>
 bool packs(const Problem& p, const void* other = nullptr) {
   const auto fits = [](int64_t n) { return n % kVec == 0; };
-  const auto aligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kVec) == 0; };
+  const auto aligned = [](const void* address) {
+    return reinterpret_cast<uintptr_t>(address) % (sizeof(T) * kVec) == 0;
+  };
   return fits(p.channels) && fits(p.value.stride(0)) && fits(p.value.stride(1)) &&
       aligned(p.value.template const_data_ptr<T>()) && aligned(other);
 }

@@ -2,16 +2,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The vector loops of pair quality on CPU: one object against the n queries of its image, whose box fields are arrays
-// that lie n apart. Included after the pragma of cpu.cpp, which keeps products and sums apart.
+// that lie n apart. The pragma of operators.cpp keeps their products and sums apart.
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 
-#include "../common/clones.h"
-#include "scores.h"
+#include "../../common/boxes.h"
+#include "../../common/clones.h"
+#include "../../common/host_device.h"
+#include "../scores.h"
 
-namespace paq_detr {
+namespace paq_detr::pairs {
 namespace {
 
 constexpr int64_t kFields = 9;
@@ -106,8 +109,7 @@ PAQ_CLONES void cost_row(
   for (int64_t i = 0; i < n; ++i) {
     const T l1 = std::abs(fields[CX * n + i] - cx) + std::abs(fields[CY * n + i] - cy) +
         std::abs(fields[W * n + i] - w) + std::abs(fields[H * n + i] - h);
-    out[i] = finite_cost(
-        class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
+    out[i] = finite_cost(class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
   }
 }
 
@@ -163,4 +165,4 @@ PAQ_CLONES void best_of_row(const T* __restrict__ row, int64_t n, int64_t k, T* 
 }
 
 }  // namespace
-}  // namespace paq_detr
+}  // namespace paq_detr::pairs

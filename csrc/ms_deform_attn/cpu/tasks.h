@@ -1,8 +1,13 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the work is cut and in which order memory is met: tasks, the walk through one, and the rows of values. Included
-// inside a namespace and a target region after cpu_taps.h. T is the storage type of the values.
+// How the work is cut and in which order memory is met: tasks, the walk through one, and the rows of values. T is the
+// storage type of the values.
+#pragma once
+
+#include "taps.h"
+
+namespace paq_detr::msda::PAQ_ISA {
 
 // Some heads of one image, over all of its queries or a part of them.
 struct Task {
@@ -33,8 +38,9 @@ class Tasks {
   int64_t size() const { return p.batch * groups_ * parts_; }
   Task operator[](int64_t i) const {
     const int64_t group = i / parts_ % groups_, part = i % parts_;
-    return {i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_,
-            p.queries * part / parts_, p.queries * (part + 1) / parts_};
+    return {
+        i / parts_ / groups_, p.heads * group / groups_, p.heads * (group + 1) / groups_, p.queries * part / parts_,
+        p.queries * (part + 1) / parts_};
   }
 
  private:
@@ -46,7 +52,7 @@ class Tasks {
 // pages. With ahead = 1 each is prepared before the last one is used: rows asked for then are there in time. Slots are
 // 0 and 1 in turn.
 template <class Prepare, class Use>
-PAQ_HD void for_each_head(const Task& task, int64_t ahead, const Prepare& prepare, const Use& use) {
+PAQ_INLINE void for_each_head(const Task& task, int64_t ahead, const Prepare& prepare, const Use& use) {
   const int64_t heads = task.h_end - task.h_begin, count = heads * (task.q_end - task.q_begin);
   const auto call = [&](const auto& f, int64_t i) __attribute__((always_inline)) {
     f(i % 2, task.q_begin + i / heads, task.h_begin + i % heads);
@@ -58,7 +64,7 @@ PAQ_HD void for_each_head(const Task& task, int64_t ahead, const Prepare& prepar
 }
 
 template <int write, int lines, class T, class Real>
-PAQ_HD void prefetch_lines(const T* rows, int64_t token_stride, Taps<Real>& taps) {
+PAQ_INLINE void prefetch_lines(const T* rows, int64_t token_stride, Taps<Real>& taps) {
   const auto* token = taps.tokens();
 #pragma GCC unroll 4
   for (int i = 0; i < taps.size; ++i) {
@@ -68,7 +74,7 @@ PAQ_HD void prefetch_lines(const T* rows, int64_t token_stride, Taps<Real>& taps
 }
 
 template <int write, class T, class Real>
-PAQ_HD void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels, Taps<Real>& taps) {
+PAQ_INLINE void prefetch_taps(const T* rows, int64_t token_stride, int64_t channels, Taps<Real>& taps) {
   constexpr int64_t line = 64 / sizeof(T);
   int64_t c = 0;
   for (; c + line < channels; c += 2 * line) prefetch_lines<write, 2>(rows + c, token_stride, taps);
@@ -106,3 +112,5 @@ class HeadRows {
   Lines<T> copy_;
   int64_t b_ = -1, h_ = -1;
 };
+
+}  // namespace paq_detr::msda::PAQ_ISA

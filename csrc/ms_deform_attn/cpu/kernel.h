@@ -1,11 +1,14 @@
 // Copyright (c) 2026 The paq_detr authors.
 // SPDX-License-Identifier: Apache-2.0
 //
-// The loops over images, queries, heads and channels on one instruction set. Included inside a namespace and a target
-// region after cpu_tasks.h. T is the storage type of the values, Real the type of all arithmetic.
+// The loops over images, queries, heads and channels on one instruction set. T is the storage type of the values, Real
+// the type of all arithmetic.
+#pragma once
 
-template <class T>
-using RealOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+#include "kernels.h"
+#include "tasks.h"
+
+namespace paq_detr::msda::PAQ_ISA {
 
 template <class Real>
 struct Inputs {  // pointers and strides, read once
@@ -25,15 +28,13 @@ struct Inputs {  // pointers and strides, read once
 
   const Real* xy_of(int64_t b, int64_t q) const { return xy + b * xy_image + q * xy_query; }
   const Real* scores_of(int64_t b, int64_t q) const { return scores + b * scores_image + q * scores_query; }
-  const Real* reference_of(int64_t b, int64_t q) const {
-    return reference + b * reference_image + q * reference_query;
-  }
+  const Real* reference_of(int64_t b, int64_t q) const { return reference + b * reference_image + q * reference_query; }
 };
 
 // Calls f(std::integral_constant<int, vectors>, channel) over whole vectors of channels, four or two vectors at a time
 // as the registers allow, and returns the first channel that is left.
 template <class Real, class F>
-PAQ_HD int64_t for_channel_vectors(int64_t channels, const F& f) {
+PAQ_INLINE int64_t for_channel_vectors(int64_t channels, const F& f) {
   constexpr int lanes = Simd<Real>::lanes;
   int64_t c = 0;
   for (; c + 4 * lanes <= channels; c += 4 * lanes) f(std::integral_constant<int, 4>{}, c);
@@ -45,7 +46,7 @@ PAQ_HD int64_t for_channel_vectors(int64_t channels, const F& f) {
 // out[0 .. vectors * lanes) = sum over taps of weight * values; the taps alternate between accumulators, because one
 // chain of additions would wait for itself.
 template <int vectors, class T, class Real>
-PAQ_HD void sum_taps(const T* values, int64_t token_stride, Taps<Real>& taps, T* out) {
+PAQ_INLINE void sum_taps(const T* values, int64_t token_stride, Taps<Real>& taps, T* out) {
   using F = typename Simd<Real>::F;
   constexpr int lanes = Simd<Real>::lanes, chains = 8 / vectors;
   F sums[chains][vectors] = {};
@@ -72,7 +73,7 @@ PAQ_HD void sum_taps(const T* values, int64_t token_stride, Taps<Real>& taps, T*
 }
 
 template <class T>
-void forward(const Problem& p, Tensor& result) {
+void forward_of(const Problem& p, Tensor& result) {
   using Real = RealOf<T>;
   const Inputs<Real> in(p);
   T* out = result.template mutable_data_ptr<T>();
@@ -112,7 +113,7 @@ void forward(const Problem& p, Tensor& result) {
 
 // dots[i] += values of tap i . grad
 template <int vectors, class T, class Real>
-PAQ_HD void dot_taps(const T* values, int64_t token_stride, Taps<Real>& taps, const Real* grad, Real* dots) {
+PAQ_INLINE void dot_taps(const T* values, int64_t token_stride, Taps<Real>& taps, const Real* grad, Real* dots) {
   using F = typename Simd<Real>::F;
   constexpr int lanes = Simd<Real>::lanes;
   F g[vectors];
@@ -136,7 +137,7 @@ PAQ_HD void dot_taps(const T* values, int64_t token_stride, Taps<Real>& taps, co
 
 // grad_values of tap i += weight * grad
 template <int vectors, class Real>
-PAQ_HD void scatter_taps(Real* grad_values, int64_t token_stride, Taps<Real>& taps, const Real* grad) {
+PAQ_INLINE void scatter_taps(Real* grad_values, int64_t token_stride, Taps<Real>& taps, const Real* grad) {
   using F = typename Simd<Real>::F;
   constexpr int lanes = Simd<Real>::lanes;
   F g[vectors];
@@ -270,9 +271,8 @@ class Backward {
   void point_gradients(Worker& w, const Task& task) const {
     w.values.set(task);
     const auto prepare = [&](int64_t slot, int64_t q, int64_t h) { set_head(w.slots[slot], task.b, q, h, -1); };
-    for_each_head(task, 0, prepare, [&](int64_t slot, int64_t q, int64_t h) {
-      points_of(w, w.slots[slot], task.b, q, h);
-    });
+    for_each_head(
+        task, 0, prepare, [&](int64_t slot, int64_t q, int64_t h) { points_of(w, w.slots[slot], task.b, q, h); });
   }
 
   void value_gradients(Worker& w, const Task& task, int64_t level) const {
@@ -335,7 +335,7 @@ class Backward {
 };
 
 template <class T>
-void backward(const Problem& p, const Tensor& grad_out, Gradients& result) {
+void backward_of(const Problem& p, const Tensor& grad_out, Gradients& result) {
   if (dense_rows_pay(p)) {
     result.value = torch::stable::new_empty(p.value, {p.batch, p.tokens, p.heads, p.channels});
   } else {
@@ -343,3 +343,14 @@ void backward(const Problem& p, const Tensor& grad_out, Gradients& result) {
   }
   Backward<T>(p, grad_out, result).run();
 }
+
+void forward(const Problem& p, Tensor& out) {
+  dispatch_storage(p.value, [&](auto* storage) { forward_of<std::remove_pointer_t<decltype(storage)>>(p, out); });
+}
+
+void backward(const Problem& p, const Tensor& grad_out, Gradients& gradients) {
+  dispatch_storage(
+      p.value, [&](auto* storage) { backward_of<std::remove_pointer_t<decltype(storage)>>(p, grad_out, gradients); });
+}
+
+}  // namespace paq_detr::msda::PAQ_ISA

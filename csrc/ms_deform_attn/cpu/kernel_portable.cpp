@@ -1,0 +1,3 @@
+// Copyright (c) 2026 The paq_detr authors.
+// SPDX-License-Identifier: Apache-2.0
+#include "kernel.h"
