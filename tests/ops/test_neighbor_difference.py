@@ -104,7 +104,7 @@ def test_native_neighbors_equal_the_twin_in_fp32(device, queries, k):
 
 
 def five_queries(device="cpu"):
-    """dh_detr.md section 12, item 2: IoU01 = IoU12 = 0.6, IoU02 = 1/3, and q3 and q4 have q0's box."""
+    """IoU01 = IoU12 = 0.6, IoU02 = 1/3, and q3 and q4 have q0's box."""
     xyxy = torch.tensor([[0, 0, 0.4, 0.4], [0.1, 0, 0.5, 0.4], [0.2, 0, 0.6, 0.4], [0, 0, 0.4, 0.4], [0, 0, 0.4, 0.4]])
     boxes = torch.cat([(xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]], -1)
     return boxes[None].to(device), torch.tensor([[0.9, 0.6, 0.3, 0.08, 0.9]], device=device)
@@ -200,7 +200,7 @@ def test_aggregation_equals_the_loops(backend, device, zero_fill, k):
 
 
 def test_aggregation_equals_the_published_dense_form(backend, device):
-    """dh_detr.md section 12, item 3: forward to 1e-12, gradients to 1e-11."""
+    """forward to 1e-12, gradients to 1e-11."""
     boxes, scores = crowd(dtype=torch.float64, device=device)
     e, (c3, w4, c4) = codes(device=device), layers(device=device)
     w3 = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(device)
@@ -237,7 +237,7 @@ def test_without_neighbors_the_result_is_zero(backend, device):
 
 
 def test_free_slots_keep_the_maximum_at_zero_and_a_full_row_does_not(backend, device):
-    """dh_detr.md section 12, item 4: every f is negative; K - 1 real slots give 0, K real slots the largest f."""
+    """every f is negative; K - 1 real slots give 0, K real slots the largest f."""
     p, (c3, w4, _) = codes(1, 4, device=device), layers(device=device)
     c4 = torch.full((4,), -100.0, dtype=torch.float64, device=device)
     index = torch.tensor([[[1, 2, -1], [0, 2, 3], [-1, -1, -1], [0, -1, -1]]], dtype=torch.int32, device=device)
@@ -249,7 +249,7 @@ def test_free_slots_keep_the_maximum_at_zero_and_a_full_row_does_not(backend, de
 
 
 def test_lower_scored_queries_never_change_higher_scored_ones(backend):
-    """dh_detr.md section 12, item 5: the Jacobian is lower triangular in the order of scores."""
+    """the Jacobian is lower triangular in the order of scores."""
     boxes, _ = crowd(1, 12, torch.float64)
     scores = torch.linspace(0.9, 0.2, 12, dtype=torch.float64)[None]
     index, count = ops.neighbor_select(boxes, scores)
@@ -262,7 +262,7 @@ def test_lower_scored_queries_never_change_higher_scored_ones(backend):
 
 
 def test_twins_separate_only_by_score(backend):
-    """dh_detr.md section 12, item 6, up to W5 and the residual, which are not part of the operator."""
+    """Up to W5 and the residual, which are not part of the operator."""
     boxes = torch.tensor([[[0.5, 0.5, 0.2, 0.2], [0.505, 0.5, 0.2, 0.2]]], dtype=torch.float64)
     c3, w4, c4 = layers()
     p = codes(1, 1).expand(1, 2, 6)

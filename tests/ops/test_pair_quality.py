@@ -148,7 +148,7 @@ def test_mix_of_mr_detr_is_a_choice_of_weights(backend):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The cases of paq.md section 11.
+# Cases worked out by hand.
 
 
 def chosen_qualities(qualities, device="cpu"):
