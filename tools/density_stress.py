@@ -53,7 +53,7 @@ def evaluate(run: Path, density: float, output: Path, options: list[str]) -> dic
         "TEST.CROWD.ENABLED": True,
     }
     opts = [str(part) for setting in settings.items() for part in setting]
-    cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[*opts, *options]))
+    cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[*opts, *options], eval_only=True))
     model = build_detector(cfg)
     DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model.eval())["crowd"]

@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.1, help="both queries score higher in the first layer")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
+    args.eval_only = True
     if args.images < 1:
         parser.error(f"--images is {args.images}, must be at least 1")
     cfg = setup_config(args)
