@@ -66,12 +66,14 @@ struct Adder {
 #pragma unroll
     for (int v = 0; v < kVec; v += kRun) {
       if (offset(v) >= channels) continue;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900  // below there is no such addition to name
       if constexpr (kRun == 4) {
         const float4 four = {weight * grad[v], weight * grad[v + 1], weight * grad[v + 2], weight * grad[v + 3]};
         atomicAdd(reinterpret_cast<float4*>(to + offset(v)), four);
-      } else {
-        add_one(to + offset(v), weight * grad[v]);
+        continue;
       }
+#endif
+      add_one(to + offset(v), weight * grad[v]);
     }
   }
 
