@@ -47,7 +47,7 @@ def test_sizes_come_from_the_pictures_where_no_file_has_them(evaluate, tmp_path,
         (lambda gt, dt: gt[0]["gtboxes"][0].pop("fbox"), r"gt.odgt, line 1, image 'a': entry 1 has no 'fbox'"),
         (lambda gt, dt: gt[0]["gtboxes"][0].pop("tag"), r"gt.odgt, line 1, image 'a': no 'tag'"),
         (lambda gt, dt: gt.append(gt[0]), r"annotates the image 'a' more than once"),
-        (lambda gt, dt: dt.append({**dt[0], "ID": "b"}),),
+        (lambda gt, dt: dt.append({**dt[0], "ID": "b"}), r"1 images of .*dt.json are not annotated in .*the first: "),
         (
             lambda gt, dt: gt[0]["gtboxes"][0].update(extra={"ignore": "no"}),
             r"gt.odgt, line 1, image 'a': 'extra.ignore' is 'no', must be a number",
