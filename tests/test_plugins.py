@@ -9,8 +9,9 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from paq_detr import add_paq_detr_config
+from paq_detr import add_paq_detr_config, registry
 from paq_detr.engine import UserError, setup_config
+from paq_detr.registry import CONTENTS
 
 PLUGIN = """
 from detectron2.config import CfgNode as CN
@@ -61,6 +62,8 @@ def plugin(tmp_path, monkeypatch, request):
     (tmp_path / "loud.yaml").write_text(YAML.replace("PLUGIN_", name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(CONTENTS, "_builders", dict(CONTENTS._builders))  # what a test registers goes with it
+    monkeypatch.setattr(registry, "_adders", list(registry._adders))
     return name
 
 
@@ -99,9 +102,20 @@ def test_a_process_that_is_handed_a_finished_config_imports_the_plug_ins(plugin)
 
 @pytest.mark.parametrize("name", ["no_such_module", "paq_detr.papers.no_paper"])
 def test_a_plug_in_that_is_not_there_is_named(plugin, name):
-    with pytest.raises(UserError, match=f"PLUGINS names {name}, which cannot be imported: No module named") as caught:
+    with pytest.raises(
+        UserError, match=f"PLUGINS names {name}, which cannot be imported from .*: No module named"
+    ) as caught:
         config("MODEL.DETR.PLUGINS", f"['{name}']")
     assert "\n" not in str(caught.value)
+
+
+def test_a_plug_in_that_breaks_gives_one_sentence_too(plugin):
+    with open("broken_plug_in.py", "w") as file:
+        file.write("this is no Python\n")
+    with pytest.raises(UserError, match="broken_plug_in, which cannot be imported .* SyntaxError"):
+        config("MODEL.DETR.PLUGINS", "broken_plug_in")
+    with pytest.raises(UserError, match=r"PLUGINS is \[1\], must be a list of module names"):
+        config("MODEL.DETR.PLUGINS", "[1]")
 
 
 OLD = [

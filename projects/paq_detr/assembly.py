@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""From the names in a config to the parts of a detector. It knows slots, and no paper."""
+"""From the names in a config to the parts of a detector. It knows slots; papers fill them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from . import modeling  # noqa: F401  (its parts register themselves)
 from .errors import UserError
 from .modeling.backbone import build_backbone
+from .modeling.decoder import needs_of
 from .modeling.objective import Objective, build_objective
 from .modeling.route import Route
 from .registry import (
@@ -55,7 +56,7 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
         _check_groups(cfg, kit.routes["main"])
     for name in D.ROUTES:
         if name in kit.routes:
-            raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once")
+            raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once, and main always is")
         kit.routes[name] = ROUTES.build(name, cfg, kit)
     augmenters = {} if augmenter is None else {"main": augmenter}
     return {**parts, "sources": kit.sources, "augmenters": augmenters, "routes": list(kit.routes.values())}
@@ -96,7 +97,7 @@ def _check_groups(cfg: CfgNode, route: nn.Module) -> None:
     """Groups of denoising queries need interactions that keep them apart."""
     for layer in route.decoder.layers:
         for interaction in getattr(layer, "interactions", ()):
-            if "ungrouped" in interaction.needs:
+            if "ungrouped" in needs_of(interaction):
                 raise UserError(
                     f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} brings groups of queries, which "
                     f"{INTERACTIONS.key} {list(cfg.MODEL.DETR.DECODER.INTERACTION)} cannot keep apart"

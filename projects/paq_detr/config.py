@@ -156,14 +156,16 @@ def _add_model_keys(cfg: CN) -> None:
     D.MATCHER.COST = ["focal_l1_giou"]
 
     # Who finds the objects of the decoder's layers up to the last but one, of the last one, and of the encoder's
-    # proposals: "hungarian" (one query per object) or "quality_count" (PaQ-DETR, QUALITY_ASSIGNMENT.*).
+    # proposals: "hungarian" (one query per object), "quality_count" (PaQ-DETR, QUALITY_ASSIGNMENT.*), "align_repeated"
+    # (Align-DETR, ALIGN.*). Without suppression at inference, the last layer wants
+    # one query per object.
     D.ASSIGNER = CN()
     D.ASSIGNER.INTERMEDIATE = "hungarian"
     D.ASSIGNER.FINAL = "hungarian"
     D.ASSIGNER.ENCODER = "hungarian"
 
     D.LOSS = CN()
-    # "focal" (alpha 0.25, gamma 2) or "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2).
+    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2) or "align" (Align-DETR).
     D.LOSS.CLASSIFICATION = "focal"
     # For the encoder's proposals; empty: the same. "soft_focal": DH-DETR's GIoU-aware selection (SOFT_TARGET.*).
     D.LOSS.ENCODER_CLASSIFICATION = ""

@@ -128,7 +128,7 @@ class QueryDetector(nn.Module):
         if not batched_inputs:
             raise ValueError("the batch holds no images")
         images = [x["image"] for x in batched_inputs]
-        if not self.training:  # whose images come from anywhere
+        if not self.training:  # at inference, images may come from anywhere
             images = [check_image_array(image, self.input_format) for image in images]
         images = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
         return ImageList.from_tensors(images, self.backbone.size_divisibility)
@@ -156,7 +156,8 @@ class QueryDetector(nn.Module):
             if route.source not in read:  # what a source wants goes with the first route that reads it
                 read.add(route.source)
                 for p in own.predictions:
-                    predictions.append(replace(p, name=route.named(p.name), scale=route.scale * p.scale))
+                    after = route.named(p.after) if p.after else None
+                    predictions.append(replace(p, name=route.named(p.name), after=after, scale=route.scale * p.scale))
                 for name, value in own.losses.items():
                     losses[route.named(name)] = route.scale * value
             predictions += route.predictions(own, memory)
@@ -167,7 +168,7 @@ class QueryDetector(nn.Module):
         losses, assignments = supervise(predictions, targets)
         twice = own_losses.keys() & losses.keys()
         if twice:
-            raise ValueError(f"a query source's losses are called as others: {', '.join(sorted(twice))}")
+            raise ValueError(f"a query source's losses have the names of others: {', '.join(sorted(twice))}")
         final = next(p for p in predictions if p.name == "final")
         self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
@@ -181,6 +182,8 @@ class QueryDetector(nn.Module):
 
 
 def _check_routes(routes: Sequence[Route], sources: Mapping[str, nn.Module]) -> None:
+    if not routes or routes[0].name != "main":
+        raise ValueError(f"the first route must be called main, these are {[route.name for route in routes]}")
     if routes[0].train_only or not all(route.train_only for route in routes[1:]):
         raise ValueError("the first route must predict at inference, and all others must be train_only")
     names = [route.name for route in routes]

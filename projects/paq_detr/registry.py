@@ -115,8 +115,12 @@ def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
         known = len(_adders)
         try:
             import_module(name)
-        except ImportError as error:
-            raise UserError(f"MODEL.DETR.PLUGINS names {name}, which cannot be imported: {error}") from error
+        except Exception as error:  # whatever its code raises; the cause stays attached
+            reason = f"{type(error).__name__}: {error}" if not isinstance(error, ImportError) else error
+            raise UserError(
+                f"MODEL.DETR.PLUGINS names {name}, which cannot be imported from the working directory or from what is "
+                f"installed: {reason}"
+            ) from error
         if cfg is not None:
             add_plugin_keys(cfg, since=known)
 

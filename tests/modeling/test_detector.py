@@ -205,13 +205,13 @@ def test_ignore_regions_are_no_objects():
         ({"MODEL.DETR.ENCODER.NAME": "dense"}, 'ENCODER.NAME is "dense", must be one of deformable'),
         ({"MODEL.DETR.CODEC": "xywh"}, 'CODEC is "xywh", must be one of logit, rcnn_delta, xyzr'),
         ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME is .* must be one of EncoderTopN, LearnedAnchors"),
-        ({"MODEL.DETR.QUERIES.CONTENT": "learnt"}, 'QUERIES.CONTENT is "learnt", must be one of learned, patterns'),
+        ({"MODEL.DETR.QUERIES.CONTENT": "learnt"}, 'QUERIES.CONTENT is "learnt", must be one of learned, .*patterns'),
         ({"MODEL.DETR.QUERIES.AUGMENT": "dn2"}, 'QUERIES.AUGMENT is "dn2"'),
         ({"MODEL.DETR.QUERIES.SUPERVISE": "some"}, "QUERIES.SUPERVISE"),
         ({"MODEL.DETR.DECODER.NAME": "serial"}, 'DECODER.NAME is "serial", must be one of cascade, parallel'),
         (
             {"MODEL.DETR.DECODER.INTERACTION": ["dehom"]},
-            'INTERACTION is "dehom", must be one of dehomo, self_attention',
+            'INTERACTION is "dehom", must be one of dehomo, none, self_attention',
         ),
         ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dense"}, 'CROSS_ATTENTION is "dense", must be one of deformable'),
         (
@@ -249,6 +249,19 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
         ({"MODEL.DETR.ASSIGNER.ENCODER": "quality_count"}, "ASSIGNER.ENCODER quality_count needs"),
         ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "QUERIES.NUM_TEST 20 needs"),
         ({**PLUSPLUS, "MODEL.DETR.DECODER.INTERACTION": ["dehomo"]}, "cannot stand in the first one"),
+        (
+            {
+                **PLUSPLUS,
+                "MODEL.DETR.DECODER.NAME": "parallel",
+                "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "self_attention"],
+            },
+            "nor in a parallel decoder",
+        ),
+        (
+            {**PLUSPLUS, "MODEL.DETR.DECODER.NAME": "parallel", "MODEL.DETR.DECODER.BOX_LAYERS": 1},
+            "BOX_LAYERS is 1, but",
+        ),
+        ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["main"]}, "and main always is"),
         ({"MODEL.DETR.DECODER.INTERACTION": ["none", "none"]}, "INTERACTION has 2 entries .* each of 3 layers"),
         ({"MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),
     ],

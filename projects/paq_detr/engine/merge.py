@@ -52,8 +52,11 @@ def _load_plugins(cfg: CfgNode, names: object) -> None:
     """Imports what MODEL.DETR.PLUGINS names, also from the working directory, before keys are merged."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"MODEL.DETR.PLUGINS is {names}, must be a list of module names.")
     try:
-        load_plugins([names] if isinstance(names, str) else names, cfg)
+        load_plugins(names, cfg)
     except UserError as error:
         raise UserError(f"{error}.") from error
 

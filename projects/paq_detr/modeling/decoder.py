@@ -152,19 +152,24 @@ def build_layers(cfg, kit: Kit) -> list[DecoderLayer]:
     D = cfg.MODEL.DETR
     layers = []
     for number, entry in enumerate(per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS), 1):
-        names = [] if entry == "none" else [name.strip() for name in str(entry).split("+")]
+        names = [name.strip() for name in str(entry).split("+")]
         interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
         for name, interaction in zip(names, interactions):
-            if number == 1 and "previous" in interaction.needs:
+            if "previous" in needs_of(interaction) and (number == 1 or D.DECODER.NAME == "parallel"):
                 raise UserError(
                     f'{INTERACTIONS.key} is {list(D.DECODER.INTERACTION)}, but "{name}" reads what the layer before '
-                    "predicted and cannot stand in the first one"
+                    "predicted and cannot stand in the first one, nor in a parallel decoder"
                 )
         cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
-        layers.append(
-            DecoderLayer(interactions, cross_attention, FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT))
-        )
+        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT)
+        present = [interaction for interaction in interactions if interaction is not None]
+        layers.append(DecoderLayer(present, cross_attention, ffn))
     return layers
+
+
+def needs_of(part: object) -> frozenset[str]:
+    """What a part asks of the queries or of its place; nothing, if it does not say."""
+    return getattr(part, "needs", frozenset())
 
 
 def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
@@ -176,12 +181,13 @@ def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
             raise UserError(f"MODEL.DETR.DECODER.{key} is {D.DECODER[key]}, must be in 0..{num_layers} (0: all layers)")
     layers = build_layers(cfg, kit)
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if separate_heads else (1, 1)
-    # Queries that start as points have no size yet; the first head begins at a small box.
-    first_size = 0.0 if "boxes" in source.provides else -2.0
+    # Queries that start as points have no size yet: heads that read them begin at a small box.
+    from_queries = box_heads if D.DECODER.NAME == "parallel" else 1
+    sizes = [-2.0 if "boxes" not in source.provides and i < from_queries else 0.0 for i in range(box_heads)]
     parts = {
         "layers": layers,
         "class_heads": [ClassHead(D.HIDDEN_DIM, kit.num_classes) for _ in range(class_heads)],
-        "box_heads": [build_box_head(D.HIDDEN_DIM, first_size if i == 0 else 0.0) for i in range(box_heads)],
+        "box_heads": [build_box_head(D.HIDDEN_DIM, size) for size in sizes],
         "codec": CODECS.build(D.CODEC, cfg, kit),
         "position": POSITIONS.build(D.DECODER.QUERY_POSITION, cfg, kit),
         "output_norm": nn.LayerNorm(D.HIDDEN_DIM) if D.DECODER.OUTPUT_NORM else None,
@@ -193,7 +199,7 @@ def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
     ):
-        missing = part.needs - source.provides - {"previous", "ungrouped"}
+        missing = needs_of(part) - source.provides - {"previous", "ungrouped"}
         if missing:
             raise UserError(f"{key} {value} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
                             f"{D.QUERIES.NAME} does not make")  # fmt: skip
@@ -210,4 +216,9 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
 
 @DECODERS.register("parallel")
 def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
+    D = cfg.MODEL.DETR.DECODER
+    if D.BOX_LAYERS:
+        raise UserError(
+            f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
+        )
     return ParallelDecoder(**_parts(cfg, kit, separate_heads=True))

@@ -3,7 +3,8 @@
 """What happens between the queries of a decoder layer, and between queries and memory.
 
 An interaction is called with (state, memory) and returns the next state; it may change who is alive. ``needs`` names
-what must be there: "previous" (a layer before), "boxes" (as references), "ungrouped" (no groups kept apart by a mask).
+what must be there: "previous" (a layer before), "boxes" (as references), "ungrouped" (no groups kept apart by a mask,
+which it could not keep apart). An interaction without it needs nothing.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class CrossAttention(nn.Module):
         """(B, S, C); in training kept for the other routes that run this layer, at inference not, to save memory."""
         project = self.attention.value_proj
         return memory.once(self, lambda memory: project(memory.tokens)) if self.training else project(memory.tokens)
+
+
+@INTERACTIONS.register("none")
+def build_no_interaction(cfg, kit) -> None:
+    return None
 
 
 @INTERACTIONS.register("self_attention")

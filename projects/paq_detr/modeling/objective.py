@@ -106,8 +106,9 @@ def supervise(predictions: Sequence[Prediction], targets: Targets) -> tuple[dict
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a 0-d tensor over all processes, in place where there are several."""
+    """The mean of a 0-d tensor over all processes."""
     if comm.get_world_size() > 1:
+        value = value.clone()
         torch.distributed.all_reduce(value)
         value = value / comm.get_world_size()
     return value
