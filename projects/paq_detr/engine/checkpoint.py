@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
@@ -95,7 +96,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
                 with contextlib.suppress(OSError):
                     os.remove(path + PART)
-                if isinstance(error, RuntimeError) and "writ" not in str(error):
+                if isinstance(error, RuntimeError) and not re.search("writ|unexpected pos", str(error)):
                     raise
                 raise UserError(self._not_saved(path, error)) from error
             logger.info("Saved %s", path)
