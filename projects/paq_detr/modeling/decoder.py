@@ -85,6 +85,10 @@ class Decoder(nn.Module):
         """The state behind a layer."""
         return self.layers[layer](replace(state, position=self.position(state, memory)), memory)
 
+    def normed(self, content: Tensor) -> Tensor:
+        """What the heads read of a layer's content."""
+        return content if self.output_norm is None else self.output_norm(content)
+
     def classify(self, layer: int, content: Tensor) -> Tensor:
         return self.class_heads[layer % len(self.class_heads)](content)
 
@@ -116,7 +120,7 @@ class CascadeDecoder(Decoder):
         start = state.reference  # what the box head's output is relative to
         for layer in range(self.running()):
             state = self.step(layer, state, memory)
-            content = state.content if self.output_norm is None else self.output_norm(state.content)
+            content = self.normed(state.content)
             if layer < self.box_layers:
                 boxes = self.locate(layer, content, start, memory)
             output = LayerOutput(self.classify(layer, content), boxes, state.content, state.alive)
@@ -138,13 +142,13 @@ class ParallelDecoder(Decoder):
         outputs = []
         for layer in range(self.running()):
             state = self.step(layer, DecoderState.of(queries), memory)
-            content = state.content if self.output_norm is None else self.output_norm(state.content)
+            content = self.normed(state.content)
             boxes = self.locate(layer, content, queries.reference.detach(), memory)
             outputs.append(LayerOutput(self.classify(layer, content), boxes, state.content, state.alive))
         return outputs
 
 
-def build_layers(cfg, kit: Kit) -> list[DecoderLayer]:
+def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
     """The layers that ``DECODER.INTERACTION`` and ``DECODER.CROSS_ATTENTION`` describe.
 
     An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none".
@@ -155,7 +159,7 @@ def build_layers(cfg, kit: Kit) -> list[DecoderLayer]:
         names = [name.strip() for name in str(entry).split("+")]
         interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
         for name, interaction in zip(names, interactions):
-            if "previous" in needs_of(interaction) and (number == 1 or D.DECODER.NAME == "parallel"):
+            if "previous" in needs_of(interaction) and (number == 1 or not cascade):
                 raise UserError(
                     f'{INTERACTIONS.key} is {list(D.DECODER.INTERACTION)}, but "{name}" reads what the layer before '
                     "predicted and cannot stand in the first one, nor in a parallel decoder"
@@ -172,17 +176,20 @@ def needs_of(part: object) -> frozenset[str]:
     return getattr(part, "needs", frozenset())
 
 
-def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
-    """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries."""
+def _parts(cfg, kit: Kit, separate_heads: bool, cascade: bool) -> dict:
+    """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries.
+
+    ``cascade``: only the first layer reads the source's queries, the others go on from the layer before.
+    """
     D = cfg.MODEL.DETR
     num_layers, source = D.DECODER.NUM_LAYERS, kit.sources["main"]
     for key in ("BOX_LAYERS", "TEST_LAYERS"):
         if not 0 <= D.DECODER[key] <= num_layers:
             raise UserError(f"MODEL.DETR.DECODER.{key} is {D.DECODER[key]}, must be in 0..{num_layers} (0: all layers)")
-    layers = build_layers(cfg, kit)
+    layers = build_layers(cfg, kit, cascade)
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if separate_heads else (1, 1)
     # Queries that start as points have no size yet: heads that read them begin at a small box.
-    from_queries = box_heads if D.DECODER.NAME == "parallel" else 1
+    from_queries = 1 if cascade else box_heads
     sizes = [-2.0 if "boxes" not in source.provides and i < from_queries else 0.0 for i in range(box_heads)]
     parts = {
         "layers": layers,
@@ -210,7 +217,9 @@ def _parts(cfg, kit: Kit, separate_heads: bool) -> dict:
 def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
     D = cfg.MODEL.DETR.DECODER
     return CascadeDecoder(
-        refine_boxes=D.BOX_REFINE, look_forward_twice=D.LOOK_FORWARD_TWICE, **_parts(cfg, kit, D.BOX_REFINE)
+        refine_boxes=D.BOX_REFINE,
+        look_forward_twice=D.LOOK_FORWARD_TWICE,
+        **_parts(cfg, kit, D.BOX_REFINE, cascade=True),
     )
 
 
@@ -221,4 +230,4 @@ def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
         raise UserError(
             f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
         )
-    return ParallelDecoder(**_parts(cfg, kit, separate_heads=True))
+    return ParallelDecoder(**_parts(cfg, kit, separate_heads=True, cascade=False))
