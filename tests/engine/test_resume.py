@@ -189,7 +189,7 @@ UNFIT = {
     "more layers": (("MODEL.DETR.DECODER.NUM_LAYERS", 3), "MODEL.DETR.DECODER.NUM_LAYERS 2 -> 3"),
     "fewer queries": (("MODEL.DETR.QUERIES.NUM", 10), "MODEL.DETR.QUERIES.NUM 20 -> 10"),
     "another width": (("MODEL.DETR.HIDDEN_DIM", 32), "MODEL.DETR.HIDDEN_DIM 64 -> 32"),
-    "another mechanism": (("MODEL.DETR.PATTERNS.ENABLED", True), "MODEL.DETR.PATTERNS.ENABLED False -> True"),
+    "another mechanism": (("MODEL.DETR.QUERIES.CONTENT", "patterns"), "MODEL.DETR.QUERIES.CONTENT .* -> patterns"),
 }
 
 
@@ -203,7 +203,7 @@ def test_parts_for_training_alone_need_no_weights(trained, make_cfg):
     hybrid = ("MODEL.DETR.QUERIES.NAME", "EncoderTopN", "OUTPUT_DIR", os.path.join(trained.folder, "two"))
     cfg = make_cfg(*BASE, *hybrid, "SOLVER.MAX_ITER", 1)
     train(cfg)
-    extra = ("MODEL.DETR.HYBRID.ENABLED", True, "MODEL.DETR.HYBRID.NUM_QUERIES", 12)
+    extra = ("MODEL.DETR.ROUTES", "['hybrid']", "MODEL.DETR.HYBRID.NUM_QUERIES", 12)
     evaluate(make_cfg, *hybrid, *extra, "MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth")
 
 
