@@ -56,6 +56,28 @@ TORCHVISION_RESNET: Rules = (
     (r"layer(\d)\.(\d+)\.downsample\.1", lambda m: f"backbone.res{int(m[1]) + 1}.{m[2]}.shortcut.norm"),
 )
 
+# EfficientNet-Lite0 as EfficientNet-PyTorch names it: blocks in one row, in timm by stage. The first has no expansion.
+_LITE0_BLOCKS = [(stage, block) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
+_LITE0_MODULES = {"_expand_conv": "conv_pw", "_depthwise_conv": "conv_dw", "_project_conv": "conv_pwl"}
+
+
+def _lite0_block(match: re.Match) -> str:
+    number, module = int(match[1]), match[2]
+    if number >= len(_LITE0_BLOCKS):
+        raise UserError("The weights look like EfficientNet-Lite0, but have more than 16 blocks.")
+    if module.startswith("_bn"):
+        module = f"bn{int(module[3:]) + (number > 0)}"
+    elif number == 0 and module == "_project_conv":
+        module = "conv_pw"
+    return "backbone.body.blocks.{}.{}.".format(*_LITE0_BLOCKS[number]) + _LITE0_MODULES.get(module, module)
+
+
+LITE0: Rules = (
+    (r"_conv_stem", "backbone.body.conv_stem"),
+    (r"_bn0", "backbone.body.bn1"),
+    (r"_blocks\.(\d+)\.(_expand_conv|_depthwise_conv|_project_conv|_bn[012])", _lite0_block),
+)
+
 _UNIT = r"encoder\.stages\.(\d)\.layers\.(\d+)\."
 TRANSFORMERS_RESNET: Rules = (
     (r"embedder\.embedder\.convolution", "backbone.stem.conv1"),
@@ -162,6 +184,7 @@ LAYOUTS = (
         "transformer.decoder.layers.0.cross_attn.sampling_offsets.weight",
         ORIGINAL,
     ),
+    Layout("EfficientNet-Lite0", "_blocks.0._depthwise_conv.weight", LITE0, ignored=r"(_conv_head|_bn1|_fc)\..*"),
     Layout("a torchvision ResNet", "layer1.0.conv1.weight", TORCHVISION_RESNET, ignored=r"fc\..*"),
 )
 
