@@ -202,7 +202,7 @@ def _parts(cfg, kit: Kit, cascade: bool) -> dict:
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
     ):
-        missing = needs_of(part) - source.provides - {"previous", "ungrouped"}
+        missing = needs_of(part) - source.provides - {"previous"}
         if missing:
             raise UserError(f"{key} {value} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
                             f"{D.QUERIES.NAME} does not make")  # fmt: skip
