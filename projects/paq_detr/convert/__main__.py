@@ -79,7 +79,11 @@ def write(conversion: Conversion, path: str, overwrite: bool) -> None:
         raise UserError(f"OUT is {path}, must end with .pth.")
     if os.path.exists(path) and not overwrite:
         raise UserError(f"{path} exists; --overwrite replaces it.")
-    content = {"model": {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in conversion.weights.items()}}
+    content = {
+        "model": {
+            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in conversion.weights.items()
+        }
+    }
     if conversion.class_names:
         content["class_names"] = conversion.class_names
     part = path + ".part"

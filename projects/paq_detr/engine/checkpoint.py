@@ -28,6 +28,7 @@ from ..convert import LAYOUTS, convert_if_foreign, part_of
 from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..errors import UserError
 from .output import LAST_CHECKPOINT, PART
+from .pretrained import BUNDLED, bundled_file, check_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -161,9 +162,13 @@ class DetrCheckpointer(DetectionCheckpointer):
     ) -> dict[str, Any]:
         """As Detectron2's; a file that is missing or of another kind raises UserError with one sentence.
 
+        ``path`` may also be the name of weights in a package (pretrained.py).
         ``check`` is called with the file's content before anything is loaded.
         """
         self._check = check
+        if path in BUNDLED:
+            check_statistics(path, self.model)
+            path = bundled_file(path)
         if path:
             try:
                 path = self.path_manager.get_local_path(path)
