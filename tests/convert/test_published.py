@@ -34,58 +34,66 @@ class Case:
     classes: int = field(default=91)
 
 
-ANCHORS = ("DECODER.FFN_DIM", 2048, "ENCODER.FFN_DIM", 2048, "QUERIES.NAME", "LearnedAnchors", "DECODER.QUERY_POSITION",
-           "scaled_sine_mlp")  # fmt: skip
-DINO = ("QUERIES.NUM", 900, "QUERIES.SCORE", "max", "QUERIES.SUPERVISE", "selected", "QUERIES.AUGMENT", "cdn",
-        "DECODER.QUERY_POSITION", "sine_mlp", "DECODER.OUTPUT_NORM", True)  # fmt: skip
-PLUSPLUS = "deformable_detr_plusplus_r50_12ep"
+PLUSPLUS = ("deformable_detr_plusplus_r50_12ep", ("QUERIES.NUM", 900))
+DAB, DN, DINO = "dab_deformable_detr_r50_50ep", "dn_deformable_detr_r50_50ep", "dino_{}scale_{}_12ep"
+ORIGINAL = "the original Deformable-DETR repository, "
 CASES = {
     "dino_4scale": lambda: Case(
-        published.official_dino(), 626, 46_893_182, "the official DINO, 4-scale, one head", PLUSPLUS,
-        (*DINO, "DECODER.SHARED_HEADS", True), shared=True,
+        published.official_dino(), 626, 46_893_182, "the official DINO, 4-scale, one head", DINO.format(4, "r50"),
+        shared=True,
+    ),
+    "dino_5scale": lambda: Case(
+        published.official_dino(5), 630, 47_255_806, "the official DINO, 5-scale, one head", DINO.format(5, "r50"),
+        shared=True,
+    ),
+    "dino_own_heads": lambda: Case(
+        published.official_dino(), 626, 46_893_182 + 5 * (91 * 257 + 132_612),
+        "the official DINO, 4-scale, a head per layer", DINO.format(4, "r50"), ("DECODER.SHARED_HEADS", False),
+    ),
+    "dino_4scale_swin_l": lambda: Case(
+        published.official_dino(4, published.SWIN_L), 716, 217_230_066, "the official DINO, 4-scale, one head",
+        DINO.format(4, "swin_l"), shared=True, dropped=24,
+    ),
+    "dino_5scale_swin_l": lambda: Case(
+        published.official_dino(5, published.SWIN_L), 722, 217_576_690, "the official DINO, 5-scale, one head",
+        DINO.format(5, "swin_l"), shared=True, dropped=24,
     ),
     "detrex_dino": lambda: Case(
-        published.detrex_dino(), 634, 47_650_316, "detrex's DINO, 4-scale", PLUSPLUS, DINO, classes=80
+        published.detrex_dino(), 634, 47_650_316, "detrex's DINO, 4-scale", "dino_4scale_detrex_r50_12ep", classes=80
     ),
     "dab_deformable": lambda: Case(
-        published.official_dab_deformable(), 604, 47_405_994, "the official DAB-Deformable-DETR",
-        "deformable_detr_refine_r50_50ep", ANCHORS,
+        published.official_dab_deformable(), 604, 47_405_994, "the official DAB-Deformable-DETR", DAB
     ),
     "dn_deformable": lambda: Case(
-        published.official_dab_deformable(denoising=True), 605, 47_429_154, "the official DN-Deformable-DETR",
-        "deformable_detr_refine_r50_50ep", (*ANCHORS, "QUERIES.AUGMENT", "dn", "QUERIES.INDICATOR", True),
+        published.official_dab_deformable(denoising=True), 605, 47_429_154, "the official DN-Deformable-DETR", DN
     ),
     "detrex_dab_deformable": lambda: Case(
-        published.detrex_dab_deformable(), 604, 47_389_032, "detrex's DAB-Deformable-DETR",
-        "deformable_detr_refine_r50_50ep", ANCHORS, classes=80,
+        published.detrex_dab_deformable(), 604, 47_389_032, "detrex's DAB-Deformable-DETR", DAB, classes=80
     ),
     "detrex_dab_deformable_two_stage": lambda: Case(
         published.detrex_dab_deformable(two_stage=True), 634, 47_530_508, "detrex's DAB-Deformable-DETR, two-stage",
-        PLUSPLUS, ("DECODER.QUERY_POSITION", "scaled_sine_mlp", "QUERIES.CONTENT", "token"), classes=80,
+        "dab_deformable_detr_plusplus_r50_12ep", classes=80,
     ),
     "detrex_dn_deformable": lambda: Case(
-        published.detrex_dab_deformable(denoising=True), 605, 47_409_387, "detrex's DN-Deformable-DETR",
-        "deformable_detr_refine_r50_50ep", (*ANCHORS, "QUERIES.AUGMENT", "dn", "QUERIES.INDICATOR", True), classes=80,
+        published.detrex_dab_deformable(denoising=True), 605, 47_409_387, "detrex's DN-Deformable-DETR", DN, classes=80
     ),
     "mr_detr": lambda: Case(
-        published.mr_detr(), 687, 54_188_128, "Mr. DETR, two-stage", PLUSPLUS, ("QUERIES.NUM", 900), dropped=56,
-        classes=80,
+        published.mr_detr(), 687, 54_188_128, "Mr. DETR, two-stage", *PLUSPLUS, dropped=56, classes=80
     ),
     "mr_detr_dino": lambda: Case(
-        published.mr_detr(denoising=True), 688, 54_208_608, "Mr. DETR, two-stage", PLUSPLUS, ("QUERIES.NUM", 900),
-        dropped=57, classes=80,
+        published.mr_detr(denoising=True), 688, 54_208_608, "Mr. DETR, two-stage", *PLUSPLUS, dropped=57, classes=80
     ),
     "deformable": lambda: Case(
-        published.official_deformable(refine=False), 561, 40_069_665,
-        "the original Deformable-DETR repository, single stage", "deformable_detr_r50_50ep", shared=True,
+        published.official_deformable(refine=False), 561, 40_069_665, ORIGINAL + "single stage",
+        "deformable_detr_r50_50ep", shared=True,
     ),
     "deformable_refine": lambda: Case(
-        published.official_deformable(), 597, 40_849_660,
-        "the original Deformable-DETR repository, single stage with box refinement", "deformable_detr_refine_r50_50ep",
+        published.official_deformable(), 597, 40_849_660, ORIGINAL + "single stage with box refinement",
+        "deformable_detr_refine_r50_50ep",
     ),
     "deformable_two_stage": lambda: Case(
-        published.official_deformable(two_stage=True), 630, 41_181_529,
-        "the original Deformable-DETR repository, two-stage", "deformable_detr_two_stage_r50_50ep",
+        published.official_deformable(two_stage=True), 630, 41_181_529, ORIGINAL + "two-stage",
+        "deformable_detr_two_stage_r50_50ep",
     ),
 }  # fmt: skip
 
