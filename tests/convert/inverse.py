@@ -125,3 +125,40 @@ def dn_deformable_names(ours):
             theirs[f"bbox_embed.{index}.{ending}"] = tensor
             theirs[f"transformer.decoder.bbox_embed.{index}.{ending}"] = tensor
     return theirs
+
+
+# From the authors' names to detrex's, which count a layer's modules in the order in which they run.
+DETREX = (
+    (r"^(transformer\.encoder\.layers\.\d\.)self_attn\.", r"\1attentions.0."),
+    (r"^(transformer\.encoder\.layers\.\d\.)norm1\.", r"\1norms.0."),
+    (r"^(transformer\.encoder\.layers\.\d\.)norm2\.", r"\1norms.1."),
+    (r"^(transformer\.decoder\.layers\.\d\.)self_attn\.", r"\1attentions.0.attn."),
+    (r"^(transformer\.decoder\.layers\.\d\.)cross_attn\.", r"\1attentions.1."),
+    (r"^(transformer\.decoder\.layers\.\d\.)norm2\.", r"\1norms.0."),
+    (r"^(transformer\.decoder\.layers\.\d\.)norm1\.", r"\1norms.1."),
+    (r"^(transformer\.decoder\.layers\.\d\.)norm3\.", r"\1norms.2."),
+    (r"\.linear1\.", ".ffns.0.layers.0.0."),
+    (r"\.linear2\.", ".ffns.0.layers.1."),
+    (r"level_embed$", "level_embeds"),
+    (r"^input_proj\.3\.0\.", "neck.extra_convs.0.conv."),
+    (r"^input_proj\.3\.1\.", "neck.extra_convs.0.norm."),
+    (r"^input_proj\.(\d)\.0\.", r"neck.convs.\1.conv."),
+    (r"^input_proj\.(\d)\.1\.", r"neck.convs.\1.norm."),
+)
+# From detrex's to Mr. DETR's: norms and linear layers of the route that runs at test time.
+MR_DETR = (
+    (r"^(transformer\.decoder\.layers\.\d\.)norms\.0\.", r"\1attentions.0.norm_o2o."),
+    (r"^(transformer\.decoder\.layers\.\d\.)norms\.1\.", r"\1norms.0."),
+    (r"^(transformer\.decoder\.layers\.\d\.)norms\.2\.", r"\1norms.1."),
+    (r"^(transformer\.decoder\.layers\.\d\.ffns\.0\.layers\.)0\.0\.", r"\g<1>0.linear.linear."),
+    (r"^(transformer\.decoder\.layers\.\d\.ffns\.0\.layers\.)1\.", r"\g<1>1.linear."),
+)
+
+
+def substituted(weights, substitutions):
+    """Each name after the first substitution that matches it."""
+    theirs = {}
+    for name, tensor in weights.items():
+        matching = (re.sub(old, new, name) for old, new in substitutions if re.search(old, name))
+        theirs[next(matching, name)] = tensor
+    return theirs
