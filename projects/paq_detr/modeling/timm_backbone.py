@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from math import gcd
 
 import timm
@@ -111,6 +112,24 @@ class TimmBackbone(Backbone):
         """
         ids = _groups(self.body, "SOLVER.LAYER_DECAY", coarse=False)
         return {f"body.{name}": layer for name, layer in ids.items()}, max(ids.values())
+
+    def from_classifier(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+        """A classification file of this network under the names here, and what of it has no place (its head).
+
+        timm's own reading also understands the files of many networks' authors, and resizes position tables. None
+        where less than half of the network is in it: then it is another file.
+        """
+        read = getattr(sys.modules[type(self.body).__module__], "checkpoint_filter_fn", None)
+        if read is not None:
+            try:
+                weights = read(dict(weights), self.body)
+            except Exception:  # it expects files of this network and fails on others in any way
+                return None
+        own = self.body.state_dict()
+        known = {f"body.{name}": tensor for name, tensor in weights.items() if name in own}
+        if 2 * len(known) < len(own):
+            return None
+        return known, [name for name in weights if name not in own]
 
 
 def _usual_indices(infos: Sequence[dict], plain: bool) -> list[int]:
