@@ -231,8 +231,8 @@ def _add_training_keys(cfg: CN) -> None:
     S.WEIGHT_DECAY = 1e-4
     S.WEIGHT_DECAY_NORM = 1e-4
     S.BACKBONE_MULTIPLIER = 0.1
-    # Each layer of the backbone learns at this factor of the rate of the next one (ViTDet: 0.7 for ViT-B, 0.8 for ViT-L);
-    # 1: off. For backbones of timm; their first layer is the patch embedding.
+    # A layer of the backbone learns at this factor of the next one's rate (ViTDet: 0.7 for ViT-B, 0.8 for ViT-L), the
+    # first one, patch embedding, slowest; 1: off. For backbones of timm.
     S.LAYER_DECAY = 1.0
     # For parameters named sampling_offsets or reference_points.
     S.OFFSET_MULTIPLIER = 0.1

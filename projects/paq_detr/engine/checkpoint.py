@@ -208,7 +208,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         return content
 
     def _convert(self, weights: dict[str, Tensor], config: Any) -> Conversion:
-        """The weights under this model's names. The backbone knows its own classification files, convert/ all others."""
+        """The weights under this model's names. The backbone knows its classification files, convert/ all others."""
         read = getattr(getattr(self.model, "backbone", None), "from_classifier", None)
         found = read(weights) if read is not None else None
         if found is None:
