@@ -4,7 +4,7 @@
 
 import json
 import os
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -124,8 +124,8 @@ def test_an_unknown_layout_is_told_with_those_that_are_known(tmp_path, capsys):
     assert "the official DINO" in text and "Mr. DETR" in text and "Relation-DETR" not in text
 
 
-def test_the_command_overwrites_when_told(weights, tmp_path):
+def test_the_command_overwrites_when_told(weights, tmp_path, monkeypatch):
     (tmp_path / "out.pth").write_text("old")
-    command = [sys.executable, "-m", "paq_detr.convert", str(weights), str(tmp_path / "out.pth"), "--overwrite"]
-    assert subprocess.run(command, capture_output=True, text=True).returncode == 0
+    monkeypatch.setattr(sys, "argv", ["convert", str(weights), str(tmp_path / "out.pth"), "--overwrite"])
+    runpy.run_module("paq_detr.convert", run_name="__main__")
     assert "model" in torch.load(tmp_path / "out.pth", weights_only=True)
