@@ -108,8 +108,16 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
-    # "proposal": from the proposal box (EncoderTopN only, two-stage of Deformable DETR).
+    # "zeros" (DAB-DETR); "shared": one learned vector (DN-DETR). With EncoderTopN only: "proposal", from the proposal's
+    # box (two-stage of Deformable DETR); "token", its own features (detrex's two-stage DAB-Deformable-DETR).
     D.QUERIES.CONTENT = "learned"
+    # How a learned table starts: "normal"; "xavier" (DINO, in effect); "zeros" (detrex's deformable DAB and DN).
+    D.QUERIES.CONTENT_INIT = "normal"
+    # The content's last channel tells denoising queries (1) from the others (0), as in DN-DETR.
+    D.QUERIES.INDICATOR = False
+    # LearnedAnchors only, in logits: "uniform_center" (detrex's DAB-DETR: sizes N(0, 1)), "normal" (DAB-DETR, DN-DETR:
+    # all N(0, 1)), "uniform" (detrex's deformable models: all uniform, clipped to +-3).
+    D.QUERIES.ANCHOR_INIT = "uniform_center"
     # EncoderTopN only. "binary": channel 0 scores objectness and every label counts as 0; "max": the best class.
     D.QUERIES.SCORE = "binary"
     # EncoderTopN only. Which proposals have losses: "all" (Deformable DETR) or the "selected" ones (DINO).
@@ -117,7 +125,8 @@ def _add_model_keys(cfg: CN) -> None:
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
 
-    # What training puts in front of the main route's queries; "none", or the name of a denoising.
+    # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
+    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).
     D.QUERIES.AUGMENT = "none"
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
@@ -132,6 +141,8 @@ def _add_model_keys(cfg: CN) -> None:
     # Each layer refines the boxes of the one before, with heads of its own. False: every layer starts at the query's
     # own reference and all layers share one pair of heads.
     D.DECODER.BOX_REFINE = True
+    # One pair of heads for all layers also where they refine (DAB-DETR, DN-DETR, the official DINO).
+    D.DECODER.SHARED_HEADS = False
     D.DECODER.LOOK_FORWARD_TWICE = False
     # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention"; "none",
     # as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator); several in order as "dehomo + self_attention".
@@ -144,8 +155,12 @@ def _add_model_keys(cfg: CN) -> None:
     # Only so many first layers run at inference (DH-DETR's "6-3(2)": 2 of 3); 0: all.
     D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
-    # current boxes, per layer (DAB, DINO); "none" (Sparse R-CNN).
+    # current boxes, per layer (DINO); "scaled_sine_mlp": that times an MLP of the content (DAB- and
+    # DN-Deformable-DETR); "none" (Sparse R-CNN).
     D.DECODER.QUERY_POSITION = "fixed"
+    # Sine codes of boxes as shares of the padded batch, as published. False: of the image, so that a query does not
+    # depend on its batch; the same wherever a batch has one image.
+    D.DECODER.SCALE_POSITION = False
 
     # Hungarian matching cost; 2/5/2 in every published system, whatever the loss weights.
     D.MATCHER = CN()

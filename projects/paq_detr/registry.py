@@ -126,6 +126,11 @@ def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
             add_plugin_keys(cfg, since=known)
 
 
+def needs_of(part: object) -> frozenset[str]:
+    """What a part asks of the queries or of its place; nothing, if it does not say."""
+    return getattr(part, "needs", frozenset())
+
+
 def per_layer(key: str, names: Any, num_layers: int) -> list[Any]:
     """The entries of a list that holds one for all layers, or one per layer.
 

@@ -47,6 +47,27 @@ DEHOMO = {
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
 
+DAB_DEFORMABLE = {**ANCHORS, "MODEL.DETR.DECODER.QUERY_POSITION": "scaled_sine_mlp"}
+DN_DEFORMABLE = {
+    **DAB_DEFORMABLE,
+    "MODEL.DETR.QUERIES.ANCHOR_INIT": "normal",
+    "MODEL.DETR.QUERIES.AUGMENT": "dn",
+    "MODEL.DETR.QUERIES.INDICATOR": True,
+    "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+}
+DINO = {
+    **PLUSPLUS,
+    "MODEL.DETR.QUERIES.SCORE": "max",
+    "MODEL.DETR.QUERIES.SUPERVISE": "selected",
+    "MODEL.DETR.QUERIES.CONTENT_INIT": "xavier",
+    "MODEL.DETR.QUERIES.AUGMENT": "cdn",
+    "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+    "MODEL.DETR.DECODER.SHARED_HEADS": True,
+    "MODEL.DETR.INVERSE_SIGMOID_EPS": 1e-3,
+}
+
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
     "refine": REFINE,
@@ -74,13 +95,27 @@ ASSEMBLIES = {
     },
     "dehomo_paq": {**DEHOMO, **PATTERNS, **ASSIGNMENT},
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
-    "sine_positions_output_norm": {
+    "dab_deformable": DAB_DEFORMABLE,
+    "dab_deformable_two_stage": {
         **PLUSPLUS,
+        "MODEL.DETR.QUERIES.CONTENT": "token",
         "MODEL.DETR.QUERIES.SCORE": "max",
         "MODEL.DETR.QUERIES.SUPERVISE": "selected",
-        "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
-        "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+        "MODEL.DETR.DECODER.QUERY_POSITION": "scaled_sine_mlp",
     },
+    "dab_deformable_paq_hybrid": {**DAB_DEFORMABLE, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "dn_deformable": DN_DEFORMABLE,
+    "dn_deformable_paq": {**DN_DEFORMABLE, **PATTERNS, **ASSIGNMENT},
+    "dino": DINO,
+    "dino_own_heads_ignored_padding": {
+        **DINO,
+        "MODEL.DETR.DECODER.SHARED_HEADS": False,
+        "MODEL.DETR.DENOISING.PADDING_SLOTS": "ignored",
+    },
+    "dino_paq": {**DINO, **PATTERNS, **ASSIGNMENT},
+    "dino_paq_hybrid": {**DINO, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "plusplus_cdn": {**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"},
+    "two_stage_box_dn": {**TWO_STAGE, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
     "no_positions_rcnn_delta": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",

@@ -216,7 +216,7 @@ def test_ignore_regions_are_no_objects():
         ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dense"}, 'CROSS_ATTENTION is "dense", must be one of deformable'),
         (
             {"MODEL.DETR.DECODER.QUERY_POSITION": "sine"},
-            'QUERY_POSITION is "sine", must be one of fixed, none, sine_mlp',
+            'QUERY_POSITION is "sine", must be one of fixed, none, scaled_sine_mlp, sine_mlp',
         ),
         ({"MODEL.DETR.MATCHER.COST": ["dear"]}, 'MATCHER.COST is "dear", must be one of center_inside'),
         ({"MODEL.DETR.ASSIGNER.FINAL": "best"}, 'ASSIGNER.FINAL is "best", must be one of align_repeated, hungarian'),

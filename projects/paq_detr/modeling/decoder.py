@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..errors import UserError
 from ..layers import ACTIVATIONS, FeedForward
-from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, per_layer
+from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
 from .heads import ClassHead, build_box_head
 
@@ -176,17 +176,13 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
     return layers
 
 
-def needs_of(part: object) -> frozenset[str]:
-    """What a part asks of the queries or of its place; nothing, if it does not say."""
-    return getattr(part, "needs", frozenset())
-
-
-def _parts(cfg, kit: Kit, separate_heads: bool, cascade: bool) -> dict:
+def _parts(cfg, kit: Kit, cascade: bool) -> dict:
     """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries.
 
     ``cascade``: only the first layer reads the source's queries, the others go on from the layer before.
     """
     D = cfg.MODEL.DETR
+    separate_heads = not (D.DECODER.SHARED_HEADS or cascade and not D.DECODER.BOX_REFINE)
     num_layers, source = D.DECODER.NUM_LAYERS, kit.sources["main"]
     for key in ("BOX_LAYERS", "TEST_LAYERS"):
         if not 0 <= D.DECODER[key] <= num_layers:
@@ -224,7 +220,7 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
     return CascadeDecoder(
         refine_boxes=D.BOX_REFINE,
         look_forward_twice=D.LOOK_FORWARD_TWICE,
-        **_parts(cfg, kit, D.BOX_REFINE, cascade=True),
+        **_parts(cfg, kit, cascade=True),
     )
 
 
@@ -235,4 +231,4 @@ def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
         raise UserError(
             f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
         )
-    return ParallelDecoder(**_parts(cfg, kit, separate_heads=True, cascade=False))
+    return ParallelDecoder(**_parts(cfg, kit, cascade=False))

@@ -34,8 +34,9 @@ from ..errors import UserError
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.assignment import FORBIDDEN, HungarianAssigner, MatchCost, Pairs, solve_images
+from ..modeling.contents import LearnedContent
 from ..modeling.diagnostics import log_scalars
-from ..modeling.queries import EncoderTopN, LearnedContent
+from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries
 from ..modeling.route import Borrowed, Route
 from ..registry import ASSIGNERS, CONTENTS, COSTS, ROUTES, SOURCES, Kit, adds_config
 from ..structures import LayerOutput, Memory, QuerySet, Targets
@@ -95,7 +96,7 @@ class PatternContent(nn.Module):
         self.generator = generator
         self.diversity_weight, self.diversity_scale = diversity_weight, diversity_scale
 
-    def forward(self, memory: Memory) -> Tensor:
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         """(B, n, d) content queries."""
         weights = self.generator(memory)
         if self.training:
@@ -393,11 +394,9 @@ class HybridQueries(nn.Module):
 
     provides = frozenset({"boxes", "position"})
 
-    def __init__(self, main: EncoderTopN, num_queries: int, embed_dim: int):
+    def __init__(self, main: EncoderTopN, content: LearnedContent, num_queries: int):
         super().__init__()
-        self.main = Borrowed(main)
-        self.num_queries = num_queries
-        self.content = LearnedContent(num_queries, embed_dim)
+        self.main, self.content, self.num_queries = Borrowed(main), content, num_queries
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         proposals = self.main.propose(memory)
@@ -405,6 +404,21 @@ class HybridQueries(nn.Module):
         queries = self.main.queries(proposals, index, usable)
         queries.content = self.content(memory)[:, : index.shape[1]]
         return queries
+
+
+def build_hybrid_queries(cfg: CN, kit: Kit) -> nn.Module:
+    """The next best proposals of a two-stage model; more learned anchors, or positions, beside those of others."""
+    D, main, number = cfg.MODEL.DETR, kit.sources["main"], cfg.MODEL.DETR.HYBRID.NUM_QUERIES
+    content = LearnedContent(number, D.HIDDEN_DIM, D.QUERIES.CONTENT_INIT)
+    if isinstance(main, EncoderTopN):
+        return HybridQueries(main, content, number)
+    if isinstance(main, LearnedAnchors):
+        return LearnedAnchors(num_queries=number, content=content, init=D.QUERIES.ANCHOR_INIT)
+    if isinstance(main, LearnedQueries):
+        return LearnedQueries(num_queries=number, embed_dim=D.HIDDEN_DIM, content=content)
+    raise UserError(
+        f"{ROUTES.key} hybrid does not know how to make more of the queries of {SOURCES.key} {D.QUERIES.NAME}"
+    )
 
 
 @ROUTES.register("hybrid")
@@ -416,11 +430,9 @@ def build_hybrid_route(cfg: CN, kit: Kit) -> Route:
     """
     D, main = cfg.MODEL.DETR, kit.routes["main"]
     H, key = D.HYBRID, "MODEL.DETR.HYBRID"
-    if not isinstance(kit.sources["main"], EncoderTopN):
-        raise UserError(f"{ROUTES.key} hybrid needs queries from the encoder ({SOURCES.key} EncoderTopN)")
     check_range(f"{key}.NUM_QUERIES", H.NUM_QUERIES, "[1, inf)")
     check_range(f"{key}.COPIES", H.COPIES, "[1, inf)")
-    kit.sources["hybrid"] = HybridQueries(kit.sources["main"], H.NUM_QUERIES, D.HIDDEN_DIM)
+    kit.sources["hybrid"] = build_hybrid_queries(cfg, kit)
     assigner = HungarianAssigner(COSTS.build("focal_l1_giou", cfg, kit), H.COPIES)
     return Route(
         name="hybrid",
