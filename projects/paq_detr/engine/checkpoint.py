@@ -25,10 +25,10 @@ from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from ..convert import LAYOUTS, convert_if_foreign
+from ..convert.files import CONTAINERS, missing_file, read_weights, strip_wrappers
 from ..errors import UserError
-from .convert import LAYOUTS, convert_if_foreign
 from .output import LAST_CHECKPOINT, PART
-from .weights import CONTAINERS, missing_file, read_weights, strip_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +160,13 @@ class DetrCheckpointer(DetectionCheckpointer):
         odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
         if odd:
             raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
-        markers = {layout.marker for layout in LAYOUTS}
+        markers = {layout.markers[0] for layout in LAYOUTS}
         content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
-            content["model"], names = convert_if_foreign(content["model"], content.get("config"))
-            content.setdefault("class_names", names)
+            conversion = convert_if_foreign(content["model"], content.get("config"))
+            content["model"] = conversion.weights
+            content.setdefault("class_names", conversion.class_names)
         content["file"] = filename
         if self._check is not None:
             self._check(content)

@@ -9,7 +9,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from paq_detr import add_paq_detr_config
-from paq_detr.engine.convert import class_names_of, convert_if_foreign
+from paq_detr.convert import class_names_of, convert_if_foreign
 from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
 
@@ -100,16 +100,17 @@ def original_names(ours):
 def test_original_repository_covers_every_parameter_exactly_once(our_weights):
     theirs = original_names(our_weights)
     assert not theirs.keys() & our_weights.keys()
-    converted, _ = convert_if_foreign(theirs)
+    converted = convert_if_foreign(theirs).weights
     assert converted.keys() == our_weights.keys()
     assert all(torch.equal(converted[name], our_weights[name]) for name in converted)
 
 
 def test_own_weights_stay_as_they_are(our_weights):
-    converted, names = convert_if_foreign(our_weights)
+    conversion = convert_if_foreign(our_weights)
+    converted = conversion.weights
     assert converted.keys() == our_weights.keys()
     assert all(converted[name] is our_weights[name] for name in converted)
-    assert names is None
+    assert conversion.class_names is None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -120,12 +121,12 @@ def test_published_resnet50_models_fit_ours_completely(variant):
     with torch.device("meta"):
         ours = {name: tensor.shape for name, tensor in build_model(cfg).state_dict().items()}
     published = published_shapes(with_box_refine=variant != "single_stage", two_stage=variant == "two_stage")
-    converted, names = convert_if_foreign(
+    conversion = convert_if_foreign(
         {name: torch.zeros(()).expand(shape) for name, shape in published.items()},
         {"id2label": {str(i): f"name {i}" for i in range(91)}},
     )
-    assert {name: tensor.shape for name, tensor in converted.items()} == ours
-    assert names == [f"name {i}" for i in range(91)]
+    assert {name: tensor.shape for name, tensor in conversion.weights.items()} == ours
+    assert conversion.class_names == [f"name {i}" for i in range(91)]
 
 
 def published_shapes(**options):
@@ -159,7 +160,7 @@ def test_torchvision_resnet_computes_the_same_features():
             module.running_var.uniform_(0.5, 2)
             module.weight.uniform_(0.5, 2)
     ours = build_backbone(config()).eval()
-    weights, _ = convert_if_foreign(theirs.state_dict())
+    weights = convert_if_foreign(theirs.state_dict()).weights
     ours.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in weights.items()}, strict=True)
     image = torch.randn(1, 3, 64, 80)
     x = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image)))))
@@ -207,7 +208,7 @@ def test_query_table_of_another_width_is_refused(refined):
 
 def test_head_that_is_tied_and_saved_once_is_given_to_every_layer(refined):
     tied = {name: tensor for name, tensor in refined.items() if name != "class_embed.1.bias"}
-    converted, _ = convert_if_foreign(tied)
+    converted = convert_if_foreign(tied).weights
     for layer in range(2):
         name = f"routes.main.decoder.class_heads.{layer}.bias"
         assert torch.equal(converted[name], refined["class_embed.0.bias"])
@@ -215,7 +216,7 @@ def test_head_that_is_tied_and_saved_once_is_given_to_every_layer(refined):
 
 def test_separate_heads_are_kept_where_the_decoders_copies_were_not_saved(refined):
     saved = {name: tensor for name, tensor in refined.items() if "decoder.bbox_embed" not in name}
-    converted, _ = convert_if_foreign(saved)
+    converted = convert_if_foreign(saved).weights
     assert "routes.main.decoder.box_heads.1.4.bias" in converted
 
 
