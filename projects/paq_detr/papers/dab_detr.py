@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from ..checks import check_choice, check_range
 from ..errors import UserError
-from ..layers import ACTIVATIONS, MLP, FeedForward, sine_box_code
+from ..layers import ACTIVATIONS, MLP, FeedForward
 from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import measure_grid, position_code
+from ..modeling.positions import sine_yxwh_code
 from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit
 from ..structures import DecoderState, Memory
 
@@ -143,13 +144,11 @@ class AnchorPosition(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B, N, C) position code and (B, N, C) spatial query."""
-        x, y, w, h = state.reference.unbind(-1)
-        code = sine_box_code(torch.stack([y, x, w, h], -1), self.mlp[0].in_features // 4)
+        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4)
         center = code.chunk(2, -1)[0]
         if state.history:
             center = center * self.content_scale(state.content)
-        width, height = self.size_scale(state.content).sigmoid().unbind(-1)
-        size = torch.stack([height / h, width / w], -1)
+        size = (self.size_scale(state.content).sigmoid() / state.reference[..., 2:]).flip(-1)  # (B, N, 2) of y, of x
         return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2)
 
 
