@@ -269,8 +269,8 @@ def test_checkpointing_the_encoder_changes_nothing():
     ("name", "size"),
     [
         ("dab_detr_r50_50ep", 43_671_517),
-        # The last of the 92 rows of 255 in the official label table is what all matching queries share: here a vector of
-        # its own, 256 wide, whose last channel the indicator takes.
+        # The last of the 92 rows of 255 in the official label table is what all matching queries share: here a vector
+        # of its own, 256 wide, whose last channel the indicator takes.
         ("dn_detr_r50_50ep", 43_694_977 + 1),
     ],
 )
