@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, deformable
+from . import backbones, deformable, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
 from .layout import DECODER, Conversion, Layout, convert
 
@@ -22,7 +22,13 @@ __all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_fore
 
 logger = logging.getLogger(__name__)
 
-LAYOUTS: tuple[Layout, ...] = (*deformable.LAYOUTS, *backbones.LAYOUTS)
+LAYOUTS: tuple[Layout, ...] = (
+    *mr_detr.LAYOUTS,
+    *detrex.LAYOUTS,
+    *dino.LAYOUTS,
+    *deformable.LAYOUTS,
+    *backbones.LAYOUTS,
+)
 
 
 def convert_if_foreign(state_dict: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Conversion:

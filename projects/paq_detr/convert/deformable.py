@@ -20,37 +20,37 @@ from ..errors import UserError
 from .backbones import TORCHVISION_RESNET, TRANSFORMERS_RESNET
 from .layout import DECODER, NECK, SOURCE, Layout, Rules, Weights, needed, place_heads, prefixed
 
-# What both detectors call the same, apart from a prefix.
-_COMMON: Rules = (
-    (r"level_embed", rf"{NECK}.level_code"),
+# What the whole family calls the same, apart from a prefix.
+COMMON: Rules = (
+    (r"level_embeds?", rf"{NECK}.level_code"),
     (r"reference_points", rf"{SOURCE}.reference_points"),
     (r"enc_output", rf"{SOURCE}.project"),
     (r"enc_output_norm", rf"{SOURCE}.project_norm"),
     (r"pos_trans", rf"{SOURCE}.position"),
     (r"pos_trans_norm", rf"{SOURCE}.position_norm"),
 )
-_INPUT: Rules = (
+INPUT_PROJECTIONS: Rules = (
     (r"input_proj\.(\d+)\.0", rf"{NECK}.convs.\1"),
     (r"input_proj\.(\d+)\.1", rf"{NECK}.norms.\1"),
 )
 # The decoder's copies, there where boxes are refined, are the same heads. Layer i of an MLP stands at 2 i of ours.
-_HEADS: Rules = (
+HEADS: Rules = (
     (r"class_embed\.(\d+)", rf"{DECODER}.class_heads.\1"),
     (r"bbox_embed\.(\d+)\.layers\.(\d)", lambda m: f"{DECODER}.box_heads.{m[1]}.{2 * int(m[2])}"),
 )
-_SAMPLING = r"(sampling_offsets|attention_weights|value_proj|output_proj)"
+SAMPLING = r"(sampling_offsets|attention_weights|value_proj|output_proj)"
 
 # The names that do not exist in our model (queries, q_proj, k_proj, v_proj, and the heads' numbers) are dissolved after
 # the renaming.
 TRANSFORMERS: Rules = (
     *prefixed(r"model\.backbone\.(?:conv_encoder\.)?model\.", TORCHVISION_RESNET + TRANSFORMERS_RESNET),
-    *prefixed(r"model\.", _COMMON + _INPUT),
-    *prefixed(r"(?:model\.decoder\.)?", _HEADS),
+    *prefixed(r"model\.", COMMON + INPUT_PROJECTIONS),
+    *prefixed(r"(?:model\.decoder\.)?", HEADS),
     (r"model\.query_position_embeddings", rf"{SOURCE}.queries"),
     *prefixed(
         r"model\.encoder\.layers\.(\d+)\.",
         (
-            (r"self_attn\." + _SAMPLING, r"encoder.layers.\1.attention.\2"),
+            (r"self_attn\." + SAMPLING, r"encoder.layers.\1.attention.\2"),
             (r"self_attn_layer_norm", r"encoder.layers.\1.norm"),
             (r"(?:mlp\.)?fc([12])", r"encoder.layers.\1.ffn.linear\2"),
             (r"final_layer_norm", r"encoder.layers.\1.ffn.norm"),
@@ -62,7 +62,7 @@ TRANSFORMERS: Rules = (
             (r"self_attn\.([qkv])_proj", rf"{DECODER}.layers.\1.interactions.0.attention.\2_proj"),
             (r"self_attn\.(?:o|out)_proj", rf"{DECODER}.layers.\1.interactions.0.attention.out_proj"),
             (r"self_attn_layer_norm", rf"{DECODER}.layers.\1.interactions.0.norm"),
-            (r"encoder_attn\." + _SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
+            (r"encoder_attn\." + SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
             (r"encoder_attn_layer_norm", rf"{DECODER}.layers.\1.cross_attention.norm"),
             (r"(?:mlp\.)?fc([12])", rf"{DECODER}.layers.\1.ffn.linear\2"),
             (r"final_layer_norm", rf"{DECODER}.layers.\1.ffn.norm"),
@@ -75,7 +75,7 @@ OFFICIAL_LAYERS: Rules = (
     *prefixed(
         r"transformer\.encoder\.layers\.(\d+)\.",
         (
-            (r"self_attn\." + _SAMPLING, r"encoder.layers.\1.attention.\2"),
+            (r"self_attn\." + SAMPLING, r"encoder.layers.\1.attention.\2"),
             (r"norm1", r"encoder.layers.\1.norm"),
             (r"linear([12])", r"encoder.layers.\1.ffn.linear\2"),
             (r"norm2", r"encoder.layers.\1.ffn.norm"),
@@ -86,7 +86,7 @@ OFFICIAL_LAYERS: Rules = (
         (
             (r"self_attn\.(in_proj_weight|in_proj_bias|out_proj)", rf"{DECODER}.layers.\1.interactions.0.attention.\2"),
             (r"norm2", rf"{DECODER}.layers.\1.interactions.0.norm"),  # the self-attention's, though it comes first
-            (r"cross_attn\." + _SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
+            (r"cross_attn\." + SAMPLING, rf"{DECODER}.layers.\1.cross_attention.attention.\2"),
             (r"norm1", rf"{DECODER}.layers.\1.cross_attention.norm"),
             (r"linear([12])", rf"{DECODER}.layers.\1.ffn.linear\2"),
             (r"norm3", rf"{DECODER}.layers.\1.ffn.norm"),
@@ -96,9 +96,9 @@ OFFICIAL_LAYERS: Rules = (
 
 ORIGINAL: Rules = (
     *prefixed(r"backbone\.0\.body\.", TORCHVISION_RESNET),
-    *prefixed(r"transformer\.", _COMMON),
-    *_INPUT,
-    *prefixed(r"(?:transformer\.decoder\.)?", _HEADS),
+    *prefixed(r"transformer\.", COMMON),
+    *INPUT_PROJECTIONS,
+    *prefixed(r"(?:transformer\.decoder\.)?", HEADS),
     (r"query_embed", rf"{SOURCE}.queries"),
     *OFFICIAL_LAYERS,
 )

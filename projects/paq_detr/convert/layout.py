@@ -38,7 +38,7 @@ class Layout:
         finish: does in place what rules cannot, with the renamed weights and the file's own names, and returns the
             variant in words ("" where there is only one).
         ignored: pattern of names that are known and that our model does not need; the default matches nothing.
-        refusal: why such a file cannot be loaded, as a sentence; "" where it can.
+        refusal: why such a file cannot be loaded; "" where it can.
     """
 
     title: str
@@ -79,7 +79,7 @@ def convert(state_dict: Mapping[str, Tensor], layout: Layout) -> Conversion:
             contradict themselves.
     """
     if layout.refusal:
-        raise UserError(f"The weights are in the layout of {layout.title}. {layout.refusal}")
+        raise UserError(f"Weights of {layout.title} cannot be loaded: {layout.refusal}.")
     conversion = rename(state_dict, layout)
     variant = layout.finish(conversion.weights, state_dict.keys())
     conversion.layout = layout.title + (f", {variant}" if variant else "")

@@ -42,17 +42,46 @@ class LoadReport:
     reshaped: list[str] = field(default_factory=list)  # another shape: freshly initialised
     missing: list[str] = field(default_factory=list)  # not in the file: freshly initialised
     unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
+    dropped: list[str] = field(default_factory=list)  # of a known layout, under its names: not needed here
     shared_classes: list[str] = field(default_factory=list)
+    layout: str = ""  # of a file from elsewhere
+    sizes: dict[str, int] = field(default_factory=dict)  # of the model's parameters
+
+    def __str__(self) -> str:
+        title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
+        return "\n".join((title, self.parts(), "", self.table()))
+
+    def parts(self) -> str:
+        """How much of each part of the model is loaded."""
+        kinds = (self.loaded, self.by_class, [*self.reshaped, *self.missing])
+        counts = [Counter(map(part_of, names)) for names in kinds]
+        parameters: Counter[str] = Counter()
+        for name, size in self.sizes.items():
+            parameters[part_of(name)] += size
+        rows = [
+            (part, f"{parameters[part]:,}", *(count[part] or "" for count in counts))
+            for part in dict.fromkeys(map(part_of, [*self.sizes, *(name for names in kinds for name in names)]))
+        ]
+        headers = ["part", "parameters", "tensors loaded", "by class name", "initialised"]
+        return tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", *["right"] * 4))
 
     def table(self, longest: int = 8) -> str:
+        """What was loaded, and by name what was not."""
         rows = [
             ("loaded", len(self.loaded), ""),
             (f"loaded for {len(self.shared_classes)} shared classes", len(self.by_class), cut(self.by_class, longest)),
             ("initialised: other shape", len(self.reshaped), cut(self.reshaped, longest)),
             ("initialised: not in the file", len(self.missing), cut(self.missing, longest)),
             ("ignored: not in the model", len(self.unexpected), cut(self.unexpected, longest)),
+            ("left out: not needed here", len(self.dropped), cut(self.dropped, longest)),
         ]
         return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
+
+
+def part_of(name: str) -> str:
+    """The part of a model that a tensor belongs to: "backbone", "neck", "sources.main", ..."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in ("sources", "augmenters", "routes") else 1])
 
 
 def cut(names: Sequence[str], longest: int) -> str:
@@ -166,6 +195,7 @@ class DetrCheckpointer(DetectionCheckpointer):
             self._convert_ndarray_to_tensor(content["model"])
             conversion = convert_if_foreign(content["model"], content.get("config"))
             content["model"] = conversion.weights
+            content["layout"], content["dropped"] = conversion.layout, conversion.dropped
             content.setdefault("class_names", conversion.class_names)
         content["file"] = filename
         if self._check is not None:
@@ -174,7 +204,7 @@ class DetrCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
-        self.report = LoadReport()
+        self.report = LoadReport(layout=checkpoint.pop("layout", ""), dropped=checkpoint.pop("dropped", []))
         if class_names and self.class_names and list(class_names) != self.class_names:
             self._match_classes(checkpoint["model"], class_names)
         if not checkpoint.get("matching_heuristics", False):
@@ -222,10 +252,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         # torch does not call a batch norm's counter missing, so what is loaded must also stand in the file.
         untouched = {*report.reshaped, *report.missing, *report.by_class}
         report.loaded = [key for key in self.model.state_dict() if key in stored and key not in untouched]
+        report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
-        logger.log(level, "Weights:\n%s", self.report.table())
+        logger.log(level, "%s", self.report)
 
 
 def _is_numeric(value: Any) -> bool:
