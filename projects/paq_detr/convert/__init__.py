@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, deformable, detrex, dino, mr_detr
+from . import backbones, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
 from .layout import DECODER, Conversion, Layout, convert
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LAYOUTS: tuple[Layout, ...] = (
     *mr_detr.LAYOUTS,
+    *dense.LAYOUTS,
     *detrex.LAYOUTS,
     *dino.LAYOUTS,
     *deformable.LAYOUTS,
