@@ -11,7 +11,8 @@ from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
 from paq_detr import add_paq_detr_config
-from paq_detr.convert import convert_if_foreign
+from paq_detr.convert import convert_if_foreign, dense
+from paq_detr.convert.layout import apply_rules
 from paq_detr.errors import UserError
 
 from .published import LAYERS, WIDTH, detectron2_r50, linear, merged, mlp, norm, self_attention, torchvision_r50
@@ -219,6 +220,30 @@ def test_names_mean_what_they_mean_there(file):
     converted = convert_if_foreign(weights).weights
     for theirs, ours in OUR_NAMES[file].items():
         assert torch.equal(converted[ours], weights[theirs]), (theirs, ours)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_the_three_spellings_of_an_attention_become_the_same_names(layer):
+    """``attentions`` writes them in the same order."""
+    at, numbered = f"transformer.decoder.layers.{layer}", [stem.replace("{}_", "{}.") for stem in STEMS["long"]]
+    hidden = f"model.decoder.layers.{layer}"
+    spellings = (
+        (dense.OFFICIAL, STEMS["official"], f"{at}.sa", f"{at}.ca", "{}_qpos_sine_proj"),
+        (dense.DETREX, numbered, f"{at}.attentions.0", f"{at}.attentions.1", "{}.query_pos_sine_proj"),
+        (
+            dense.TRANSFORMERS,
+            STEMS["long"],
+            f"{hidden}.self_attn.self_attn",
+            f"{hidden}.cross_attn.cross_attn",
+            "{}_query_pos_sine_proj",
+        ),
+    )
+    names = [
+        [apply_rules(name, rules) for part in attentions(*spelling, layer) for name in part]
+        for rules, *spelling in spellings
+    ]
+    assert names[0] == names[1] == names[2]
+    assert len(set(names[0])) == len(names[0]) and None not in names[0]
 
 
 def test_separate_projections_are_stacked_as_query_key_value():
