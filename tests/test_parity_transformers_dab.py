@@ -70,7 +70,7 @@ def randomise(model):
         elif "query_refpoint" in name or "patterns" in name:  # far apart
             tensor.add_(noise)
         elif "backbone" not in name:
-            tensor.add_(0.1 * noise)
+            tensor.add_(0.2 * noise)
 
 
 def our_model(patterns):
