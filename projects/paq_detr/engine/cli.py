@@ -27,6 +27,7 @@ from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
 from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
+from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
 
@@ -202,5 +203,7 @@ def _check_device(cfg: CfgNode, num_gpus: int) -> None:
 def _check_weights(cfg: CfgNode) -> None:
     """A local weight file that is missing is said now, not after the model was built."""
     path = cfg.MODEL.WEIGHTS
+    if path in BUNDLED:
+        path = bundled_file(path)
     if path and "://" not in path and not os.path.isfile(path):
         raise missing_file(path)

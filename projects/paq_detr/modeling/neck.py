@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -130,11 +131,11 @@ def position_code(grid: Grid, dim: int, temperature: float, offset: float, level
 @NECKS.register("channel_mapper")
 def build_channel_mapper(cfg, kit) -> ChannelMapper:
     D = cfg.MODEL.DETR
-    features = cfg.MODEL.RESNETS.OUT_FEATURES
+    features = in_features(D.NECK.IN_FEATURES, kit.feature_shapes)
     if D.NECK.NUM_LEVELS < len(features):
         raise UserError(
-            f"MODEL.DETR.NECK.NUM_LEVELS is {D.NECK.NUM_LEVELS}, fewer than the backbone's maps {list(features)} "
-            "(MODEL.RESNETS.OUT_FEATURES)"
+            f"MODEL.DETR.NECK.NUM_LEVELS is {D.NECK.NUM_LEVELS}, fewer than the backbone's maps {features}; "
+            "MODEL.DETR.NECK.IN_FEATURES chooses some of them"
         )
     return ChannelMapper(
         in_features=features,
@@ -146,3 +147,17 @@ def build_channel_mapper(cfg, kit) -> ChannelMapper:
         offset=D.POSITION.OFFSET,
         mask_padding=D.NECK.MASK_PADDING,
     )
+
+
+def in_features(names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> list[str]:
+    """The named maps of the backbone (all, where none is named), finest first.
+
+    Raises:
+        UserError: the backbone has no such map.
+    """
+    unknown = [name for name in names if name not in shapes]
+    if unknown:
+        raise UserError(
+            f"MODEL.DETR.NECK.IN_FEATURES names {unknown[0]}, but the backbone's maps are {', '.join(shapes)}"
+        )
+    return sorted(names or shapes, key=lambda name: shapes[name].stride)
