@@ -31,7 +31,7 @@ from ..errors import UserError
 from ..layers import ACTIVATIONS, MLP, FeedForward
 from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
-from ..modeling.neck import measure_grid, position_code
+from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
 from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit
 from ..structures import DecoderState, Memory
@@ -249,11 +249,15 @@ def build_single_level(cfg, kit: Kit) -> SingleLevel:
     D = cfg.MODEL.DETR
     if D.NECK.NUM_LEVELS != 1:
         raise UserError(f"MODEL.DETR.NECK.NUM_LEVELS is {D.NECK.NUM_LEVELS}, but {NECKS.key} single_level makes 1")
-    name, shape = list(kit.feature_shapes.items())[-1]
+    if len(D.NECK.IN_FEATURES) > 1:
+        raise UserError(
+            f"MODEL.DETR.NECK.IN_FEATURES is {list(D.NECK.IN_FEATURES)}, but {NECKS.key} single_level reads one map"
+        )
+    name = in_features(D.NECK.IN_FEATURES, kit.feature_shapes)[-1]
     return SingleLevel(
         in_feature=name,
-        in_channels=shape.channels,
-        stride=shape.stride,
+        in_channels=kit.feature_shapes[name].channels,
+        stride=kit.feature_shapes[name].stride,
         embed_dim=D.HIDDEN_DIM,
         temperature=D.POSITION.TEMPERATURE,
         offset=D.POSITION.OFFSET,
