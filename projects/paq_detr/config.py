@@ -233,6 +233,9 @@ def _add_training_keys(cfg: CN) -> None:
     S.WEIGHT_DECAY = 1e-4
     S.WEIGHT_DECAY_NORM = 1e-4
     S.BACKBONE_MULTIPLIER = 0.1
+    # A layer of the backbone learns at this factor of the next one's rate (ViTDet: 0.7 for ViT-B, 0.8 for ViT-L), the
+    # first one, patch embedding, slowest; 1: off. For backbones of timm.
+    S.LAYER_DECAY = 1.0
     # For parameters named sampling_offsets or reference_points.
     S.OFFSET_MULTIPLIER = 0.1
     S.WARMUP_ITERS = 0

@@ -47,10 +47,8 @@ def convert_file(path: str, class_names: list[str] | None = None) -> Conversion:
     names = class_names or content.get("class_names") or conversion.class_names
     head = conversion.weights.get(f"{DECODER}.class_heads.0.weight")
     if names and (head is None or len(names) != len(head)):
-        raise UserError(
-            f"{len(names)} class names do not fit weight file {path}, which has {'no' if head is None else len(head)} "
-            "classes."
-        )
+        classes = "no classes" if head is None else f"{len(head)} classes"
+        raise UserError(f"There are {len(names)} class names for weight file {path}, which has {classes}.")
     conversion.class_names = names and list(names)
     return conversion
 

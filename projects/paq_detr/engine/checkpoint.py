@@ -24,7 +24,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..convert import LAYOUTS, convert_if_foreign, part_of
+from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
 from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..errors import UserError
 from .output import LAST_CHECKPOINT, PART
@@ -184,7 +184,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
-            conversion = convert_if_foreign(content["model"], content["config"])
+            conversion = self._convert(content["model"], content["config"])
             content["model"] = conversion.weights
             content["layout"], content["dropped"] = conversion.layout, conversion.dropped
             content.setdefault("class_names", conversion.class_names)
@@ -192,6 +192,16 @@ class DetrCheckpointer(DetectionCheckpointer):
         if self._check is not None:
             self._check(content)
         return content
+
+    def _convert(self, weights: dict[str, Tensor], config: Any) -> Conversion:
+        """The weights under this model's names. The backbone knows its classification files, convert/ all others."""
+        read = getattr(getattr(self.model, "backbone", None), "from_classifier", None)
+        found = read(weights) if read is not None else None
+        if found is None:
+            return convert_if_foreign(weights, config)
+        known, dropped = found
+        known = {f"backbone.{name}": tensor for name, tensor in known.items()}
+        return Conversion(known, layout="a classification file of the backbone", dropped=dropped)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
