@@ -239,7 +239,12 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
     ("options", "message"),
     [
         ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "QUERIES.CONTENT proposal needs queries from the encoder"),
-        ({"MODEL.DETR.ROUTES": ["hybrid"]}, "ROUTES hybrid needs queries from the encoder"),
+        (
+            {"MODEL.DETR.QUERIES.AUGMENT": "cdn"},
+            "AUGMENT cdn needs queries with boxes, .* LearnedQueries does not",
+        ),
+        ({**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "box_dn"}, "box_dn takes .*, which needs .*CONTENT proposal"),
+        ({"MODEL.DETR.QUERIES.CONTENT": "token"}, "QUERIES.CONTENT token needs queries from the encoder"),
         ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["hybrid", "hybrid"]}, "each route can be there once"),
         ({"MODEL.DETR.QUERIES.NAME": "LearnedAnchors"}, "QUERY_POSITION fixed needs queries with position"),
         ({"MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp"}, "QUERY_POSITION sine_mlp needs queries with boxes"),

@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.assignment import FORBIDDEN, HungarianAssigner, MatchCost, Pairs, solve_images
-from ..modeling.contents import LearnedContent
+from ..modeling.contents import ContentSource, LearnedContent, Unmarked
 from ..modeling.diagnostics import log_scalars
 from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries
 from ..modeling.route import Borrowed, Route
@@ -394,7 +394,7 @@ class HybridQueries(nn.Module):
 
     provides = frozenset({"boxes", "position"})
 
-    def __init__(self, main: EncoderTopN, content: LearnedContent, num_queries: int):
+    def __init__(self, main: EncoderTopN, content: ContentSource, num_queries: int):
         super().__init__()
         self.main, self.content, self.num_queries = Borrowed(main), content, num_queries
 
@@ -410,6 +410,7 @@ def build_hybrid_queries(cfg: CN, kit: Kit) -> nn.Module:
     """The next best proposals of a two-stage model; more learned anchors, or positions, beside those of others."""
     D, main, number = cfg.MODEL.DETR, kit.sources["main"], cfg.MODEL.DETR.HYBRID.NUM_QUERIES
     content = LearnedContent(number, D.HIDDEN_DIM, D.QUERIES.CONTENT_INIT)
+    content = Unmarked(content) if D.QUERIES.INDICATOR else content
     if isinstance(main, EncoderTopN):
         return HybridQueries(main, content, number)
     if isinstance(main, LearnedAnchors):
