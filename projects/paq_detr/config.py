@@ -77,7 +77,8 @@ def _add_model_keys(cfg: CN) -> None:
     # What batch norms become: "" leaves them; "FrozenBN", "FrozenStatsBN" as in RESNETS.NORM; "GN".
     cfg.MODEL.TIMM.NORM = ""
     cfg.MODEL.TIMM.DROP_PATH = 0.0  # stochastic depth of the last block, rising from 0 (Swin-L: 0.2)
-    cfg.MODEL.TIMM.PRETRAINED = False  # timm's own weights, from its hub over the network
+    # timm's own weights, from its hub over the network, where MODEL.WEIGHTS is empty.
+    cfg.MODEL.TIMM.PRETRAINED = False
     # Recompute activations in the backward pass.
     cfg.MODEL.TIMM.CHECKPOINT = False
     # Plain ViTs: maps made from the last one, by their size relative to it (patch size 16: strides 8, 16, 32).
