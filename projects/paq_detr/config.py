@@ -100,7 +100,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.PLUGINS = []
 
     D.NECK = CN()
-    D.NECK.NAME = "channel_mapper"
+    D.NECK.NAME = "channel_mapper"  # or "single_level", the last map alone (DAB-DETR)
     # The backbone's maps to read, by name; empty: all, finest first.
     D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
@@ -115,7 +115,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
-    D.ENCODER.NAME = "deformable"
+    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR)
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -164,10 +164,11 @@ def _add_model_keys(cfg: CN) -> None:
     # One pair of heads for all layers also where they refine (DAB-DETR, DN-DETR, the official DINO).
     D.DECODER.SHARED_HEADS = False
     D.DECODER.LOOK_FORWARD_TWICE = False
-    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention"; "none",
-    # as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator); several in order as "dehomo + self_attention".
+    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention";
+    # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);
+    # several in order as "dehomo + self_attention".
     D.DECODER.INTERACTION = ["self_attention"]
-    D.DECODER.CROSS_ATTENTION = "deformable"
+    D.DECODER.CROSS_ATTENTION = "deformable"  # or "conditional" (DAB-DETR), which needs QUERY_POSITION dab
     # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
     D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
@@ -176,7 +177,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
     # current boxes, per layer (DINO); "scaled_sine_mlp": that times an MLP of the content (DAB- and
-    # DN-Deformable-DETR); "none" (Sparse R-CNN).
+    # DN-Deformable-DETR); "dab" (DAB-DETR, whose cross-attention also reads the centre's code); "none" (Sparse R-CNN).
     D.DECODER.QUERY_POSITION = "fixed"
     # Sine codes of boxes as shares of the padded batch, as published. False: of the image, so that a query does not
     # depend on its batch; the same wherever a batch has one image.

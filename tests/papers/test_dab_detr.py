@@ -23,32 +23,9 @@ from paq_detr.papers.dab_detr import (
 )
 from paq_detr.structures import DecoderState, Grid, LayerOutput, Memory, stack_instances
 
-from ..modeling.assemblies import make_image, make_model, memory_of, wake_up
+from ..modeling.assemblies import DAB, DN, make_image, make_model, memory_of, wake_up
 
 WIDTH, HEADS, QUERIES = 16, 4, 5
-DAB = {
-    "MODEL.RESNETS.OUT_FEATURES": ["res5"],
-    "MODEL.DETR.ACTIVATION": "prelu",
-    "MODEL.DETR.NECK.NAME": "single_level",
-    "MODEL.DETR.NECK.NUM_LEVELS": 1,
-    "MODEL.DETR.ENCODER.NAME": "dense",
-    "MODEL.DETR.ENCODER.NUM_LAYERS": 2,
-    "MODEL.DETR.QUERIES.NAME": "LearnedAnchors",
-    "MODEL.DETR.DECODER.QUERY_POSITION": "dab",
-    "MODEL.DETR.DECODER.INTERACTION": ["conditional_self_attention"],
-    "MODEL.DETR.DECODER.CROSS_ATTENTION": "conditional",
-    "MODEL.DETR.QUERIES.CONTENT": "zeros",
-    "MODEL.DETR.DECODER.OUTPUT_NORM": True,
-    "MODEL.DETR.DECODER.SHARED_HEADS": True,
-    "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": True,
-}
-DN = {
-    **DAB,
-    "MODEL.DETR.QUERIES.CONTENT": "shared",
-    "MODEL.DETR.QUERIES.INDICATOR": True,
-    "MODEL.DETR.QUERIES.AUGMENT": "dn",
-    "MODEL.DETR.DENOISING.DN.GROUPS": 3,
-}
 
 
 def make_memory(generator):
