@@ -292,6 +292,12 @@ def test_five_hundred_objects_in_one_image_train():
     assert all(value.isfinite() for value in losses.values())
 
 
+def test_a_class_list_of_one_trains():
+    model = make_model({**DINO, "MODEL.DETR.CLASS_NAMES": ["cell"]})
+    losses = model([make_image(64, 64, [[4, 4, 30, 40]], [0])])
+    assert len(model.augmenters["main"].labels.weight) == 1 and all(value.isfinite() for value in losses.values())
+
+
 def test_queries_with_fixed_positions_get_theirs_from_the_source():
     model = wake_up(make_model({**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"}))
     memory, source = memory_of(model, IMAGES), model.sources["main"]
