@@ -12,7 +12,9 @@ from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
 from paq_detr.modeling.neck import in_features
 
-pytest.importorskip("timm")
+from .assemblies import make_image, make_model
+
+timm = pytest.importorskip("timm")
 
 
 def timm_cfg(name, *options):
@@ -28,7 +30,7 @@ def make(name, *options):
 
 
 def make_meta(name, *options):
-    """Shapes without numbers: networks of any size in no memory."""
+    """Shapes without numbers, so that networks of any size cost no memory."""
     with torch.device("meta"):
         return build_backbone(timm_cfg(name, *options))
 
@@ -53,14 +55,6 @@ def test_maps_have_the_told_width_and_cover_an_image_of_any_size(name):
     maps = backbone(torch.zeros(2, 3, 97, 130, device="meta"))
     for key, (channels, stride) in MAPS[name].items():
         assert maps[key].shape == (2, channels, -(-97 // stride), -(-130 // stride))
-
-
-@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
-def test_every_trainable_parameter_has_a_gradient(name):
-    """What is not used would stop a training on several GPUs."""
-    backbone = make(name)
-    sum(x.square().mean() for x in backbone(torch.randn(2, 3, 64, 64)).values()).backward()
-    assert [key for key, p in backbone.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_same_padding_does_not_depend_on_the_images_size():
@@ -200,6 +194,52 @@ def test_checkpointing_runs_the_blocks_again_in_the_backward_pass(name, block):
 def test_what_does_not_fit_is_said_with_its_key(name, options, message):
     with pytest.raises(UserError, match=message):
         make_meta(name, *options)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The names that timm's hub was asked for; it has all but resnet34."""
+    asked, create = [], timm.create_model
+
+    def create_model(name, pretrained, **options):
+        if pretrained:
+            asked.append(name)
+            if name == "resnet34":
+                raise ConnectionError("no route to the hub")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    return asked
+
+
+def test_the_hub_is_asked_only_where_no_weights_are_named(hub):
+    make_meta("resnet18", "MODEL.TIMM.PRETRAINED", True, "MODEL.WEIGHTS", "model_final.pth")
+    assert not hub
+    make_meta("resnet18", "MODEL.TIMM.PRETRAINED", True)
+    assert set(hub) == {"resnet18"}
+
+
+def test_a_hub_out_of_reach_is_one_sentence(hub):
+    with pytest.raises(UserError, match=r"weights of resnet34 could not be fetched \(ConnectionError: no route"):
+        make_meta("resnet34", "MODEL.TIMM.PRETRAINED", True)
+
+
+def test_other_pixel_statistics_than_the_hubs_are_said(hub, caplog):
+    make_meta("resnet18", "MODEL.TIMM.PRETRAINED", True)
+    assert "MODEL.PIXEL" not in caplog.text
+    make_meta("tf_efficientnet_lite0", "MODEL.TIMM.PRETRAINED", True)
+    assert "MODEL.PIXEL_MEAN is [123.675, 116.28, 103.53], but timm trained tf_efficientnet_lite0 with" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+def test_a_detector_trains_on_it_with_images_of_two_odd_sizes(name):
+    model = make_model({"MODEL.BACKBONE.NAME": "timm", "MODEL.TIMM.NAME": name})
+    images = [make_image(61, 93, [[5, 5, 40, 40]], [1]), make_image(50, 101, [[9, 9, 30, 45]], [2])]
+    losses = model(images)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
+    assert model.neck.strides == [8, 16, 32, 64]
 
 
 def test_without_timm_the_message_says_how_to_install_it(monkeypatch):

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, deformable, detrex, dino, mr_detr
+from . import backbones, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
 from .layout import DECODER, Conversion, Layout, convert, part_of
 
@@ -24,6 +24,7 @@ __all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_fore
 
 LAYOUTS: tuple[Layout, ...] = (
     *mr_detr.LAYOUTS,
+    *dense.LAYOUTS,
     *detrex.LAYOUTS,
     *dino.LAYOUTS,
     *deformable.LAYOUTS,

@@ -167,10 +167,10 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     T = cfg.MODEL.TIMM
     check_choice("MODEL.TIMM.NORM", T.NORM, NORMS)
-    body = _create(
-        T.NAME, T.PRETRAINED, check_range("MODEL.TIMM.DROP_PATH", T.DROP_PATH, "[0, 1)"), input_shape.channels
-    )
-    if T.PRETRAINED:
+    pretrained = T.PRETRAINED and not cfg.MODEL.WEIGHTS  # a trained model needs no network
+    check_range("MODEL.TIMM.DROP_PATH", T.DROP_PATH, "[0, 1)")
+    body = _create(T.NAME, pretrained, T.DROP_PATH, input_shape.channels)
+    if pretrained:
         _check_statistics(cfg, body)
     backbone = TimmBackbone(
         body,
