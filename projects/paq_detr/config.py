@@ -91,6 +91,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
+    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR).
+    D.ACTIVATION = "relu"
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
     # Modules to import, whose parts and keys can then be used (see registry.py). From Python, import them before the

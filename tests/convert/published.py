@@ -88,8 +88,39 @@ def detectron2_r50(prefix):
     return {prefix + name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
+def swin_l(prefix, outputs):
+    """Swin-L of window 12, as DINO, Detectron2 and detrex name it: a norm per map that is read, no head."""
+    parts = [{f"{prefix}patch_embed.proj.weight": (192, 3, 4, 4), f"{prefix}patch_embed.proj.bias": (192,)}]
+    parts += [norm(f"{prefix}patch_embed.norm", 192)]
+    for stage, (depth, heads) in enumerate(((2, 6), (2, 12), (18, 24), (2, 48))):
+        width = 192 * 2**stage
+        parts += [swin_block(f"{prefix}layers.{stage}.blocks.{i}", width, heads) for i in range(depth)]
+        if stage < 3:
+            at = f"{prefix}layers.{stage}.downsample"
+            parts += [norm(f"{at}.norm", 4 * width), {f"{at}.reduction.weight": (2 * width, 4 * width)}]
+        if stage in outputs:
+            parts += [norm(f"{prefix}norm{stage}", width)]
+    return merged(parts)
+
+
+def swin_block(at, width, heads, window=12):
+    return {
+        **norm(f"{at}.norm1", width),
+        f"{at}.attn.relative_position_bias_table": ((2 * window - 1) ** 2, heads),
+        f"{at}.attn.relative_position_index": (window**2, window**2),
+        **linear(f"{at}.attn.qkv", 3 * width, width),
+        **linear(f"{at}.attn.proj", width, width),
+        **norm(f"{at}.norm2", width),
+        **linear(f"{at}.mlp.fc1", 4 * width, width),
+        **linear(f"{at}.mlp.fc2", width, 4 * width),
+    }
+
+
+R50, SWIN_L = "R50", "Swin-L"
+
+
 def maps(levels, last):
-    """(input channels, kernel side) of the neck's convolutions: all maps of the backbone, and one further level."""
+    """(input channels, kernel side) of the neck's convolutions: the backbone's last maps, and one further level."""
     return [(last // 2**i, 1) for i in reversed(range(levels - 1))] + [(last, 3)]
 
 
@@ -97,9 +128,13 @@ def maps(levels, last):
 # The repositories of the authors
 
 
-def official(levels, ffn=2048, backbone=None):
-    parts = [backbone or torchvision_r50("backbone.0.body."), {"transformer.level_embed": (levels, WIDTH)}]
-    for i, (channels, side) in enumerate(maps(levels, 2048)):
+def official(levels, ffn=2048, backbone=R50):
+    last, weights = {
+        R50: (2048, lambda: torchvision_r50("backbone.0.body.")),
+        SWIN_L: (1536, lambda: swin_l("backbone.0.", range(5 - levels, 4))),
+    }[backbone]
+    parts = [weights(), {"transformer.level_embed": (levels, WIDTH)}]
+    for i, (channels, side) in enumerate(maps(levels, last)):
         parts += [{f"input_proj.{i}.0.weight": (WIDTH, channels, side, side), f"input_proj.{i}.0.bias": (WIDTH,)}]
         parts += [norm(f"input_proj.{i}.1")]
     for i in range(LAYERS):
@@ -125,9 +160,9 @@ def positions_of_boxes(scaled):
     }
 
 
-def official_dino(levels=4):
+def official_dino(levels=4, backbone=R50):
     return {
-        **official(levels),
+        **official(levels, backbone=backbone),
         **proposals(),
         **positions_of_boxes(scaled=False),
         "transformer.tgt_embed.weight": (900, WIDTH),
@@ -262,10 +297,11 @@ def stored(shapes, shared=False):
 
 
 def num_parameters(shapes, shared=False):
-    """Without copies, and without the frozen batch norms, which are buffers."""
-    unique = {owner(name, shared): shape for name, shape in shapes.items() if not is_frozen_norm(name)}
+    """Without copies, and without buffers: frozen batch norms, Swin's index of relative positions."""
+    unique = {owner(name, shared): shape for name, shape in shapes.items() if not is_buffer(name)}
     return sum(torch.Size(shape).numel() for shape in unique.values())
 
 
-def is_frozen_norm(name):
-    return name.startswith("backbone.") and bool(re.search(r"\.bn\d\.|downsample\.1\.|(conv\d|shortcut)\.norm\.", name))
+def is_buffer(name):
+    buffers = r"backbone\..*(\.bn\d\.|layer\d.*\.downsample\.1\.|(conv\d|shortcut)\.norm\.|position_index$).*"
+    return re.fullmatch(buffers, name) is not None

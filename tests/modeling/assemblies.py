@@ -94,6 +94,7 @@ ASSEMBLIES = {
         "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "focal_l1_giou", "center_inside"],
     },
     "dehomo_paq": {**DEHOMO, **PATTERNS, **ASSIGNMENT},
+    "dehomo_cdn": {**DEHOMO, "MODEL.DETR.QUERIES.AUGMENT": "cdn", "MODEL.DETR.DENOISING.CDN.PAIRS": 6},
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
     "dab_deformable": DAB_DEFORMABLE,
     "dab_deformable_two_stage": {

@@ -14,16 +14,17 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, deformable, detrex, dino, mr_detr
+from . import backbones, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
-from .layout import DECODER, Conversion, Layout, convert
-
-__all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_foreign"]
+from .layout import DECODER, Conversion, Layout, convert, part_of
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_foreign", "part_of"]
+
 LAYOUTS: tuple[Layout, ...] = (
     *mr_detr.LAYOUTS,
+    *dense.LAYOUTS,
     *detrex.LAYOUTS,
     *dino.LAYOUTS,
     *deformable.LAYOUTS,
@@ -47,5 +48,9 @@ def convert_if_foreign(state_dict: Mapping[str, Tensor], config: Mapping[str, An
         return Conversion(dict(state_dict), names)
     conversion = convert(state_dict, layout)
     head = conversion.weights.get(f"{DECODER}.class_heads.0.weight")
-    conversion.class_names = names or (coco_names(len(head)) if head is not None else None)
+    if names is None and head is not None:
+        names = coco_names(len(head))
+        if names:
+            logger.info("The %d classes of the weights are taken for COCO's, unless the file names others", len(names))
+    conversion.class_names = names
     return conversion

@@ -126,7 +126,7 @@ def split_queries(weights: Weights) -> None:
 
 def stack_projections(weights: Weights) -> None:
     """Separate projections of query, key and value become the one of ``nn.MultiheadAttention``."""
-    for name in [name for name in weights if ".interactions.0.attention.q_proj." in name]:
+    for name in [name for name in weights if ".attention.q_proj." in name]:
         names = [name.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
         weights[name.replace(".q_proj.", ".in_proj_")] = torch.cat([needed(weights, part) for part in names])
         for part in names:

@@ -58,7 +58,7 @@ def finish_dino(weights: Weights, names: Collection[str]) -> str:
 def finish_with_anchors(weights: Weights, names: Collection[str]) -> str:
     place_tables(weights)
     place_heads(weights, shared=False)
-    return ""
+    return "two-stage" if f"{SOURCE}.project.weight" in weights else ""
 
 
 def scales(weights: Weights) -> str:

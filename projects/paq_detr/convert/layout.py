@@ -158,6 +158,12 @@ def same_tensors(*modules: Weights) -> bool:
     )
 
 
+def part_of(name: str) -> str:
+    """The part of our model that a tensor belongs to: "backbone", "neck", "sources.main", ..."""
+    parts = name.split(".")
+    return ".".join(parts[: 2 if parts[0] in ("sources", "augmenters", "routes") else 1])
+
+
 def number_of_layers(weights: Weights) -> int:
     """Decoder layers of renamed weights."""
     return len({name.split(".")[4] for name in weights if name.startswith(f"{DECODER}.layers.")})

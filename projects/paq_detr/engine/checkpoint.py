@@ -19,14 +19,13 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
-from ..convert import LAYOUTS, Conversion, convert_if_foreign
-from ..convert.files import CONTAINERS, missing_file, read_weights, strip_wrappers
+from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
+from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..errors import UserError
 from .output import LAST_CHECKPOINT, PART
 from .pretrained import BUNDLED, bundled_file, check_statistics
@@ -77,12 +76,6 @@ class LoadReport:
             ("left out: not needed here", len(self.dropped), cut(self.dropped, longest)),
         ]
         return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
-
-
-def part_of(name: str) -> str:
-    """The part of a model that a tensor belongs to: "backbone", "neck", "sources.main", ..."""
-    parts = name.split(".")
-    return ".".join(parts[: 2 if parts[0] in ("sources", "augmenters", "routes") else 1])
 
 
 def cut(names: Sequence[str], longest: int) -> str:
@@ -186,19 +179,12 @@ class DetrCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = read_weights(filename)
-        if not isinstance(content.get("model"), dict):
-            weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
-            content = {"model": weights, "matching_heuristics": filename.endswith(".pkl"), "__author__": "Caffe2"}
-        content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
-        odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
-        if odd:
-            raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
+        content = read_checkpoint(filename)
         markers = {layout.markers[0] for layout in LAYOUTS}
         content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
-            conversion = self._convert(content["model"], content.get("config"))
+            conversion = self._convert(content["model"], content["config"])
             content["model"] = conversion.weights
             content["layout"], content["dropped"] = conversion.layout, conversion.dropped
             content.setdefault("class_names", conversion.class_names)
@@ -272,10 +258,6 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
         logger.log(level, "%s", self.report)
-
-
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
 
 
 def match_rows(
