@@ -212,7 +212,8 @@ def main() -> None:
         rows[config.stem] = json.loads(result.stdout.splitlines()[-1])
         print(table({config.stem: rows[config.stem]}).splitlines()[-1], flush=True)
     height, width = args.size
-    about = f"{args.batch} images of {height} x {width}, {args.objects} objects each; {args.clock} time, {machine(args.device)}."
+    images = f"{args.batch} images of {height} x {width}, {args.objects} objects each"
+    about = f"{images}; {args.clock} time, {machine(args.device)}."
     print(f"\n{table(rows)}\n\n{about}")
     if args.json:
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
