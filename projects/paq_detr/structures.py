@@ -155,6 +155,11 @@ class QuerySet:
     # others add; None where boxes give neither.
     codes: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None
 
+    @property
+    def first_matching(self) -> int:
+        """The first slot of the matching queries; what stands before it belongs to groups."""
+        return max((group.stop for group in self.groups), default=0)
+
 
 @dataclass
 class LayerOutput:
@@ -189,6 +194,7 @@ class DecoderState:
     alive: Tensor | None  # (B, N) which queries take part from here on; a later layer may call one back
     attention_mask: Tensor | None = None  # (N, N) as in QuerySet
     history: tuple[LayerOutput, ...] = ()  # what the layers before predicted
+    first_matching: int = 0  # as in QuerySet
 
     @classmethod
     def of(cls, queries: QuerySet) -> DecoderState:
@@ -199,6 +205,7 @@ class DecoderState:
             valid=queries.valid,
             alive=queries.valid,
             attention_mask=queries.attention_mask,
+            first_matching=queries.first_matching,
         )
 
     @property

@@ -78,6 +78,16 @@ def test_a_group_keeps_its_pairs_and_stays_out_of_the_matching():
         torch.testing.assert_close(grouped[name].output.boxes, plain[name].output.boxes)
 
 
+def test_a_layer_is_told_where_the_matching_queries_begin():
+    model = make_model(AUGMENTED)
+    begin = []
+    layer = model.routes["main"].decoder.layers[1]
+    layer.register_forward_pre_hook(lambda _, inputs: begin.append(inputs[0].first_matching))
+    model([IMAGE])
+    model.eval()([IMAGE])
+    assert begin == [3, 0]
+
+
 def test_an_augmenter_trains_and_is_gone_at_inference():
     model = make_model(AUGMENTED)
     sum(model([IMAGE]).values()).backward()
