@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -93,7 +94,7 @@ class Route(nn.Module):
                     Prediction(
                         self.named(f"{group.name}_{layer}"),
                         output.slice(group.start, group.stop),
-                        group.objective or objective,
+                        group.objective or replace(objective, normalizer=None),  # its scale counts its pairs
                         pairs=group.pairs,
                         scale=self.scale * group.scale,
                     )
