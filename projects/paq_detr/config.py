@@ -213,6 +213,9 @@ def _add_model_keys(cfg: CN) -> None:
     # Layers that hand boxes on (DECODER.BOX_LAYERS) repeat the box losses on them under their own matching (DH-DETR's
     # code). False: box losses only in the layers that predict boxes.
     D.LOSS.REPEAT_BOX_LOSSES = True
+    # What losses are divided by, mean over ranks: "objects" (DETR), or matched "pairs" (DDQ-DETR, whose layers may
+    # leave objects without a query). Denoising groups, which have a pair for each object: always objects.
+    D.LOSS.NORMALIZER = "objects"
     # Factor on all losses of the encoder's proposals.
     D.LOSS.ENCODER_SCALE = 1.0
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.

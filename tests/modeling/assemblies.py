@@ -90,6 +90,17 @@ DINO = {
     "MODEL.DETR.DECODER.SHARED_HEADS": True,
     "MODEL.DETR.INVERSE_SIGMOID_EPS": 1e-3,
 }
+DDQ = {
+    **DINO,
+    "MODEL.DETR.QUERIES.NAME": "DistinctTopN",
+    "MODEL.DETR.QUERIES.CONTENT": "mapped_token",
+    "MODEL.DETR.DECODER.NAME": "distinct_cascade",
+    "MODEL.DETR.DECODER.INTERACTION": ["distinct_self_attention"],
+    "MODEL.DETR.DECODER.SHARED_HEADS": False,
+    "MODEL.DETR.LOSS.CLASS_WEIGHT": 1.0,
+    "MODEL.DETR.LOSS.NORMALIZER": "pairs",
+    "MODEL.DETR.ROUTES": ["dense"],
+}
 
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
@@ -143,6 +154,15 @@ ASSEMBLIES = {
     "dino_paq_hybrid": {**DINO, **PATTERNS, **ASSIGNMENT, **HYBRID},
     "plusplus_cdn": {**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"},
     "two_stage_box_dn": {**TWO_STAGE, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
+    "ddq": DDQ,
+    "ddq_released": {
+        **DDQ,
+        "MODEL.DETR.DDQ.CANDIDATES": "released",
+        "MODEL.DETR.DDQ.DENSE_SECOND_SIGMOID": True,
+    },
+    "ddq_without_denoising": {**DDQ, "MODEL.DETR.QUERIES.AUGMENT": "none"},
+    "ddq_paq": {**DDQ, **PATTERNS, **ASSIGNMENT, "MODEL.DETR.ROUTES": []},
+    "distinct_anchors": {**ANCHORS, "MODEL.DETR.DECODER.NAME": "distinct_cascade"},
     "no_positions_rcnn_delta": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",
