@@ -16,7 +16,7 @@ from paq_detr.registry import CONTENTS
 PLUGIN = """
 from detectron2.config import CfgNode as CN
 from torch import nn
-from paq_detr.modeling.queries import LearnedContent
+from paq_detr.modeling.contents import LearnedContent
 from paq_detr.registry import CONTENTS, adds_config
 
 

@@ -12,7 +12,6 @@ from torch import nn
 from . import modeling  # noqa: F401  (its parts register themselves)
 from .errors import UserError
 from .modeling.backbone import build_backbone
-from .modeling.decoder import needs_of
 from .modeling.objective import Objective, build_objective
 from .modeling.route import Route
 from .registry import (
@@ -22,13 +21,13 @@ from .registry import (
     COSTS,
     DECODERS,
     ENCODERS,
-    INTERACTIONS,
     NECKS,
     READ_OUTS,
     ROUTES,
     SOURCES,
     Kit,
     load_plugins,
+    needs_of,
     per_layer,
 )
 
@@ -53,7 +52,7 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
     kit.routes["main"] = build_main_route(cfg, kit)
     augmenter = AUGMENTERS.build(D.QUERIES.AUGMENT, cfg, kit)
     if augmenter is not None:
-        _check_groups(cfg, kit.routes["main"])
+        _check_augmenter(cfg, kit, augmenter)
     for name in D.ROUTES:
         if name in kit.routes:
             raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once, and main always is")
@@ -93,12 +92,10 @@ def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
     return objectives
 
 
-def _check_groups(cfg: CfgNode, route: nn.Module) -> None:
-    """Groups of denoising queries need interactions that keep them apart."""
-    for layer in route.decoder.layers:
-        for interaction in getattr(layer, "interactions", ()):
-            if "ungrouped" in needs_of(interaction):
-                raise UserError(
-                    f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} brings groups of queries, which "
-                    f"{INTERACTIONS.key} {list(cfg.MODEL.DETR.DECODER.INTERACTION)} cannot keep apart"
-                )
+def _check_augmenter(cfg: CfgNode, kit: Kit, augmenter: nn.Module) -> None:
+    missing = needs_of(augmenter) - kit.sources["main"].provides
+    if missing:
+        raise UserError(
+            f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} needs queries with {' and '.join(sorted(missing))}, "
+            f"which {SOURCES.key} {cfg.MODEL.DETR.QUERIES.NAME} does not make"
+        )

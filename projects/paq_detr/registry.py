@@ -34,6 +34,7 @@ class Kit:
     feature_shapes: dict[str, Any] = field(default_factory=dict)  # the backbone's ``output_shape()``
     sources: dict[str, Any] = field(default_factory=dict)  # query sources by name; the main route's is "main"
     routes: dict[str, Any] = field(default_factory=dict)  # routes by name, "main" first
+    layer: int = 0  # the decoder layer, counted from 0, whose parts are being built
 
 
 class Registry:
@@ -123,6 +124,11 @@ def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
             ) from error
         if cfg is not None:
             add_plugin_keys(cfg, since=known)
+
+
+def needs_of(part: object) -> frozenset[str]:
+    """What a part asks of the queries or of its place; nothing, if it does not say."""
+    return getattr(part, "needs", frozenset())
 
 
 def per_layer(key: str, names: Any, num_layers: int) -> list[Any]:

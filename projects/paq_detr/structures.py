@@ -151,6 +151,9 @@ class QuerySet:
     groups: list[QueryGroup] = field(default_factory=list)  # slices apart from the matching queries, which come last
     predictions: list[Prediction] = field(default_factory=list)  # what the query source itself must be supervised on
     losses: dict[str, Tensor] = field(default_factory=dict)  # its losses that need no ground truth, weighted
+    # (B, P, 4) boxes to the content and the fixed position that the source would give queries there, for queries that
+    # others add; None where boxes give neither.
+    codes: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None
 
 
 @dataclass
@@ -185,6 +188,7 @@ class DecoderState:
     valid: Tensor | None  # (B, N) as in QuerySet: which slots are queries at all; the same in all layers
     alive: Tensor | None  # (B, N) which queries take part from here on; a later layer may call one back
     attention_mask: Tensor | None = None  # (N, N) as in QuerySet
+    spatial: Tensor | None = None  # (B, N, C) a position that only cross-attention reads (DAB-DETR)
     history: tuple[LayerOutput, ...] = ()  # what the layers before predicted
 
     @classmethod

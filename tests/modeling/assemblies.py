@@ -47,6 +47,50 @@ DEHOMO = {
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
 
+DAB = {
+    "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+    "MODEL.DETR.ACTIVATION": "prelu",
+    "MODEL.DETR.NECK.NAME": "single_level",
+    "MODEL.DETR.NECK.NUM_LEVELS": 1,
+    "MODEL.DETR.ENCODER.NAME": "dense",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": 2,
+    "MODEL.DETR.QUERIES.NAME": "LearnedAnchors",
+    "MODEL.DETR.DECODER.QUERY_POSITION": "dab",
+    "MODEL.DETR.DECODER.INTERACTION": ["conditional_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": "conditional",
+    "MODEL.DETR.QUERIES.CONTENT": "zeros",
+    "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+    "MODEL.DETR.DECODER.SHARED_HEADS": True,
+    "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": True,
+}
+DN = {
+    **DAB,
+    "MODEL.DETR.QUERIES.CONTENT": "shared",
+    "MODEL.DETR.QUERIES.INDICATOR": True,
+    "MODEL.DETR.QUERIES.AUGMENT": "dn",
+    "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+}
+DAB_DEFORMABLE = {**ANCHORS, "MODEL.DETR.DECODER.QUERY_POSITION": "scaled_sine_mlp"}
+DN_DEFORMABLE = {
+    **DAB_DEFORMABLE,
+    "MODEL.DETR.QUERIES.ANCHOR_INIT": "normal",
+    "MODEL.DETR.QUERIES.AUGMENT": "dn",
+    "MODEL.DETR.QUERIES.INDICATOR": True,
+    "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+}
+DINO = {
+    **PLUSPLUS,
+    "MODEL.DETR.QUERIES.SCORE": "max",
+    "MODEL.DETR.QUERIES.SUPERVISE": "selected",
+    "MODEL.DETR.QUERIES.CONTENT_INIT": "xavier",
+    "MODEL.DETR.QUERIES.AUGMENT": "cdn",
+    "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+    "MODEL.DETR.DECODER.SHARED_HEADS": True,
+    "MODEL.DETR.INVERSE_SIGMOID_EPS": 1e-3,
+}
+
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
     "refine": REFINE,
@@ -73,14 +117,32 @@ ASSEMBLIES = {
         "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "focal_l1_giou", "center_inside"],
     },
     "dehomo_paq": {**DEHOMO, **PATTERNS, **ASSIGNMENT},
+    "dehomo_cdn": {**DEHOMO, "MODEL.DETR.QUERIES.AUGMENT": "cdn", "MODEL.DETR.DENOISING.CDN.PAIRS": 6},
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
-    "sine_positions_output_norm": {
+    "dab": DAB,
+    "dab_paq": {**DAB, **PATTERNS, **ASSIGNMENT},
+    "dn": DN,
+    "dab_deformable": DAB_DEFORMABLE,
+    "dab_deformable_two_stage": {
         **PLUSPLUS,
+        "MODEL.DETR.QUERIES.CONTENT": "token",
         "MODEL.DETR.QUERIES.SCORE": "max",
         "MODEL.DETR.QUERIES.SUPERVISE": "selected",
-        "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
-        "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+        "MODEL.DETR.DECODER.QUERY_POSITION": "scaled_sine_mlp",
     },
+    "dab_deformable_paq_hybrid": {**DAB_DEFORMABLE, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "dn_deformable": DN_DEFORMABLE,
+    "dn_deformable_paq": {**DN_DEFORMABLE, **PATTERNS, **ASSIGNMENT},
+    "dino": DINO,
+    "dino_own_heads_ignored_padding": {
+        **DINO,
+        "MODEL.DETR.DECODER.SHARED_HEADS": False,
+        "MODEL.DETR.DENOISING.PADDING_SLOTS": "ignored",
+    },
+    "dino_paq": {**DINO, **PATTERNS, **ASSIGNMENT},
+    "dino_paq_hybrid": {**DINO, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "plusplus_cdn": {**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"},
+    "two_stage_box_dn": {**TWO_STAGE, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
     "no_positions_rcnn_delta": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",
@@ -102,7 +164,8 @@ class build_patch_backbone(Backbone):
 
     def __init__(self, cfg, input_shape):
         super().__init__()
-        self.strides = {"res3": 8, "res4": 16, "res5": 32}
+        strides = {"res3": 8, "res4": 16, "res5": 32}
+        self.strides = {name: strides[name] for name in cfg.MODEL.RESNETS.OUT_FEATURES}
         self.convs = nn.ModuleDict({name: nn.Conv2d(3, 16, s, stride=s) for name, s in self.strides.items()})
 
     def forward(self, x):

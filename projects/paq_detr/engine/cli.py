@@ -20,13 +20,14 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..convert.files import missing_file
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
 from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
-from .weights import missing_file
+from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
 
@@ -202,5 +203,7 @@ def _check_device(cfg: CfgNode, num_gpus: int) -> None:
 def _check_weights(cfg: CfgNode) -> None:
     """A local weight file that is missing is said now, not after the model was built."""
     path = cfg.MODEL.WEIGHTS
+    if path in BUNDLED:
+        path = bundled_file(path)
     if path and "://" not in path and not os.path.isfile(path):
         raise missing_file(path)

@@ -2,41 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from detectron2.modeling import Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from detectron2.modeling import build_backbone as build_detectron2_backbone
 from torch import nn
 
+from ..errors import UserError
+from .frozen_norm import FrozenStatsBatchNorm2d, freeze_statistics, replace_modules
 
-class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that always uses its stored statistics but trains its affine (ASAG and AdaMixer's backbone)."""
-
-    def train(self, mode: bool = True) -> FrozenStatsBatchNorm2d:
-        return super().train(False)
+__all__ = ["FrozenStatsBatchNorm2d", "build_backbone"]
 
 
 def build_backbone(cfg) -> Backbone:
     """Detectron2's backbone of ``cfg``, with ``MODEL.RESNETS.NORM: FrozenStatsBN`` as one more norm.
 
     ``MODEL.BACKBONE.FREEZE_AT`` freezes the stem (1), also res2 (2: Deformable DETR, DINO, ASAG), or nothing (0).
+    ``MODEL.BACKBONE.NAME: timm`` is any network of timm, under the keys ``MODEL.TIMM``.
     """
     if cfg.MODEL.RESNETS.NORM != "FrozenStatsBN":
         return build_detectron2_backbone(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.RESNETS.NORM = "BN"
-    return _replace(build_detectron2_backbone(cfg), nn.BatchNorm2d, _freeze_statistics)
+    return replace_modules(build_detectron2_backbone(cfg), nn.BatchNorm2d, freeze_statistics)
 
 
-def _freeze_statistics(norm: nn.BatchNorm2d) -> FrozenStatsBatchNorm2d:
-    frozen = FrozenStatsBatchNorm2d(norm.num_features, norm.eps, norm.momentum)
-    frozen.load_state_dict(norm.state_dict())
-    frozen.requires_grad_(norm.weight.requires_grad)
-    return frozen.train(False)
-
-
-def _replace(module: nn.Module, old: type, make: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    for name, child in module.named_children():
-        setattr(module, name, make(child) if isinstance(child, old) else _replace(child, old, make))
-    return module
+@BACKBONE_REGISTRY.register()
+def timm(cfg, input_shape) -> Backbone:
+    """A network of timm (modeling/timm_backbone.py); timm is imported here alone, as it is an optional dependency."""
+    try:
+        from .timm_backbone import build_timm_backbone
+    except ImportError as error:
+        if error.name != "timm":
+            raise
+        raise UserError("MODEL.BACKBONE.NAME timm needs the package timm: pip install timm") from error
+    return build_timm_backbone(cfg, input_shape)

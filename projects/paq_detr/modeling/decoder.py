@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import UserError
-from ..layers import FeedForward
-from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, per_layer
+from ..layers import ACTIVATIONS, FeedForward
+from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
 from .heads import ClassHead, build_box_head
 
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         """
         Args:
             codec: decodes a box head's output against a reference (codec.py).
-            position: makes the position code of (state, memory), or none.
+            position: makes the position code of (state, memory), or none; or a pair, the code and ``spatial``.
             output_norm: between a layer's content and the heads, the same for all layers (DINO, DAB-DETR); None: the
                 heads read the content. The next layer goes on with the content itself.
             box_layers: only so many first layers predict boxes (DH-DETR: 1); None: all.
@@ -83,7 +84,9 @@ class Decoder(nn.Module):
 
     def step(self, layer: int, state: DecoderState, memory: Memory) -> DecoderState:
         """The state behind a layer."""
-        return self.layers[layer](replace(state, position=self.position(state, memory)), memory)
+        position = self.position(state, memory)
+        position, spatial = position if isinstance(position, tuple) else (position, None)
+        return self.layers[layer](replace(state, position=position, spatial=spatial), memory)
 
     def normed(self, content: Tensor) -> Tensor:
         """What the heads read of a layer's content."""
@@ -154,8 +157,10 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
     An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none".
     """
     D = cfg.MODEL.DETR
+    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
     layers = []
     for number, entry in enumerate(per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS), 1):
+        kit.layer = number - 1
         names = [name.strip() for name in str(entry).split("+")]
         interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
         for name, interaction in zip(names, interactions):
@@ -165,23 +170,19 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
                     "predicted and cannot stand in the first one, nor in a parallel decoder"
                 )
         cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
-        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT)
+        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, activation)
         present = [interaction for interaction in interactions if interaction is not None]
         layers.append(DecoderLayer(present, cross_attention, ffn))
     return layers
 
 
-def needs_of(part: object) -> frozenset[str]:
-    """What a part asks of the queries or of its place; nothing, if it does not say."""
-    return getattr(part, "needs", frozenset())
-
-
-def _parts(cfg, kit: Kit, separate_heads: bool, cascade: bool) -> dict:
+def _parts(cfg, kit: Kit, cascade: bool) -> dict:
     """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries.
 
     ``cascade``: only the first layer reads the source's queries, the others go on from the layer before.
     """
     D = cfg.MODEL.DETR
+    separate_heads = not (D.DECODER.SHARED_HEADS or cascade and not D.DECODER.BOX_REFINE)
     num_layers, source = D.DECODER.NUM_LAYERS, kit.sources["main"]
     for key in ("BOX_LAYERS", "TEST_LAYERS"):
         if not 0 <= D.DECODER[key] <= num_layers:
@@ -206,7 +207,7 @@ def _parts(cfg, kit: Kit, separate_heads: bool, cascade: bool) -> dict:
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
     ):
-        missing = needs_of(part) - source.provides - {"previous", "ungrouped"}
+        missing = needs_of(part) - source.provides - {"previous"}
         if missing:
             raise UserError(f"{key} {value} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
                             f"{D.QUERIES.NAME} does not make")  # fmt: skip
@@ -219,7 +220,7 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
     return CascadeDecoder(
         refine_boxes=D.BOX_REFINE,
         look_forward_twice=D.LOOK_FORWARD_TWICE,
-        **_parts(cfg, kit, D.BOX_REFINE, cascade=True),
+        **_parts(cfg, kit, cascade=True),
     )
 
 
@@ -230,4 +231,4 @@ def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
         raise UserError(
             f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
         )
-    return ParallelDecoder(**_parts(cfg, kit, separate_heads=True, cascade=False))
+    return ParallelDecoder(**_parts(cfg, kit, cascade=False))

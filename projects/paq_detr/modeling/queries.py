@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ..checks import check_choice, check_range
 from ..errors import UserError
-from ..layers import MLP, inverse_sigmoid, sine_box_code
-from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, POSITIONS, SOURCES, Kit, per_layer
-from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
+from ..layers import inverse_sigmoid, sine_box_code
+from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, SOURCES, Kit, needs_of, per_layer
+from ..structures import LayerOutput, Memory, Prediction, QuerySet, Targets
+from .contents import ContentSource, build_content
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
 
@@ -34,28 +35,6 @@ class Augmenter(Protocol):
     """Puts groups of queries with known partners in front (denoising). Training-only."""
 
     def __call__(self, queries: QuerySet, targets: Targets) -> QuerySet: ...
-
-
-class ContentSource(Protocol):
-    """Makes the content of N queries; ``losses`` are its own, already weighted."""
-
-    def __call__(self, memory: Memory) -> Tensor: ...  # (B, N, C)
-
-    def losses(self) -> dict[str, Tensor]: ...
-
-
-class LearnedContent(nn.Module):
-    """A table of contents, the same for every image. Init N(0, 1), as in Deformable DETR, H-DETR and Mr. DETR."""
-
-    def __init__(self, num_queries: int, embed_dim: int):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(num_queries, embed_dim))
-
-    def forward(self, memory: Memory) -> Tensor:
-        return self.table.expand(len(memory.tokens), -1, -1)
-
-    def losses(self) -> dict[str, Tensor]:
-        return {}
 
 
 class LearnedQueries(nn.Module):
@@ -82,17 +61,24 @@ class LearnedQueries(nn.Module):
 
 
 class LearnedAnchors(nn.Module):
-    """DAB-DETR's queries: a table of boxes. Centres start uniform in the image, sizes N(0, 1) in logit space.
+    """DAB-DETR's queries: a table of boxes, as logits.
 
     The position code comes from the boxes, in every layer (``DECODER.QUERY_POSITION: sine_mlp``).
     """
 
     provides = frozenset({"boxes"})
+    #: What the table can start as: (N,) to (N, 4) logits of cxcywh.
+    INITS = {
+        "normal": lambda count: torch.randn(count, 4),  # DAB-DETR, DN-DETR
+        "uniform_center": lambda count: torch.cat(  # detrex's DAB-DETR
+            [inverse_sigmoid(torch.rand(count, 2), 1e-3), torch.randn(count, 2)], 1
+        ),
+        "uniform": lambda count: torch.rand(count, 4).logit().clamp(-3, 3),  # detrex's deformable models
+    }
 
-    def __init__(self, *, num_queries: int, content: ContentSource):
+    def __init__(self, *, num_queries: int, content: ContentSource, init: str = "uniform_center"):
         super().__init__()
-        centers = inverse_sigmoid(torch.rand(num_queries, 2), 1e-3)
-        self.anchors = nn.Parameter(torch.cat([centers, torch.randn(num_queries, 2)], 1))
+        self.anchors = nn.Parameter(self.INITS[init](num_queries))
         self.content = content
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
@@ -156,7 +142,7 @@ class EncoderTopN(nn.Module):
         index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
         queries = self.queries(proposals, index, usable)
         if self.content is not None:
-            queries.content = self.content(memory)[:, : index.shape[1]]
+            queries.content = self.content(memory, taken(proposals, index, usable))[:, : index.shape[1]]
         if self.training:
             supervised = proposals if self.supervise == "all" else taken(proposals, index, usable)
             queries.predictions.append(Prediction("encoder", supervised, self.objective))
@@ -172,7 +158,7 @@ class EncoderTopN(nn.Module):
         tokens = memory.tokens * usable[..., None]
         state = self.project_norm(self.project(tokens))
         boxes = (self.box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
-        return LayerOutput(self.class_head(state), boxes, valid=usable)
+        return LayerOutput(self.class_head(state), boxes, state, usable)
 
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """(B, N) tokens of the ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at
@@ -188,11 +174,16 @@ class EncoderTopN(nn.Module):
     def queries(self, proposals: LayerOutput, index: Tensor, usable: Tensor) -> QuerySet:
         """The queries of the chosen tokens, with content from their boxes where nothing else makes it."""
         reference = proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4))
-        position = content = None
-        if self.position is not None:
-            code = sine_box_code(reference, self.project.out_features // 2).to(proposals.logits.dtype)
-            position, content = self.position_norm(self.position(code)).chunk(2, -1)
-        return QuerySet(content, reference, position if "position" in self.provides else None, valid=usable)
+        content, position = self.codes(reference)
+        return QuerySet(content, reference, position, valid=usable, codes=self.codes)
+
+    def codes(self, boxes: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Content and fixed position, (B, N, C) each, that boxes (B, N, 4) give a query; None for what they do not."""
+        if self.position is None:
+            return None, None
+        code = sine_box_code(boxes, self.project.out_features // 2).to(self.position.weight.dtype)
+        position, content = self.position_norm(self.position(code)).chunk(2, -1)
+        return content, position if "position" in self.provides else None
 
 
 def taken(output: LayerOutput, index: Tensor, valid: Tensor) -> LayerOutput:
@@ -201,7 +192,7 @@ def taken(output: LayerOutput, index: Tensor, valid: Tensor) -> LayerOutput:
     def rows(tensor: Tensor) -> Tensor:
         return tensor.gather(1, index[..., None].expand(-1, -1, tensor.shape[-1]))
 
-    return LayerOutput(rows(output.logits), rows(output.boxes), valid=valid)
+    return LayerOutput(rows(output.logits), rows(output.boxes), rows(output.content), valid)
 
 
 def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
@@ -219,67 +210,7 @@ def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Position codes of a decoder
-
-
-class KeptPosition(nn.Module):
-    """The query source's own position code, the same in every layer."""
-
-    needs = frozenset({"position"})
-
-    def forward(self, state: DecoderState, memory: Memory) -> Tensor:
-        return state.position
-
-
-class SinePosition(nn.Module):
-    """Position code of the current boxes, made anew in every layer: MLP of their sine code (DAB-DETR, DINO)."""
-
-    needs = frozenset({"boxes"})
-
-    def __init__(self, embed_dim: int):
-        super().__init__()
-        self.mlp = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
-
-    def forward(self, state: DecoderState, memory: Memory) -> Tensor:
-        return self.mlp(sine_box_code(state.reference, self.mlp[0].in_features // 4))
-
-
-class NoPosition(nn.Module):
-    """Queries without a position code (Sparse R-CNN, where a query sees its place in its RoI alone)."""
-
-    needs: frozenset[str] = frozenset()
-
-    def forward(self, state: DecoderState, memory: Memory) -> None:
-        return None
-
-
-@POSITIONS.register("fixed")
-def build_kept_position(cfg, kit: Kit) -> KeptPosition:
-    return KeptPosition()
-
-
-@POSITIONS.register("sine_mlp")
-def build_sine_position(cfg, kit: Kit) -> SinePosition:
-    return SinePosition(cfg.MODEL.DETR.HIDDEN_DIM)
-
-
-@POSITIONS.register("none")
-def build_no_position(cfg, kit: Kit) -> NoPosition:
-    return NoPosition()
-
-
-# ----------------------------------------------------------------------------------------------------------------------
 # From names to sources
-
-
-@CONTENTS.register("learned")
-def build_learned_content(cfg, kit: Kit) -> LearnedContent:
-    return LearnedContent(cfg.MODEL.DETR.QUERIES.NUM, cfg.MODEL.DETR.HIDDEN_DIM)
-
-
-@CONTENTS.register("proposal")
-def build_proposal_content(cfg, kit: Kit) -> None:
-    """None: the source takes it from its proposals."""
 
 
 @AUGMENTERS.register("none")
@@ -290,9 +221,9 @@ def build_no_augmenter(cfg, kit: Kit) -> None:
 def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
     """The content of a source that has no proposals; what only proposals could use is refused."""
     D = cfg.MODEL.DETR
-    content = CONTENTS.build(D.QUERIES.CONTENT, cfg, kit)
+    content = build_content(cfg, kit)
     idle = {
-        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None else "",
+        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or "proposals" in needs_of(content) else "",
         "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
         "ASSIGNER.ENCODER": "" if D.ASSIGNER.ENCODER == "hungarian" else D.ASSIGNER.ENCODER,
@@ -313,14 +244,16 @@ def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
 
 @SOURCES.register("LearnedAnchors")
 def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
-    return LearnedAnchors(num_queries=cfg.MODEL.DETR.QUERIES.NUM, content=_content_without_proposals(cfg, kit))
+    Q = cfg.MODEL.DETR.QUERIES
+    init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, LearnedAnchors.INITS)
+    return LearnedAnchors(num_queries=Q.NUM, content=_content_without_proposals(cfg, kit), init=init)
 
 
 @SOURCES.register("EncoderTopN")
 def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
     D = cfg.MODEL.DETR
     Q = D.QUERIES
-    content = CONTENTS.build(Q.CONTENT, cfg, kit)
+    content = build_content(cfg, kit)
     check_range("MODEL.DETR.QUERIES.NUM_TEST", Q.NUM_TEST, "[0, inf)")
     if Q.NUM_TEST > Q.NUM and content is not None:
         raise UserError(

@@ -1,0 +1,127 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Where the content of the queries comes from; a part of its own, so that each goes with every source."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..checks import check_choice
+from ..registry import CONTENTS, Kit
+from ..structures import LayerOutput, Memory
+
+
+class ContentSource(Protocol):
+    """Makes the content of N queries; ``losses`` are its own, already weighted. ``needs`` may hold "proposals"."""
+
+    def __call__(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        """(B, N, C). ``chosen`` are the proposals that become the queries, from sources that have some."""
+
+    def losses(self) -> dict[str, Tensor]: ...
+
+
+class LearnedContent(nn.Module):
+    """A table of contents, the same for every image."""
+
+    def __init__(self, num_queries: int, embed_dim: int, init: str = "normal"):
+        """
+        Args:
+            init: "normal", N(0, 1) (Deformable DETR, H-DETR, Mr. DETR); "xavier", U(+-sqrt(6 / (N + C))) (DINO, whose
+                table is re-initialised with the rest of the transformer); "zeros" (detrex's DAB-Deformable-DETR).
+        """
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_queries, embed_dim))
+        if init == "normal":
+            nn.init.normal_(self.table)
+        elif init == "xavier":
+            nn.init.xavier_uniform_(self.table)
+
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        return self.table.expand(len(memory.tokens), -1, -1)
+
+    def losses(self) -> dict[str, Tensor]:
+        return {}
+
+
+class SharedContent(nn.Module):
+    """One vector for all queries: learned, from N(0, 1) (DN-DETR's "no object" label), or zeros (DAB-DETR)."""
+
+    def __init__(self, num_queries: int, embed_dim: int, learned: bool):
+        super().__init__()
+        self.num_queries = num_queries
+        if learned:
+            self.table = nn.Parameter(torch.randn(1, embed_dim))
+        else:
+            self.register_buffer("table", torch.zeros(1, embed_dim), persistent=False)
+
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        return self.table.expand(len(memory.tokens), self.num_queries, -1)
+
+    def losses(self) -> dict[str, Tensor]:
+        return {}
+
+
+class TokenContent(nn.Module):
+    """The chosen proposals' own tokens, projected and normed, detached (detrex's two-stage DAB-Deformable-DETR)."""
+
+    needs = frozenset({"proposals"})
+
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        return chosen.content.detach()
+
+    def losses(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Unmarked(nn.Module):
+    """Contents whose last channel is 0; denoising queries have a 1 there (DN-DETR's indicator)."""
+
+    def __init__(self, content: ContentSource):
+        super().__init__()
+        self.content = content
+        self.needs = getattr(content, "needs", frozenset())
+
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        return F.pad(self.content(memory, chosen)[..., :-1], (0, 1))
+
+    def losses(self) -> dict[str, Tensor]:
+        return self.content.losses()
+
+
+def build_content(cfg, kit: Kit) -> ContentSource | None:
+    """The content that ``QUERIES.CONTENT`` names; None where the proposals' position map makes it."""
+    content = CONTENTS.build(cfg.MODEL.DETR.QUERIES.CONTENT, cfg, kit)
+    if cfg.MODEL.DETR.QUERIES.INDICATOR and content is not None:
+        content = Unmarked(content)
+    return content
+
+
+@CONTENTS.register("learned")
+def build_learned_content(cfg, kit: Kit) -> LearnedContent:
+    Q = cfg.MODEL.DETR.QUERIES
+    init = check_choice("MODEL.DETR.QUERIES.CONTENT_INIT", Q.CONTENT_INIT, ("normal", "xavier", "zeros"))
+    return LearnedContent(Q.NUM, cfg.MODEL.DETR.HIDDEN_DIM, init)
+
+
+@CONTENTS.register("shared")
+def build_shared_content(cfg, kit: Kit) -> SharedContent:
+    return SharedContent(cfg.MODEL.DETR.QUERIES.NUM, cfg.MODEL.DETR.HIDDEN_DIM, learned=True)
+
+
+@CONTENTS.register("zeros")
+def build_zero_content(cfg, kit: Kit) -> SharedContent:
+    return SharedContent(cfg.MODEL.DETR.QUERIES.NUM, cfg.MODEL.DETR.HIDDEN_DIM, learned=False)
+
+
+@CONTENTS.register("token")
+def build_token_content(cfg, kit: Kit) -> TokenContent:
+    return TokenContent()
+
+
+@CONTENTS.register("proposal")
+def build_proposal_content(cfg, kit: Kit) -> None:
+    """None: the source takes it from its proposals' boxes."""
