@@ -187,3 +187,70 @@ def test_a_json_that_is_nested_without_end_is_named(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match="deep.json: "):
         read_coco(str(path))
+
+
+def whole(content):
+    """The content with every key that COCO's files have: these are read column by column."""
+    content["images"][0]["id"] = "5"
+    for annotation in content["annotations"]:
+        annotation.update(area=12.5, iscrowd=int(annotation["id"] == 3), ignore=int(annotation["id"] == 2))
+    return content
+
+
+def test_a_file_without_a_doubt_is_read_as_one_with_a_doubt(content, tmp_path):
+    (tmp_path / "plain.json").write_text(json.dumps(whole(content)))
+    content["annotations"][0]["area"] = "12.5"  # from here on entry by entry
+    (tmp_path / "odd.json").write_text(json.dumps(content))
+    plain, odd = (read_coco(str(tmp_path / f"{name}.json")) for name in ("plain", "odd"))
+    assert plain.annotations == odd.annotations and plain.images == odd.images
+    assert [(a.image_id, a.iscrowd, a.ignore) for a in plain.annotations] == [("5", 0, 0), ("5", 1, 1), ("5", 1, 0)]
+    assert {type(value) for a in plain.annotations for value in (*a.bbox, a.area)} == {float}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"id": 2}, "two entries have the annotation id 2"),
+        ({"image_id": 6}, "annotation 1 is of image 6, which is not in 'images'"),
+        ({"category_id": 2}, "annotation 1 is of category 2, which is not in 'categories'"),
+        ({"bbox": [1, 2, -3, 4]}, "annotation 1 has a negative size"),
+        ({"bbox": [1, 2, 3, float("inf")]}, "the bbox of annotation 1 is not finite"),
+        ({"bbox": [1, 2, 3, 10**400]}, "the bbox of annotation 1 is not finite"),
+        ({"area": -1}, "the area of annotation 1 is -1, must not be negative"),
+        ({"iscrowd": 2}, "the iscrowd of annotation 1 is 2, must be 0 or 1"),
+        ({"ignore": True, "id": True}, "the id of annotation entry 1 is True, must be"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_among_plain_ones_is_said(content, tmp_path, change, message):
+    whole(content)["annotations"][0].update(change)
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_coco(str(tmp_path / "x.json"))
+
+
+URL = "http://images.cocodataset.org/train2017/000000391895.jpg"
+
+
+@pytest.mark.parametrize(
+    "values, name",
+    [
+        ({"coco_url": URL}, "train2017/000000391895.jpg"),
+        ({"coco_url": URL, "file_name": None}, "train2017/000000391895.jpg"),
+        ({"coco_url": URL, "file_name": "a.png"}, "a.png"),
+    ],
+)
+def test_without_file_name_it_follows_from_coco_url(content, tmp_path, values, name):
+    content["images"][0].pop("file_name")
+    content["images"][0].update(values)
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    assert read_coco(str(tmp_path / "lvis.json")).images[0].file_name == name
+
+
+@pytest.mark.parametrize("url", [7, None, "000000391895.jpg", "http://host"])
+def test_a_coco_url_without_folder_gives_no_file_name(content, tmp_path, url):
+    content["images"][0].pop("file_name")
+    content["images"][0]["coco_url"] = url
+    (tmp_path / "lvis.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="image 5 has no 'file_name'"):
+        read_coco(str(tmp_path / "lvis.json"))

@@ -173,10 +173,13 @@ def _break(key, value=None):
         (lambda records: records[1].pop("gtboxes"), "line 2: no 'gtboxes'"),
         (lambda records: records[1].update(gtboxes={}), "line 2, image '12,a1': 'gtboxes' is no list of objects: {}"),
         (lambda records: records[1].update(gtboxes=[3]), "line 2, image '12,a1': 'gtboxes' is no list of objects"),
-        (_break("fbox"), "line 2, image '12,a1': a box without 'fbox': {'tag': 'person', 'vbox'"),
-        (_break("fbox", [1, 2, 3]), "line 2, image '12,a1': a 'fbox' that is not four finite numbers"),
-        (_break("fbox", [1, 2, 3, float("nan")]), "line 2, image '12,a1': a 'fbox' that is not four finite numbers"),
-        (_break("fbox", "here"), "line 2, image '12,a1': a 'fbox' that is not four finite numbers"),
+        (_break("fbox"), "line 2, image '12,a1': entry 1 has no 'fbox': {'tag': 'person', 'vbox'"),
+        (_break("fbox", [1, 2, 3]), "line 2, image '12,a1': the 'fbox' of entry 1 is [1, 2, 3], must be four"),
+        (
+            _break("fbox", [1, 2, 3, float("nan")]),
+            "line 2, image '12,a1': the 'fbox' of entry 1 is [1, 2, 3, nan], must",
+        ),
+        (_break("fbox", "here"), "line 2, image '12,a1': the 'fbox' of entry 1 is 'here', must be four"),
         (_break("tag"), "line 2, image '12,a1': no 'tag' in {'fbox'"),
         (_break("extra", [1]), "line 2, image '12,a1': 'extra' is no object: [1]"),
         (_break("extra", {"ignore": "yes"}), "line 2, image '12,a1': 'extra.ignore' is 'yes', must be a number"),
@@ -200,7 +203,7 @@ def test_a_box_without_the_chosen_kind_is_named(write, box, key):
     del records[0]["gtboxes"][2][key]
     path, root = write(records)
     register_crowdhuman("crowd", path, root, box)
-    with pytest.raises(ValueError, match=re.escape(f"{path}, line 1, image '7,b0': a box without '{key}'")):
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 1, image '7,b0': entry 3 has no '{key}'")):
         DatasetCatalog.get("crowd")
     register_crowdhuman("full", path, root, "full")
     assert len(DatasetCatalog.get("full")) == 3

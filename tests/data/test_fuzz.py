@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Annotation files and pictures changed at random: read, or one ``ValueError`` without a line break; nothing else.
+"""Annotation files, detections, configs and pictures changed at random: read, or one ``ValueError`` without a line
+break; nothing else, and never more than 1 GiB.
 
 PAQ_DETR_FUZZ sets the number of inputs of each kind (default 300).
 """
@@ -13,12 +14,20 @@ import random
 
 import numpy as np
 import pytest
+import yaml
+from detectron2.config import get_cfg
 from PIL import Image
 
+from paq_detr import add_paq_detr_config
 from paq_detr.data import read_image
 from paq_detr.data.coco_file import read_coco
 from paq_detr.data.image_file import image_size
-from paq_detr.data.odgt import BOX_KINDS, boxes_xyxy_of, read_odgt, size_of, tag_of
+from paq_detr.data.json_columns import boxes_xyxy_of
+from paq_detr.data.odgt import BOX_KINDS, read_odgt, size_of, tag_of
+from paq_detr.engine.checks import check_values
+from paq_detr.engine.merge import merge_file
+from paq_detr.evaluation.crowd.doubts import Noted
+from paq_detr.evaluation.crowd.files import Annotations, open_detections
 
 from .conftest import CONTENT
 from .crowdhuman_scene import scene
@@ -69,6 +78,25 @@ def damaged(data, chance):
     return bytes(data)
 
 
+@pytest.fixture(autouse=True)
+def little_memory():
+    """The most memory that the process holds at a time grows by less than 1 GiB; Linux tells it."""
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # forgets the peak so far
+    except OSError:
+        yield
+        return
+    before = kibibytes("VmRSS")
+    yield
+    assert kibibytes("VmHWM") - before < 2**20
+
+
+def kibibytes(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key))
+
+
 def read_or_one_sentence(read):
     try:
         read()
@@ -100,6 +128,61 @@ def test_odgt_files(tmp_path, in_bytes):
     for _ in range(INPUTS):
         records = scene() if in_bytes else mutated(scene(), chance)
         text = "\n".join(map(json.dumps, records)).encode()
+        path.write_bytes(damaged(text, chance) if in_bytes else text)
+        read_or_one_sentence(read)
+
+
+DUMP = [
+    {"ID": r["ID"], "height": 300, "width": 400, "gtboxes": [{"box": [1, 2, 3, 4], "tag": 1}],
+     "dtboxes": [{"box": [1.5, 2, 30, 40], "score": 0.9, "tag": 1}, {"box": [5, 6, 7, 8], "score": 0.1}]}
+    for r in scene()
+]  # fmt: skip
+RESULTS = [{"image_id": r["ID"], "category_id": 1, **d, "bbox": d["box"]} for r in DUMP for d in r["dtboxes"]]
+
+
+@pytest.mark.parametrize("form", [DUMP, RESULTS], ids=["dump", "results"])
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["values", "bytes"])
+def test_detections(tmp_path, in_bytes, form):
+    chance, path, truth = random.Random(4), tmp_path / "x.json", tmp_path / "truth.odgt"
+    truth.write_text("\n".join(map(json.dumps, scene())))
+    annotations = Annotations(str(truth))
+
+    def read():
+        file = open_detections(str(path), annotations)
+        for piece in file.pieces(2):
+            list(file.images(piece, Noted()))
+
+    for _ in range(INPUTS):
+        rows = form if in_bytes else mutated(form, chance)
+        text = (json.dumps(rows) if form is RESULTS else "\n".join(map(json.dumps, rows))).encode()
+        path.write_bytes(damaged(text, chance) if in_bytes else text)
+        read_or_one_sentence(read)
+
+
+YAML = {
+    "VERSION": 2,
+    "OUTPUT_DIR": "out",
+    "MODEL": {"WEIGHTS": "", "PIXEL_MEAN": [1.0, 2.0, 3.0], "DETR": {"CODEC": "logit", "QUERIES": {"NUM": 20}}},
+    "DATASETS": {"TRAIN": ["a"], "TEST": [], "COCO_JSON": [["a", "b", "c"]], "SYNTHETIC_CROWD": {"DENSITY": 3.0}},
+    "INPUT": {"MIN_SIZE_TRAIN": [64, 72], "FORMAT": "RGB"},
+    "SOLVER": {"BASE_LR": 1e-4, "STEPS": [3], "AMP": {"ENABLED": True}},
+}
+
+
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["values", "bytes"])
+def test_configs(tmp_path, in_bytes):
+    chance, path, default = random.Random(5), tmp_path / "x.yaml", get_cfg()
+    add_paq_detr_config(default)
+    (tmp_path / "base.yaml").write_text("SOLVER: {MAX_ITER: 5}")
+    content = {"_BASE_": str(tmp_path / "base.yaml"), **YAML}
+
+    def read():
+        cfg = default.clone()
+        merge_file(cfg, str(path))
+        check_values(cfg)
+
+    for _ in range(INPUTS // 3):
+        text = yaml.safe_dump(content if in_bytes else mutated(content, chance)).encode()
         path.write_bytes(damaged(text, chance) if in_bytes else text)
         read_or_one_sentence(read)
 

@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[2]
         (["MODEL.NUM_QUERIES.NUM", "5"], "no config key MODEL.NUM_QUERIES.NUM"),
         (["SOLVER.MAX_ITERS", "5"], r"did you mean SOLVER.MAX_ITER\?"),
         (["BASE_LR", "5"], r"did you mean SOLVER.BASE_LR\?"),
-        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER cannot be 'many'"),
+        (["SOLVER.MAX_ITER", "many"], "SOLVER.MAX_ITER cannot be 'many', must be a whole number.$"),
+        (["SOLVER.AMP.ENABLED", "3"], "SOLVER.AMP.ENABLED cannot be '3', must be True or False.$"),
+        (["SOLVER.BASE_LR", "fast"], "SOLVER.BASE_LR cannot be 'fast', must be a number.$"),
+        (["DATASETS.TRAIN", "7"], "DATASETS.TRAIN cannot be '7', must be a list.$"),
         (["SOLVER.MAX_ITER"], "pairs KEY VALUE.*SOLVER.MAX_ITER"),
         (["DATASETS.TRAIN", "['synthetic_crowd']"], "'synthetic_crowd'.*not registered.*synthetic_crowd_train"),
         (["DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]"], "'mine': the annotation file no.json does not exist"),
@@ -84,13 +87,39 @@ def test_wrong_options_give_one_sentence(make_cfg, opts, message):
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
+NO_JSON = ("DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]")  # what comes first is said
+
+
+@pytest.mark.parametrize(
+    "key, value, wrong",
+    [
+        ("QUERIES.NAME", "Foo", "Foo"),
+        ("QUERIES.CONTENT", "foo", "foo"),
+        ("NECK.NAME", "7", "7"),
+        ("CODEC", "''", ""),
+        ("ROUTES", "foo", "foo"),
+        ("DECODER.INTERACTION", "self_attention+foo", "foo"),
+        ("MATCHER.COST", "['focal_l1_giou', 'foo']", "foo"),
+        ("ASSIGNER.FINAL", "foo", "foo"),
+        ("LOSS.ENCODER_CLASSIFICATION", "foo", "foo"),
+    ],
+)
+def test_a_part_of_an_unknown_name_is_said_before_data_is_read(make_cfg, key, value, wrong):
+    with pytest.raises(UserError, match=f'MODEL.DETR.{key} is "{wrong}", must be one of ') as caught:
+        make_cfg(*NO_JSON, f"MODEL.DETR.{key}", value)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
         ("MODEL: {DETR: {QUERIES: {NUMBER: 3}}}", r"no config key MODEL.DETR.QUERIES.NUMBER \(did you mean"),
-        ("MODEL: {DETR: 3}", "MODEL.DETR"),
         ("MODEL: [", "while parsing"),
         ("_BASE_: nowhere.yaml", "nowhere.yaml"),
+        ("MODEL: {DETR: 3}", "MODEL.DETR cannot be 3, must be a section.$"),
+        ("MODEL: {DEVICE: {A: 1}}", "MODEL.DEVICE cannot be .*, must be a text.$"),
+        ("SOLVER: {MAX_ITER: [1]}", r"SOLVER.MAX_ITER cannot be \[1\], must be a whole number.$"),
+        ("SOLVER: {MAX_ITER: 1.5}", "SOLVER.MAX_ITER cannot be 1.5, must be a whole number.$"),
         ("SOLVER:", "The section SOLVER is empty: remove it"),
         ("MODEL: {DETR: }", "The section MODEL.DETR is empty: remove it"),
         ("OUTPUT_DIR:", "OUTPUT_DIR is null, must be a text"),

@@ -25,6 +25,14 @@ NO_TEST = ("DATASETS.TEST", "[]")
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """A shell starts programs in the background without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def build(cfg, resume=False):
     torch.manual_seed(0)
     trainer = Trainer(cfg)

@@ -74,9 +74,10 @@ def test_a_second_run_in_a_folder_begins_anew_and_resume_continues_it(make_cfg, 
     run(make_cfg(*opts, 3))
     assert said == [f"{out} held an earlier run, whose files are now in {out}/earlier_1"]
     assert (out / "earlier_1" / "model_final.pth").read_bytes() == first
+    (out / "metrics.json").write_text('{"iteration": 2}\n{"iteration": 9}\n')  # as if it had been killed after it
     run(make_cfg(*opts, 4), resume=True)
     assert not (out / "earlier_2").exists()
-    assert iterations(out)[-1] == 3 and iterations(out / "earlier_1")[-1] == 1
+    assert iterations(out) == [2, 3] and iterations(out / "earlier_1")[-1] == 1
 
 
 def test_a_run_that_died_before_its_first_checkpoint_does_not_resume_an_earlier_one(make_cfg, tmp_path):

@@ -256,6 +256,20 @@ def test_metrics_json_has_null_for_what_is_not_finite(tmp_path):
     ]
 
 
+def test_a_resumed_metrics_json_holds_every_iteration_once(tmp_path):
+    path = tmp_path / "metrics.json"
+    lines = [f'{{"iteration": {i}, "loss": 1.0}}\n' for i in (3, 7, 11)]
+    path.write_text("".join(lines) + '{"iteration": 15, "lo')  # killed in the midst of a line
+    writer = MetricsWriter(str(path))
+    writer.go_on_from(8)
+    with EventStorage(8) as storage:
+        storage.put_scalars(loss=2.0)
+        writer.write()
+    writer.close()
+    assert path.read_text() == lines[0] + lines[1] + '{"iteration": 8, "loss": 2.0}\n'
+    assert not list(tmp_path.glob("*.part"))
+
+
 @pytest.mark.gpu
 def test_a_run_on_a_gpu_resumes_where_it_was(make_cfg):
     opts = ("MODEL.DEVICE", "cuda", "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .json_columns import plain_boxes, plain_numbers
 from .json_file import open_file, parse_json
 from .json_values import Unfit, absent, as_flag, as_id, as_number, as_size, as_text, shown
 
@@ -68,7 +69,9 @@ class _Reader:
         categories = self._categories(self._entries(content, "categories"))
         images = self._images(self._entries(content, "images"))
         entries = self._entries(content, "annotations") if annotated else []
-        annotations = self._annotations(entries, images, categories)
+        annotations = _plain_annotations(entries, images, categories)
+        if annotations is None:
+            annotations = self._annotations(entries, images, categories)
         return CocoFile(self.path, list(images.values()), annotations, categories, annotated)
 
     def _entries(self, content: dict, key: str) -> list[dict]:
@@ -109,15 +112,22 @@ class _Reader:
             if key in images:
                 raise self._error(f"two entries have the image id {key}")
             where = f"image {key}"
-            name = self._needed(entry, "file_name", where)
-            if not isinstance(name, str) or absent(name):
-                raise self._error(f"the file_name of {where} is {shown(name)}, must be a text")
             width, height = (
                 None if absent(entry.get(side)) else self._take(as_size, entry, side, where)
                 for side in ("width", "height")
             )
-            images[key] = CocoImage(entry["id"], name, width, height)
+            images[key] = CocoImage(entry["id"], self._file_name(entry, where), width, height)
         return images
+
+    def _file_name(self, entry: dict, where: str) -> str:
+        """``file_name``; LVIS has none, but ``coco_url``, whose last two parts are the picture's folder and file."""
+        url = entry.get("coco_url")
+        if absent(entry.get("file_name")) and isinstance(url, str) and url.count("/") > 3:
+            return "/".join(url.split("/")[-2:])
+        name = self._needed(entry, "file_name", where)
+        if not isinstance(name, str) or absent(name):
+            raise self._error(f"the file_name of {where} is {shown(name)}, must be a text")
+        return name
 
     def _annotations(self, entries: list[dict], images: dict, categories: dict) -> list[CocoAnnotation]:
         found, ids = [], set()
@@ -193,6 +203,30 @@ class _Reader:
 
     def _error(self, message: str) -> ValueError:
         return ValueError(f"{self.path}: {message}")
+
+
+def _plain_annotations(entries: list[dict], images: dict, categories: dict) -> list[CocoAnnotation] | None:
+    """The annotations of a file whose values are all of the very types that COCO's are, looked at column by column;
+    None where one is not, or is wrong, which the reader then says."""
+    try:
+        ids, of_images, of_categories = ([entry[key] for entry in entries] for key in ("id", "image_id", "category_id"))
+        boxes, areas = (plain([entry[key] for entry in entries]) for plain, key in _COLUMNS)
+    except KeyError:
+        return None
+    crowds, ignores = ([entry.get(key, 0) for entry in entries] for key in ("iscrowd", "ignore"))
+    whole = set().union(*(map(type, values) for values in (ids, of_images, of_categories, crowds, ignores))) <= {int}
+    if boxes is None or areas is None or not whole or not {*crowds, *ignores} <= {0, 1}:
+        return None
+    known = images.keys() >= set(of_images) and categories.keys() >= set(of_categories)
+    if not known or len(set(ids)) < len(ids) or (boxes[:, 2:] < 0).any() or (areas < 0).any():
+        return None
+    of_images = [images[key].id for key in of_images]
+    flags = [crowd or ignore for crowd, ignore in zip(crowds, ignores)]
+    columns = ids, of_images, of_categories, boxes.tolist(), areas.tolist(), flags, ignores
+    return list(map(CocoAnnotation, *columns))
+
+
+_COLUMNS = ((plain_boxes, "bbox"), (plain_numbers, "area"))
 
 
 def _with_id(name: str, entry: Any, key: str) -> Any:

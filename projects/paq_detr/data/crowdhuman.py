@@ -18,7 +18,8 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .odgt import BOX_KINDS, box_kind, boxes_xyxy_of, read_odgt, size_of, sizes_of_pictures, tag_of
+from .json_columns import boxes_xyxy_of
+from .odgt import BOX_KINDS, box_kind, read_odgt, size_of, sizes_of_pictures, tag_of
 
 logger = logging.getLogger(__name__)
 

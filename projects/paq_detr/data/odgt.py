@@ -14,8 +14,6 @@ from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
 from .image_file import image_size
 from .json_file import open_file, parse_json, value_of
 from .json_values import Unfit, absent, as_number
@@ -67,27 +65,6 @@ def box_kind(name: str, where: str) -> str:
             f"{where}: the box must be 'full', 'visible' or 'head' (or 'fbox', 'vbox', 'hbox'), got {name!r}"
         )
     return BOX_KINDS.get(name, name)
-
-
-def boxes_xyxy_of(entries: Sequence[dict], kind: str, where: str) -> np.ndarray:
-    """(G, 4) float64 corners, not clipped, of entries that hold [x, y, w, h] under ``kind``.
-
-    Raises:
-        ValueError: an entry has no such box, or it is not four finite numbers.
-    """
-    if not entries:
-        return np.zeros((0, 4))
-    lacking = next((entry for entry in entries if kind not in entry), None)
-    if lacking is not None:
-        raise ValueError(f"{where}: a box without {kind!r}: {str(lacking)[:100]}")
-    try:
-        boxes = np.array([[as_number(value) for value in entry[kind]] for entry in entries])
-    except (TypeError, ValueError):
-        boxes = np.zeros(0)
-    if boxes.shape != (len(entries), 4):
-        raise ValueError(f"{where}: a {kind!r} that is not four finite numbers")
-    boxes[:, 2:] += boxes[:, :2]
-    return boxes
 
 
 def tag_of(box: dict, kind: str, where: str) -> int:

@@ -14,6 +14,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
+from .. import registry
 from ..checks import check_choice, check_range
 from ..evaluation.crowd.protocols import PROTOCOLS
 
@@ -57,8 +58,9 @@ def check_values(cfg: CfgNode) -> None:
         check_range(key, value_of(cfg, key), interval)
     for key, choices in CHOICES.items():
         check_choice(key, value_of(cfg, key), choices)
-    for key, registry in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
-        check_choice(key, value_of(cfg, key), [name for name, _ in registry])
+    for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
+        check_choice(key, value_of(cfg, key), [name for name, _ in known])
+    _check_part_names(cfg)
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         _check_number_list(key, value_of(cfg, key))
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
@@ -70,6 +72,20 @@ def check_values(cfg: CfgNode) -> None:
 
 def value_of(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _check_part_names(cfg: CfgNode) -> None:
+    """The names in every slot; whether the parts fit each other is seen when they are built."""
+    slots = {slot.key: slot for slot in vars(registry).values() if isinstance(slot, registry.Registry)}
+    if cfg.MODEL.DETR.LOSS.ENCODER_CLASSIFICATION:  # empty: as LOSS.CLASSIFICATION
+        slots["MODEL.DETR.LOSS.ENCODER_CLASSIFICATION"] = registry.CLASS_LOSSES
+    for key, slot in slots.items():
+        value = value_of(cfg, key)
+        values = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, CfgNode) else {key: value}
+        for key, value in values.items():
+            for name in value if isinstance(value, (list, tuple)) else [value]:
+                for part in str(name).split("+") if slot is registry.INTERACTIONS else [name]:
+                    check_choice(key, part.strip() if isinstance(part, str) else part, slot.names())
 
 
 def _check_number_list(key: str, values: Any, length: int | None = None) -> None:

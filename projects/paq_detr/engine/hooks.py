@@ -18,6 +18,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from .output import PART
+
 logger = logging.getLogger(__name__)
 
 
@@ -119,7 +121,19 @@ class MetricsWriter(EventWriter):
     """metrics.json: a line of JSON per logged iteration, null for a value that is not finite (JSON has no NaN)."""
 
     def __init__(self, path: str):
-        self._file, self._written = open(path, "a"), -1
+        self._path, self._file, self._written = path, open(path, "a"), -1
+
+    def go_on_from(self, iteration: int) -> None:
+        """Cut off what a killed run wrote of ``iteration`` and later ones, which come once more, and half lines."""
+        with open(self._path) as file:
+            lines = file.readlines()
+        kept = [line for line in lines if line.endswith("\n") and _iteration_of(line) < iteration]
+        if kept != lines:
+            self._file.close()
+            with open(self._path + PART, "w") as file:
+                file.writelines(kept)
+            os.replace(self._path + PART, self._path)
+            self._file = open(self._path, "a")
 
     def write(self) -> None:
         lines: dict[int, dict[str, float | None]] = defaultdict(dict)
@@ -133,6 +147,13 @@ class MetricsWriter(EventWriter):
 
     def close(self) -> None:
         self._file.close()
+
+
+def _iteration_of(line: str) -> float:
+    try:
+        return json.loads(line)["iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class ProgressWriter(EventWriter):

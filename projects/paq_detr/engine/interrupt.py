@@ -8,7 +8,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
+from typing import Any
 
 from ..errors import Interrupted
 
@@ -26,6 +29,8 @@ class StopRequest:
         self.signal = 0
         self.at_once = False
         self._time = 0.0
+        self._before: dict[int, Any] = {}
+        self._of_loader: Callable | None = None  # torch's handler of SIGCHLD, while it is off
 
     def __enter__(self) -> StopRequest:
         self._process = os.getpid()
@@ -37,6 +42,33 @@ class StopRequest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._of_loader:
+            signal.signal(signal.SIGCHLD, self._of_loader)
+
+    def arrives(self, seconds: float = 1.0) -> bool:
+        """Whether a signal is noted, or will be in a moment: a loader's process may have had it earlier."""
+        end = time.monotonic() + seconds
+        while not self.signal and time.monotonic() < end:
+            time.sleep(0.01)
+        return bool(self.signal)
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Only in here may torch raise that a process of a loader has ended, and not in the midst of a step."""
+        if not self._before or not hasattr(signal, "SIGCHLD"):
+            yield
+            return
+        handler, self._of_loader = self._of_loader, None
+        if handler and not self.signal:
+            signal.signal(signal.SIGCHLD, handler)
+            handler(signal.SIGCHLD, None)  # for those that have ended since
+        try:
+            yield
+        finally:
+            handler = signal.getsignal(signal.SIGCHLD)
+            if callable(handler) and not self.signal:
+                self._of_loader = handler
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader's process, which ends with this one

@@ -38,6 +38,8 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"{path}: {unknown_key(cfg, key[1]) if key else error}.") from error
     except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
+    except (AttributeError, RecursionError) as error:  # a _BASE_ that is no text, lists that are nested too deeply
+        raise UserError(f"{path} is no config file: {' '.join(str(error).split())}.") from error
 
 
 def _plugins_of(given: CfgNode) -> object:
@@ -81,6 +83,7 @@ def _fit_all(given: CfgNode, cfg: CfgNode, prefix: str = "") -> None:
             _fit_all(value, now, f"{prefix}{name}.")
         elif name in cfg:
             given[name] = _fitted(f"{prefix}{name}", value, now)
+            _refuse_other_type(f"{prefix}{name}", given[name], now)
 
 
 def _fitted(key: str, value: Any, now: Any) -> Any:
@@ -103,8 +106,16 @@ def _fitted(key: str, value: Any, now: Any) -> Any:
     return value
 
 
+def _refuse_other_type(key: str, value: Any, now: Any) -> None:
+    """Before yacs does, in its own words, where ``value`` cannot replace ``now``."""
+    decoded = CfgNode._decode_cfg_value(value)
+    alike = type(decoded) is type(now) or {type(decoded), type(now)} <= {list, tuple}
+    if now is not None and not alike:
+        raise UserError(f"{key} cannot be {value!r}, must be {_like(now)}.")
+
+
 def _like(value: Any) -> str:
-    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    names = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", CfgNode: "a section"}
     return names.get(type(value), "a list")
 
 
@@ -126,7 +137,7 @@ def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
         except UserError:
             raise
         except (ValueError, TypeError, AssertionError) as error:
-            raise UserError(f"{key} cannot be {value!r}: {' '.join(str(error).split())}.") from error
+            raise UserError(f"{key} cannot be {value!r}, must be {_like(now)}.") from error
 
 
 def unknown_key(cfg: CfgNode, key: str) -> str:

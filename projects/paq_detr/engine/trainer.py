@@ -139,11 +139,8 @@ class Trainer(TrainerBase):
         if comm.is_main_process():
             if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC:
                 built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
-            writers = [
-                ProgressWriter(self.max_iter),
-                MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json")),
-                TensorboardXWriter(cfg.OUTPUT_DIR),
-            ]
+            self._metrics = MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
+            writers = [ProgressWriter(self.max_iter), self._metrics, TensorboardXWriter(cfg.OUTPUT_DIR)]
             built += [FirstStep(PROGRESS_PERIOD), hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD)]
         return built
 
@@ -188,12 +185,17 @@ class Trainer(TrainerBase):
 
     def _next_batch(self) -> list[dict]:
         try:
-            return next(self._batches)
-        except RuntimeError as error:  # the signal ended the loader's processes as well
-            if not self.stop.signal or comm.get_world_size() > 1:
+            with self.stop.waiting_for_data():
+                return next(self._batches)
+        except RuntimeError as error:
+            if comm.get_world_size() > 1 or not self._ended_with_loader(error):
                 raise
             self.iter -= 1  # what is saved are the steps before this one
             raise self.interrupted() from error
+
+    def _ended_with_loader(self, error: BaseException) -> bool:
+        """Whether a loader's process ended by the very signal that ends this one."""
+        return "DataLoader worker" in str(error) and self.stop.arrives()
 
     def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
         """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
@@ -256,9 +258,13 @@ class Trainer(TrainerBase):
             return {}
         self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
         try:
-            with preserved_rng(self.device):  # training goes on as if nothing had been evaluated
+            # Training goes on as if nothing had been evaluated.
+            with preserved_rng(self.device), self.stop.waiting_for_data():
                 self.results = self.test(self.cfg, self.checkpointer.model)
-        except Interrupted:
+        except (Interrupted, RuntimeError) as error:
+            self.stop.at_once = False
+            if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
+                raise
             raise (self.interrupted() if self.iter < self.max_iter else self._in_last_evaluation()) from None
         finally:
             self.stop.at_once = False
@@ -311,6 +317,8 @@ class Trainer(TrainerBase):
 
     def before_train(self) -> None:
         super().before_train()
+        if self.start_iter and comm.is_main_process():
+            self._metrics.go_on_from(self.start_iter)
         if self.start_iter and self._rng_states is not None:  # as late as possible: nothing must draw in between
             if len(self._rng_states) == comm.get_world_size():
                 set_rng_state(self._rng_states[comm.get_rank()], self.device)

@@ -17,12 +17,13 @@ from collections.abc import Hashable, Iterator
 
 import numpy as np
 
+from ...data.json_columns import boxes_xyxy_of, numbers_of
 from ...data.json_file import open_file, parse_json, value_of
 from ...data.json_values import Unfit, absent, as_id, shown
 from ...data.odgt import box_kind, image_name, read_odgt, size_of, sizes_of_pictures, tag_of
 from .doubts import Noted
 from .images import CrowdImage, Truth
-from .values import boxes_xyxy_of, entries_of, scores_of, tags_of
+from .values import entries_of, tags_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ class JsonLines:
             place,
             self.annotations.truths[place],
             boxes_xyxy_of(found, self._key(found), where),
-            scores_of(found, where),
+            numbers_of(found, "score", where),
             size=self.annotations.sizes[place] or own_size,
             ji_truth=self._own_truth(record, where),
             ji_size=own_size,
@@ -191,7 +192,7 @@ class CocoResults:
             if place is None:
                 noted.note_unknown(f"{self.path}, {key!r}{self.annotations.hint_for(key)}")
                 continue
-            boxes_xyxy, scores = boxes_xyxy_of(found, "bbox", where), scores_of(found, where)
+            boxes_xyxy, scores = boxes_xyxy_of(found, "bbox", where), numbers_of(found, "score", where)
             image = CrowdImage(place, self.annotations.truths[place], boxes_xyxy, scores, self.annotations.sizes[place])
             noted.note(place, boxes_xyxy, scores, image.size)
             yield image
