@@ -225,7 +225,7 @@ def test_ignore_regions_are_no_objects():
         ({**PLUSPLUS, "MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),
         ({"MODEL.DETR.LOSS.CLASSIFICATION": "vocal"}, "LOSS.CLASSIFICATION"),
         ({"MODEL.DETR.ROUTES": ["hybrids"]}, 'ROUTES is "hybrids", must be one of hybrid'),
-        ({"MODEL.DETR.READ_OUT.NAME": "all"}, 'READ_OUT.NAME is "all", must be one of layer'),
+        ({"MODEL.DETR.READ_OUT.NAME": "all"}, 'READ_OUT.NAME is "all", must be one of fused_layers, layer'),
         ({"MODEL.DETR.READ_OUT.LAYER": 4}, "READ_OUT.LAYER is 4, must be in 0..3"),
         ({**PATTERNS, "MODEL.DETR.PATTERNS.FUSION": "ful"}, "PATTERNS.FUSION"),
     ],
