@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from measure import arguments, compared, report, time_ms
 
 from paq_detr import add_paq_detr_config
-from paq_detr.engine.convert import convert_if_foreign
+from paq_detr.convert import convert_if_foreign
 
 HEIGHT, WIDTH = 800, 1333
 CASES = {
@@ -37,7 +37,7 @@ def our_model(theirs: torch.nn.Module, options: list, device: str) -> torch.nn.M
     cfg.merge_from_list(["MODEL.RESNETS.DEPTH", 50, "MODEL.DEVICE", device, *options])
     cfg.MODEL.DETR.CLASS_NAMES = list(theirs.config.id2label.values())
     ours = build_model(cfg).eval()
-    weights, _ = convert_if_foreign(theirs.state_dict())
+    weights = convert_if_foreign(theirs.state_dict()).weights
     ours.load_state_dict(weights, strict=True)
     return ours
 

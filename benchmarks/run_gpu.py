@@ -40,6 +40,12 @@ raise SystemExit(not found[INDEX].split(":")[1].startswith(" runs"))
 """
 CHECKED = "points-torch.float32 or boxes-torch.bfloat16 or test_cuda_takes_slices"
 
+COSTED = (
+    *("crowd/dab_paq", "coco/deformable_detr_plusplus_r50_12ep", "coco/paq_deformable_detr_plusplus_r50_12ep"),
+    *("coco/dab_detr_r50_50ep", "coco/dn_deformable_detr_r50_50ep", "coco/dino_4scale_r50_12ep"),
+    *("coco/paq_dino_r50_12ep", "coco/paq_dino_hybrid_r50_12ep", "coco/dino_5scale_r50_12ep"),
+)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -92,6 +98,10 @@ def plan(args: argparse.Namespace, builds: list[str | None]) -> list[Step]:
         bench("training", 100, *(["--steps", "1", "--warm-up", "1"] if dry else ["--steps", "15"]))
         if _has("transformers") and not dry:
             bench("model", 45)
+        small = ["--size", "64", "96", "--rounds", "1"] if dry else ["--batch", "2"]
+        configs = [f"configs/{name}.yaml" for name in (COSTED[:1] if dry else COSTED)]
+        command = [PYTHON, "tools/cost.py", "--device", device, *small, "--configs", *configs]
+        steps.append(Step("cost", command, 150, writes_json=True))
         if args.train:
             command = [PYTHON, "train_net.py", "--config-file", str(args.train), "MODEL.DEVICE", device]
             command += ["OUTPUT_DIR", str(args.json.parent / "training"), *args.train_options]

@@ -19,12 +19,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
-def bccd():
-    """The folder of the BCCD data (blood cells; train.json, val.json, images), where it is at hand."""
-    folder = Path(os.environ.get("PAQ_DETR_BCCD") or Path(__file__).resolve().parents[2] / "shared" / "data" / "bccd")
+def data_folder(name: str) -> Path:
+    """A folder of images and COCO json (train.json, val.json, images) that the project does not hold, where it is at
+    hand: PAQ_DETR_NAME, or NAME in the data beside the project."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data" / name
+    folder = Path(os.environ.get(f"PAQ_DETR_{name.upper()}") or beside)
     if "CI" in os.environ:
         pytest.skip("needs data that the project does not hold")
     if not folder.is_dir():
-        pytest.skip(f"no BCCD in {folder}; PAQ_DETR_BCCD names its folder")
+        pytest.skip(f"no {name} in {folder}; PAQ_DETR_{name.upper()} names its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bccd():
+    """Blood cells."""
+    return data_folder("bccd")

@@ -31,7 +31,13 @@ def test_every_config_builds_its_model(path):
 
 
 @pytest.mark.parametrize(
-    ("name", "key"), [("my_dataset", "COCO_JSON"), ("my_dataset_small", "COCO_JSON"), ("my_crowd", "CROWDHUMAN")]
+    ("name", "key"),
+    [
+        ("my_dataset", "COCO_JSON"),
+        ("my_dataset_small", "COCO_JSON"),
+        ("my_crowd", "CROWDHUMAN"),
+        ("my_crowd_small", "CROWDHUMAN"),
+    ],
 )
 def test_the_templates_train_and_test_on_the_two_datasets_that_they_ask_for(name, key):
     cfg = get_cfg()

@@ -13,7 +13,7 @@ FLOORS = (
     ("errors", "_lazy"),
     ("checks", "structures", "config", "ops"),
     ("registry", "layers"),
-    ("modeling", "data"),
+    ("modeling", "data", "convert"),
     ("papers", "evaluation"),
     ("assembly",),
     ("detector",),

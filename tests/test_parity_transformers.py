@@ -11,7 +11,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from paq_detr import add_paq_detr_config
-from paq_detr.engine.convert import convert_if_foreign
+from paq_detr.convert import convert_if_foreign
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (dev extra)")
 
@@ -34,7 +34,7 @@ def models(request):
     theirs_options, our_options = VARIANTS[request.param]
     theirs = their_model(**theirs_options)
     ours = our_model(our_options)
-    weights, _ = convert_if_foreign(theirs.state_dict())
+    weights = convert_if_foreign(theirs.state_dict()).weights
     ours.load_state_dict(weights, strict=True)
     return theirs, ours
 
@@ -186,10 +186,10 @@ def test_saved_file_gives_the_same_weights(models, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
     theirs, ours = models
     theirs.save_pretrained(tmp_path)
-    weights, names = convert_if_foreign(
+    conversion = convert_if_foreign(
         safetensors.load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
     )
-    expected = ours.state_dict()
+    weights, expected = conversion.weights, ours.state_dict()
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in weights)
-    assert names == [f"LABEL_{i}" for i in range(NUM_CLASSES)]
+    assert conversion.class_names == [f"LABEL_{i}" for i in range(NUM_CLASSES)]

@@ -21,7 +21,6 @@ from .registry import (
     COSTS,
     DECODERS,
     ENCODERS,
-    INTERACTIONS,
     NECKS,
     READ_OUTS,
     ROUTES,
@@ -94,18 +93,9 @@ def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
 
 
 def _check_augmenter(cfg: CfgNode, kit: Kit, augmenter: nn.Module) -> None:
-    """What is put in front must suit the queries, and interactions must keep it apart."""
-    D = cfg.MODEL.DETR
     missing = needs_of(augmenter) - kit.sources["main"].provides
     if missing:
         raise UserError(
-            f"{AUGMENTERS.key} {D.QUERIES.AUGMENT} needs queries with {' and '.join(sorted(missing))}, which "
-            f"{SOURCES.key} {D.QUERIES.NAME} does not make"
+            f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} needs queries with {' and '.join(sorted(missing))}, "
+            f"which {SOURCES.key} {cfg.MODEL.DETR.QUERIES.NAME} does not make"
         )
-    for layer in kit.routes["main"].decoder.layers:
-        for interaction in getattr(layer, "interactions", ()):
-            if "ungrouped" in needs_of(interaction):
-                raise UserError(
-                    f"{AUGMENTERS.key} {D.QUERIES.AUGMENT} brings groups of queries, which "
-                    f"{INTERACTIONS.key} {list(D.DECODER.INTERACTION)} cannot keep apart"
-                )

@@ -77,7 +77,8 @@ def _add_model_keys(cfg: CN) -> None:
     # What batch norms become: "" leaves them; "FrozenBN", "FrozenStatsBN" as in RESNETS.NORM; "GN".
     cfg.MODEL.TIMM.NORM = ""
     cfg.MODEL.TIMM.DROP_PATH = 0.0  # stochastic depth of the last block, rising from 0 (Swin-L: 0.2)
-    cfg.MODEL.TIMM.PRETRAINED = False  # timm's own weights, from its hub over the network
+    # timm's own weights, from its hub over the network, where MODEL.WEIGHTS is empty.
+    cfg.MODEL.TIMM.PRETRAINED = False
     # Recompute activations in the backward pass.
     cfg.MODEL.TIMM.CHECKPOINT = False
     # Plain ViTs: maps made from the last one, by their size relative to it (patch size 16: strides 8, 16, 32).
@@ -90,6 +91,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
+    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR).
+    D.ACTIVATION = "relu"
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
     # Modules to import, whose parts and keys can then be used (see registry.py). From Python, import them before the
@@ -97,7 +100,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.PLUGINS = []
 
     D.NECK = CN()
-    D.NECK.NAME = "channel_mapper"
+    D.NECK.NAME = "channel_mapper"  # or "single_level", the last map alone (DAB-DETR)
     # The backbone's maps to read, by name; empty: all, finest first.
     D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
@@ -112,7 +115,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
-    D.ENCODER.NAME = "deformable"
+    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR)
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -164,10 +167,11 @@ def _add_model_keys(cfg: CN) -> None:
     # One pair of heads for all layers also where they refine (DAB-DETR, DN-DETR, the official DINO).
     D.DECODER.SHARED_HEADS = False
     D.DECODER.LOOK_FORWARD_TWICE = False
-    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention"; "none",
-    # as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator); several in order as "dehomo + self_attention".
+    # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention";
+    # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);
+    # several in order as "dehomo + self_attention".
     D.DECODER.INTERACTION = ["self_attention"]
-    D.DECODER.CROSS_ATTENTION = "deformable"
+    D.DECODER.CROSS_ATTENTION = "deformable"  # or "conditional" (DAB-DETR), which needs QUERY_POSITION dab
     # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
     D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
@@ -176,7 +180,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.DECODER.TEST_LAYERS = 0
     # "fixed": the query source's position, the same in every layer; "sine_mlp": an MLP of the sine code of the
     # current boxes, per layer (DINO); "scaled_sine_mlp": that times an MLP of the content (DAB- and
-    # DN-Deformable-DETR); "none" (Sparse R-CNN).
+    # DN-Deformable-DETR); "dab" (DAB-DETR, whose cross-attention also reads the centre's code); "none" (Sparse R-CNN).
     D.DECODER.QUERY_POSITION = "fixed"
     # Sine codes of boxes as shares of the padded batch, as published. False: of the image, so that a query does not
     # depend on its batch; the same wherever a batch has one image.
@@ -234,6 +238,9 @@ def _add_training_keys(cfg: CN) -> None:
     S.WEIGHT_DECAY = 1e-4
     S.WEIGHT_DECAY_NORM = 1e-4
     S.BACKBONE_MULTIPLIER = 0.1
+    # A layer of the backbone learns at this factor of the next one's rate (ViTDet: 0.7 for ViT-B, 0.8 for ViT-L), the
+    # first one, patch embedding, slowest; 1: off. For backbones of timm.
+    S.LAYER_DECAY = 1.0
     # For parameters named sampling_offsets or reference_points.
     S.OFFSET_MULTIPLIER = 0.1
     S.WARMUP_ITERS = 0

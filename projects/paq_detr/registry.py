@@ -35,6 +35,7 @@ class Kit:
     sources: dict[str, Any] = field(default_factory=dict)  # query sources by name; the main route's is "main"
     routes: dict[str, Any] = field(default_factory=dict)  # routes by name, "main" first
     augmenters: dict[str, Any] = field(default_factory=dict)  # by the name of the source that they stand before
+    layer: int = 0  # the decoder layer, counted from 0, whose parts are being built
 
 
 class Registry:

@@ -188,6 +188,7 @@ class DecoderState:
     valid: Tensor | None  # (B, N) as in QuerySet: which slots are queries at all; the same in all layers
     alive: Tensor | None  # (B, N) which queries take part from here on; a later layer may call one back
     attention_mask: Tensor | None = None  # (N, N) as in QuerySet
+    spatial: Tensor | None = None  # (B, N, C) a position that only cross-attention reads (DAB-DETR)
     history: tuple[LayerOutput, ...] = ()  # what the layers before predicted
 
     @classmethod

@@ -15,7 +15,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from paq_detr.engine import DetrCheckpointer, UserError
-from paq_detr.engine.checkpoint import cut, match_rows
+from paq_detr.engine.checkpoint import LoadReport, cut, match_rows
 
 
 class Classifier(nn.Module):
@@ -88,6 +88,13 @@ def test_the_report_names_what_is_missing_and_what_is_not_expected(tmp_path):
     assert checkpointer.report.missing == ["tail.weight", "tail.bias"]
     assert "labels.weight" in checkpointer.report.unexpected
     assert "tail.weight" in checkpointer.report.table()
+
+
+def test_the_report_names_what_a_known_layout_has_that_is_not_needed():
+    report = LoadReport(layout="another project", dropped=["label_enc.weight"], loaded=["neck.convs.0.weight"])
+    text = str(report)
+    assert text.startswith("Weights, from the layout of another project:\n")
+    assert "left out: not needed here          1  label_enc.weight" in text
 
 
 def test_long_lists_are_cut():

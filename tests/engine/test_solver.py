@@ -135,3 +135,33 @@ def test_a_warm_up_longer_than_the_training_is_said(cfg, caplog, warmup):
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS = 3, (), warmup
     build_scheduler(cfg, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0))
     assert ("never reaches SOLVER.BASE_LR 0.0002: SOLVER.WARMUP_ITERS is 3" in caplog.text) == bool(warmup)
+
+
+class NumberedLayers(nn.Module):
+    """A backbone of a stem, two blocks and a norm behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second, self.norm = (nn.Linear(2, 2) for _ in range(4))
+
+    def layer_ids(self):
+        names = {"stem": 0, "first": 1, "second": 2}
+        return {f"{name}.{leaf}": i for name, i in names.items() for leaf in ("weight", "bias")}, 2
+
+
+def test_layers_of_the_backbone_learn_the_slower_the_earlier_they_are(cfg):
+    model = Detector()
+    model.backbone = NumberedLayers()
+    cfg.SOLVER.LAYER_DECAY = 0.5
+    found = hyperparameters(build_optimizer(cfg, model), model)
+    for name, factor in (("stem", 0.125), ("first", 0.25), ("second", 0.5), ("norm", 1.0)):
+        assert found[f"backbone.{name}.weight"] == (pytest.approx(2e-5 * factor), 1e-4)
+    assert found["head.weight"] == (2e-4, 1e-4)
+
+
+def test_layer_decay_needs_a_backbone_whose_layers_are_numbered(cfg):
+    cfg.SOLVER.LAYER_DECAY = 0.5
+    with pytest.raises(
+        UserError, match="SOLVER.LAYER_DECAY is 0.5, but the layers of MODEL.BACKBONE.NAME build_resnet"
+    ):
+        build_optimizer(cfg, Detector())

@@ -11,9 +11,9 @@ import torch
 import torchvision
 from torch import nn
 
+from paq_detr.convert import LAYOUTS
+from paq_detr.convert.files import read_weights, strip_wrappers
 from paq_detr.engine import DetrCheckpointer, UserError
-from paq_detr.engine.convert import LAYOUTS
-from paq_detr.engine.weights import read_weights, strip_wrappers
 
 
 class Net(nn.Module):
@@ -86,9 +86,9 @@ def test_names_of_the_model_itself_stay():
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model."])
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.title)
 def test_layouts_are_recognised_behind_wrappers(layout, prefix):
-    names = {layout.marker: 0, layout.marker.replace("weight", "bias"): 0}
+    names = {layout.markers[0]: 0, layout.markers[0].replace("weight", "bias"): 0}
     wrapped = {prefix + name: value for name, value in names.items()}
-    assert strip_wrappers(wrapped, {"backbone.stem.conv1.weight"}, {layout.marker}) == names
+    assert strip_wrappers(wrapped, {"backbone.stem.conv1.weight"}, {layout.markers[0]}) == names
 
 
 def test_a_wrapped_torchvision_resnet_becomes_the_backbone(tmp_path, make_cfg):

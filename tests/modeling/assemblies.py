@@ -47,6 +47,29 @@ DEHOMO = {
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
 
+DAB = {
+    "MODEL.RESNETS.OUT_FEATURES": ["res5"],
+    "MODEL.DETR.ACTIVATION": "prelu",
+    "MODEL.DETR.NECK.NAME": "single_level",
+    "MODEL.DETR.NECK.NUM_LEVELS": 1,
+    "MODEL.DETR.ENCODER.NAME": "dense",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": 2,
+    "MODEL.DETR.QUERIES.NAME": "LearnedAnchors",
+    "MODEL.DETR.DECODER.QUERY_POSITION": "dab",
+    "MODEL.DETR.DECODER.INTERACTION": ["conditional_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": "conditional",
+    "MODEL.DETR.QUERIES.CONTENT": "zeros",
+    "MODEL.DETR.DECODER.OUTPUT_NORM": True,
+    "MODEL.DETR.DECODER.SHARED_HEADS": True,
+    "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": True,
+}
+DN = {
+    **DAB,
+    "MODEL.DETR.QUERIES.CONTENT": "shared",
+    "MODEL.DETR.QUERIES.INDICATOR": True,
+    "MODEL.DETR.QUERIES.AUGMENT": "dn",
+    "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+}
 DAB_DEFORMABLE = {**ANCHORS, "MODEL.DETR.DECODER.QUERY_POSITION": "scaled_sine_mlp"}
 DN_DEFORMABLE = {
     **DAB_DEFORMABLE,
@@ -108,7 +131,11 @@ ASSEMBLIES = {
         "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "focal_l1_giou", "center_inside"],
     },
     "dehomo_paq": {**DEHOMO, **PATTERNS, **ASSIGNMENT},
+    "dehomo_cdn": {**DEHOMO, "MODEL.DETR.QUERIES.AUGMENT": "cdn", "MODEL.DETR.DENOISING.CDN.PAIRS": 6},
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
+    "dab": DAB,
+    "dab_paq": {**DAB, **PATTERNS, **ASSIGNMENT},
+    "dn": DN,
     "dab_deformable": DAB_DEFORMABLE,
     "dab_deformable_two_stage": {
         **PLUSPLUS,
@@ -136,6 +163,7 @@ ASSEMBLIES = {
     "mr_align": {**MR_DINO, "MODEL.DETR.LOSS.CLASSIFICATION": "mr_align", "MODEL.DETR.LOSS.CLASS_WEIGHT": 1.0},
     "mr_on_dino": {**DINO, "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"]},
     "mr_paq": {**MR, **PATTERNS, **ASSIGNMENT, "MODEL.DETR.MR.ASSIGNER": "quality_count"},
+    "mr_on_dab": {**DAB, "MODEL.DETR.ROUTES": ["mr_ffn", "mr_sa_ca_ffn"]},
     "mr_dehomo": {**DEHOMO, "MODEL.DETR.ROUTES": ["mr_ffn"]},
     "mr_paq_dehomo": {
         **DEHOMO,
@@ -170,7 +198,8 @@ class build_patch_backbone(Backbone):
 
     def __init__(self, cfg, input_shape):
         super().__init__()
-        self.strides = {"res3": 8, "res4": 16, "res5": 32}
+        strides = {"res3": 8, "res4": 16, "res5": 32}
+        self.strides = {name: strides[name] for name in cfg.MODEL.RESNETS.OUT_FEATURES}
         self.convs = nn.ModuleDict({name: nn.Conv2d(3, 16, s, stride=s) for name, s in self.strides.items()})
 
     def forward(self, x):

@@ -17,7 +17,6 @@ from paq_detr.registry import AUGMENTERS, Registry
 from paq_detr.structures import Assignment, LayerOutput, QueryGroup, QuerySet
 
 from .assemblies import (
-    DEHOMO,
     PLUSPLUS,
     make_image,
     make_model,
@@ -88,11 +87,6 @@ def test_an_augmenter_trains_and_is_gone_at_inference():
     with torch.no_grad():
         before, after = (m.eval()([IMAGE])[0]["instances"] for m in (model, slim))
     assert torch.equal(before.scores, after.scores)
-
-
-def test_groups_are_refused_where_an_interaction_cannot_keep_them_apart():
-    with pytest.raises(ValueError, match="brings groups of queries, which MODEL.DETR.DECODER.INTERACTION"):
-        make_model({**DEHOMO, "MODEL.DETR.QUERIES.AUGMENT": "known_pairs"})
 
 
 class Counting(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from paq_detr.layers import inverse_sigmoid
+from paq_detr.modeling.interactions import separate_sets
 from paq_detr.papers.denoising import BoxDenoising, ContrastiveDenoising, Denoising, NoiseTape, Slots, group_mask
 from paq_detr.structures import QuerySet, Targets
 
@@ -293,6 +294,12 @@ def test_five_hundred_objects_in_one_image_train():
     assert all(value.isfinite() for value in losses.values())
 
 
+def test_a_class_list_of_one_trains():
+    model = make_model({**DINO, "MODEL.DETR.CLASS_NAMES": ["cell"]})
+    losses = model([make_image(64, 64, [[4, 4, 30, 40]], [0])])
+    assert len(model.augmenters["main"].labels.weight) == 1 and all(value.isfinite() for value in losses.values())
+
+
 def test_queries_with_fixed_positions_get_theirs_from_the_source():
     model = wake_up(make_model({**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"}))
     memory, source = memory_of(model, IMAGES), model.sources["main"]
@@ -337,6 +344,40 @@ def test_nothing_is_denoised_at_inference():
     assert not any("augmenters" in name for name in model.state_dict())
 
 
-def test_a_generator_that_cannot_keep_groups_apart_refuses_them():
-    with pytest.raises(ValueError, match="AUGMENT cdn brings groups of queries"):
-        make_model({**DEHOMO, "MODEL.DETR.QUERIES.AUGMENT": "cdn"})
+DENOISED_DEHOMO = {
+    **DEHOMO,
+    "MODEL.DETR.QUERIES.AUGMENT": "cdn",
+    "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
+    "MODEL.DETR.DEHOMO.FLOOR_SCORE": 0.3,
+    "MODEL.DETR.DEHOMO.IOU_THRESHOLD": 0.1,
+}
+
+
+@pytest.mark.parametrize("options", [DENOISED_DEHOMO], ids=["dehomo"])
+def test_dh_detrs_generator_tells_each_group_apart_by_itself(options):
+    """Matching queries as without denoising; a group's queries as if they alone were there; none of them is dropped."""
+    model = wake_up(make_model(options))
+    memory, targets = memory_of(model, IMAGES), make_targets([A, B], [C])
+    queries = model.sources["main"](memory)
+    alone = model.routes["main"](queries, memory)
+    together = model.augmenters["main"](queries, targets)
+    count, size = together.groups[0].stop, 4
+    outputs = model.routes["main"](together, memory)
+    for layer, with_noise in zip(alone, outputs):
+        torch.testing.assert_close(with_noise.logits[:, count:], layer.logits)
+        assert torch.equal(with_noise.valid[:, count:], layer.valid) and with_noise.valid[:, :count].all()
+    only_first = QuerySet(
+        together.content[:, :size],
+        together.reference[:, :size],
+        together.position[:, :size],
+        attention_mask=torch.zeros(size, size, dtype=torch.bool),
+    )
+    model.routes["main"].decoder.layers[1].interactions[0].floor_score = 0.0
+    model.routes["main"].decoder.layers[2].interactions[0].floor_score = 0.0
+    for layer, with_noise in zip(model.routes["main"](only_first, memory), outputs):
+        torch.testing.assert_close(with_noise.logits[:, :size], layer.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_sets_are_told_from_the_mask_and_the_matching_queries_are_set_zero():
+    assert separate_sets(group_mask(3, 2, 4)).tolist() == [3, 3, 2, 2, 1, 1, 0, 0, 0, 0]
+    assert separate_sets(group_mask(1, 0, 2)).tolist() == [0, 0]

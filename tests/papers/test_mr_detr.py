@@ -20,6 +20,7 @@ from paq_detr.structures import DecoderState, LayerOutput, Memory, stack_instanc
 
 from ..modeling.assemblies import (
     ASSIGNMENT,
+    DAB,
     DEHOMO,
     MR,
     MR_DINO,
@@ -366,9 +367,16 @@ def test_fused_scores_are_read_out_where_they_are_asked_for():
     [
         (
             {**DEHOMO, "MODEL.DETR.ROUTES": ["mr_tokens"]},
-            r"mr_tokens puts its tokens into self-attention, which .*'dehomo', 'dehomo'\] lacks in layer 1, 2, 3",
+            r"mr_tokens puts its tokens into self_attention, which .*'dehomo', 'dehomo'\] lacks in layer 1, 2, 3",
         ),
-        ({**DEHOMO, "MODEL.DETR.ROUTES": ["mr_sa_ffn"]}, "mr_sa_ffn has its own self-attention, which"),
+        (
+            {**DEHOMO, "MODEL.DETR.ROUTES": ["mr_sa_ffn"]},
+            "mr_sa_ffn has its own self-attention, which .* lacks in layer 1",
+        ),
+        (
+            {**DAB, "MODEL.DETR.ROUTES": ["mr_tokens"]},
+            r"tokens into self_attention, which .*\['conditional_self_attention'\] lacks",
+        ),
         ({"MODEL.DETR.ROUTES": ["mr_tokens"]}, "MR.OWN_PROPOSALS needs queries from the encoder"),
         (
             {**MR, "MODEL.DETR.DECODER.NAME": "parallel"},

@@ -19,17 +19,16 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from tabulate import tabulate
 from torch import Tensor, nn
 
+from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
+from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..errors import UserError
-from .convert import LAYOUTS, convert_if_foreign
 from .output import LAST_CHECKPOINT, PART
 from .pretrained import BUNDLED, bundled_file, check_statistics
-from .weights import CONTAINERS, missing_file, read_weights, strip_wrappers
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +42,38 @@ class LoadReport:
     reshaped: list[str] = field(default_factory=list)  # another shape: freshly initialised
     missing: list[str] = field(default_factory=list)  # not in the file: freshly initialised
     unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
+    dropped: list[str] = field(default_factory=list)  # of a known layout, under its names: not needed here
     shared_classes: list[str] = field(default_factory=list)
+    layout: str = ""  # of a file from elsewhere
+    sizes: dict[str, int] = field(default_factory=dict)  # of the model's parameters
+
+    def __str__(self) -> str:
+        title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
+        return "\n".join((title, self.parts(), "", self.table()))
+
+    def parts(self) -> str:
+        """How much of each part of the model is loaded."""
+        kinds = (self.loaded, self.by_class, [*self.reshaped, *self.missing])
+        counts = [Counter(map(part_of, names)) for names in kinds]
+        parameters: Counter[str] = Counter()
+        for name, size in self.sizes.items():
+            parameters[part_of(name)] += size
+        rows = [
+            (part, f"{parameters[part]:,}", *(count[part] or "" for count in counts))
+            for part in dict.fromkeys(map(part_of, [*self.sizes, *(name for names in kinds for name in names)]))
+        ]
+        headers = ["part", "parameters", "tensors loaded", "by class name", "initialised"]
+        return tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", *["right"] * 4))
 
     def table(self, longest: int = 8) -> str:
+        """What was loaded, and by name what was not."""
         rows = [
             ("loaded", len(self.loaded), ""),
             (f"loaded for {len(self.shared_classes)} shared classes", len(self.by_class), cut(self.by_class, longest)),
             ("initialised: other shape", len(self.reshaped), cut(self.reshaped, longest)),
             ("initialised: not in the file", len(self.missing), cut(self.missing, longest)),
             ("ignored: not in the model", len(self.unexpected), cut(self.unexpected, longest)),
+            ("left out: not needed here", len(self.dropped), cut(self.dropped, longest)),
         ]
         return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
 
@@ -157,28 +179,33 @@ class DetrCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = read_weights(filename)
-        if not isinstance(content.get("model"), dict):
-            weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
-            content = {"model": weights, "matching_heuristics": filename.endswith(".pkl"), "__author__": "Caffe2"}
-        content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
-        odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
-        if odd:
-            raise UserError(f"Weight file {filename} is no dict of named tensors: its {odd[0]!r} is none.")
-        markers = {layout.marker for layout in LAYOUTS}
+        content = read_checkpoint(filename)
+        markers = {layout.markers[0] for layout in LAYOUTS}
         content["model"] = strip_wrappers(content["model"], set(self.model.state_dict()), markers)
         if not content.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(content["model"])
-            content["model"], names = convert_if_foreign(content["model"], content.get("config"))
-            content.setdefault("class_names", names)
+            conversion = self._convert(content["model"], content["config"])
+            content["model"] = conversion.weights
+            content["layout"], content["dropped"] = conversion.layout, conversion.dropped
+            content.setdefault("class_names", conversion.class_names)
         content["file"] = filename
         if self._check is not None:
             self._check(content)
         return content
 
+    def _convert(self, weights: dict[str, Tensor], config: Any) -> Conversion:
+        """The weights under this model's names. The backbone knows its classification files, convert/ all others."""
+        read = getattr(getattr(self.model, "backbone", None), "from_classifier", None)
+        found = read(weights) if read is not None else None
+        if found is None:
+            return convert_if_foreign(weights, config)
+        known, dropped = found
+        known = {f"backbone.{name}": tensor for name, tensor in known.items()}
+        return Conversion(known, layout="a classification file of the backbone", dropped=dropped)
+
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
-        self.report = LoadReport()
+        self.report = LoadReport(layout=checkpoint.pop("layout", ""), dropped=checkpoint.pop("dropped", []))
         if class_names and self.class_names and list(class_names) != self.class_names:
             self._match_classes(checkpoint["model"], class_names)
         if not checkpoint.get("matching_heuristics", False):
@@ -226,14 +253,11 @@ class DetrCheckpointer(DetectionCheckpointer):
         # torch does not call a batch norm's counter missing, so what is loaded must also stand in the file.
         untouched = {*report.reshaped, *report.missing, *report.by_class}
         report.loaded = [key for key in self.model.state_dict() if key in stored and key not in untouched]
+        report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
         level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
-        logger.log(level, "Weights:\n%s", self.report.table())
-
-
-def _is_numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+        logger.log(level, "%s", self.report)
 
 
 def match_rows(

@@ -20,6 +20,7 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..convert.files import missing_file
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
@@ -27,7 +28,6 @@ from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
 from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
-from .weights import missing_file
 
 logger = logging.getLogger(__name__)
 

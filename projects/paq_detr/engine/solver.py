@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 
+from ..checks import check_range
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,16 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Deformable DETR's recipe: learning rate 2e-4, a tenth of it for the backbone and for the linear maps that make
     sampling offsets and reference points, weight decay 1e-4. ``SOLVER.BACKBONE_MULTIPLIER`` and
     ``SOLVER.OFFSET_MULTIPLIER`` are the two factors; DINO uses 1e-4 and only the backbone's, Sparse R-CNN and AdaMixer
-    2.5e-5 everywhere (both factors 1).
+    2.5e-5 everywhere (both factors 1). ``SOLVER.LAYER_DECAY`` lowers the backbone's rate layer by layer.
     """
     groups = defaultdict(list)
     modules = dict(model.named_modules())
+    layer_factors = _layer_factors(cfg, model)
     for name, parameter in model.named_parameters():  # names a shared parameter once
         if parameter.requires_grad:
             owner, _, leaf = name.rpartition(".")
-            groups[_learning_rate(cfg, name), _weight_decay(cfg, modules[owner], leaf)].append((name, parameter))
+            rate = _learning_rate(cfg, name) * layer_factors.get(name, 1.0)
+            groups[rate, _weight_decay(cfg, modules[owner], leaf)].append((name, parameter))
     for (rate, decay), parameters in groups.items():
         count = sum(p.numel() for _, p in parameters)
         logger.info("%d parameters with learning rate %g and weight decay %g", count, rate, decay)
@@ -54,6 +57,24 @@ def _learning_rate(cfg: CfgNode, name: str) -> float:
     if "sampling_offsets" in name or "reference_points" in name:
         rate *= cfg.SOLVER.OFFSET_MULTIPLIER
     return rate * (cfg.SOLVER.BIAS_LR_FACTOR if name.endswith("bias") else 1.0)
+
+
+def _layer_factors(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """decay^(L + 1 - layer) by parameter of a backbone of L layers: layer 0 is the patch embedding (BEiT, ViTDet).
+
+    What follows the last layer (output norms, pyramid) keeps the backbone's rate.
+    """
+    decay = check_range("SOLVER.LAYER_DECAY", cfg.SOLVER.LAYER_DECAY, "(0, 1]")
+    if decay == 1:
+        return {}
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(backbone, "layer_ids"):
+        raise UserError(
+            f"SOLVER.LAYER_DECAY is {decay}, but the layers of MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} are not "
+            "numbered; those of timm are"
+        )
+    ids, last = backbone.layer_ids()
+    return {f"backbone.{name}": decay ** (last + 1 - layer) for name, layer in ids.items()}
 
 
 def _weight_decay(cfg: CfgNode, module: nn.Module, name: str) -> float:

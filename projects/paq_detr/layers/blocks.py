@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class MLP(nn.Sequential):
@@ -24,20 +23,25 @@ class MLP(nn.Sequential):
         return self[-1]
 
 
-class FeedForward(nn.Module):
-    """Residual two-layer perceptron with post-norm: ``LN(x + W2 relu(W1 x))``."""
+#: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
 
-    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0):
+
+class FeedForward(nn.Module):
+    """Residual two-layer perceptron with post-norm: ``LN(x + W2 f(W1 x))``, f one of ``ACTIVATIONS``."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float = 0.0, activation: str = "relu"):
         super().__init__()
         self.linear1 = nn.Linear(embed_dim, hidden_dim)
         self.linear2 = nn.Linear(hidden_dim, embed_dim)
+        self.activation = ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim)
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu(self.linear1(x)))
+        hidden = self.dropout(self.activation(self.linear1(x)))
         return self.norm(x + self.dropout(self.linear2(hidden)))
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..errors import UserError
-from ..layers import FeedForward
+from ..layers import ACTIVATIONS, FeedForward
 from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
 from .heads import ClassHead, build_box_head
@@ -55,7 +56,7 @@ class Decoder(nn.Module):
         """
         Args:
             codec: decodes a box head's output against a reference (codec.py).
-            position: makes the position code of (state, memory), or none.
+            position: makes the position code of (state, memory), or none; or a pair, the code and ``spatial``.
             output_norm: between a layer's content and the heads, the same for all layers (DINO, DAB-DETR); None: the
                 heads read the content. The next layer goes on with the content itself.
             box_layers: only so many first layers predict boxes (DH-DETR: 1); None: all.
@@ -83,7 +84,9 @@ class Decoder(nn.Module):
 
     def step(self, layer: int, state: DecoderState, memory: Memory) -> DecoderState:
         """The state behind a layer."""
-        return self.layers[layer](replace(state, position=self.position(state, memory)), memory)
+        position = self.position(state, memory)
+        position, spatial = position if isinstance(position, tuple) else (position, None)
+        return self.layers[layer](replace(state, position=position, spatial=spatial), memory)
 
     def normed(self, content: Tensor) -> Tensor:
         """What the heads read of a layer's content."""
@@ -154,8 +157,10 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
     An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none".
     """
     D = cfg.MODEL.DETR
+    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
     layers = []
     for number, entry in enumerate(per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS), 1):
+        kit.layer = number - 1
         names = [name.strip() for name in str(entry).split("+")]
         interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
         for name, interaction in zip(names, interactions):
@@ -165,7 +170,7 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
                     "predicted and cannot stand in the first one, nor in a parallel decoder"
                 )
         cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
-        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT)
+        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, activation)
         present = [interaction for interaction in interactions if interaction is not None]
         layers.append(DecoderLayer(present, cross_attention, ffn))
     return layers
@@ -202,7 +207,7 @@ def _parts(cfg, kit: Kit, cascade: bool) -> dict:
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
     ):
-        missing = needs_of(part) - source.provides - {"previous", "ungrouped"}
+        missing = needs_of(part) - source.provides - {"previous"}
         if missing:
             raise UserError(f"{key} {value} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
                             f"{D.QUERIES.NAME} does not make")  # fmt: skip

@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..layers import DeformableAttention, FeedForward
+from ..checks import check_choice
+from ..layers import ACTIVATIONS, DeformableAttention, FeedForward
 from ..registry import ENCODERS
 from ..structures import Memory
 
@@ -14,13 +18,20 @@ class EncoderLayer(nn.Module):
     """Deformable self-attention over the tokens of all levels, then the feed-forward block; post-norm."""
 
     def __init__(
-        self, embed_dim: int, ffn_dim: int, num_heads: int, num_levels: int, num_points: int, dropout: float = 0.0
+        self,
+        embed_dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        dropout: float = 0.0,
+        activation: str = "relu",
     ):
         super().__init__()
         self.attention = DeformableAttention(embed_dim, num_heads, num_levels, num_points)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim)
-        self.ffn = FeedForward(embed_dim, ffn_dim, dropout)
+        self.ffn = FeedForward(embed_dim, ffn_dim, dropout, activation)
 
     def forward(self, memory: Memory) -> Memory:
         tokens = memory.tokens
@@ -29,45 +40,42 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Deformable DETR's encoder. With no layers it hands the neck's maps through (ASAG, Sparse R-CNN, AdaMixer)."""
+    """Layers one after the other. With none it hands the neck's maps through (ASAG, Sparse R-CNN, AdaMixer)."""
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        embed_dim: int = 256,
-        ffn_dim: int = 1024,
-        num_heads: int = 8,
-        num_levels: int = 4,
-        num_points: int = 4,
-        dropout: float = 0.0,
-        checkpoint_layers: bool = False,
-    ):
+    def __init__(self, layers: Sequence[nn.Module], checkpoint_layers: bool = False):
+        """
+        Args:
+            layers: each from ``Memory`` to ``Memory``.
+            checkpoint_layers: recompute their activations in the backward pass.
+        """
         super().__init__()
-        self.layers = nn.ModuleList(
-            EncoderLayer(embed_dim, ffn_dim, num_heads, num_levels, num_points, dropout) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(layers)
         self.checkpoint_layers = checkpoint_layers
 
     def forward(self, memory: Memory) -> Memory:
         for layer in self.layers:
             if self.checkpoint_layers and self.training:
-                memory = checkpoint(layer, memory, use_reentrant=False)
+                memory = checkpoint(self.step, layer, memory, use_reentrant=False)
             else:
-                memory = layer(memory)
+                memory = self.step(layer, memory)
         return memory
+
+    def step(self, layer: nn.Module, memory: Memory) -> Memory:
+        """The memory behind a layer."""
+        return layer(memory)
 
 
 @ENCODERS.register("deformable")
 def build_encoder(cfg, kit) -> Encoder:
     D = cfg.MODEL.DETR
-    return Encoder(
-        num_layers=D.ENCODER.NUM_LAYERS,
+    layer = partial(
+        EncoderLayer,
         embed_dim=D.HIDDEN_DIM,
         ffn_dim=D.ENCODER.FFN_DIM,
         num_heads=D.NUM_HEADS,
         num_levels=D.NECK.NUM_LEVELS,
         num_points=D.ENCODER.NUM_POINTS,
         dropout=D.DROPOUT,
-        checkpoint_layers=D.ENCODER.CHECKPOINT,
+        activation=check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS),
     )
+    return Encoder([layer() for _ in range(D.ENCODER.NUM_LAYERS)], D.ENCODER.CHECKPOINT)

@@ -3,8 +3,8 @@
 """What happens between the queries of a decoder layer, and between queries and memory.
 
 An interaction is called with (state, memory) and returns the next state; it may change who is alive. ``needs`` names
-what must be there: "previous" (a layer before), "boxes" (as references), "ungrouped" (no groups kept apart by a mask,
-which it could not keep apart). An interaction without it needs nothing.
+what must be there: "previous" (a layer before), "boxes" (as references). Without it, nothing is needed. All of
+them keep groups of denoising queries apart as ``DecoderState.attention_mask`` says.
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ def blocked_pairs(state: DecoderState, num_heads: int) -> Tensor | None:
         blocked = blocked | state.attention_mask
     itself = torch.eye(num_queries, dtype=torch.bool, device=blocked.device)
     return (blocked & ~itself).repeat_interleave(num_heads, 0)
+
+
+def separate_sets(mask: Tensor) -> Tensor:
+    """(N,) number of the set of queries that see each other, of an attention mask (N, N) that keeps groups apart; 0 for
+    the matching queries, which come last."""
+    mutual = ~(mask | mask.T)
+    first = mutual.to(torch.int64).argmax(1)  # of each query's set
+    opens = first == torch.arange(len(mask), device=mask.device)
+    number = opens.cumsum(0)[first]
+    return number[-1] - number
 
 
 class CrossAttention(nn.Module):

@@ -69,7 +69,10 @@ class ChannelMapper(nn.Module):
             padded_size: (height, width) of the batch.
         """
         inputs = [features[f] for f in self.in_features]
-        grid = self._grid(inputs, image_sizes, padded_size)
+        shapes = [tuple(x.shape[-2:]) for x in inputs]
+        for _ in self.convs[len(inputs) :]:
+            shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))  # kernel 3, stride 2, padding 1
+        grid = measure_grid(shapes, self.strides, image_sizes, padded_size, inputs[0].device, self.mask_padding)
         masks = grid.masks if grid.has_padding and self.mask_padding else [None] * len(self.convs)
         inputs = [x if mask is None else x * ~mask[:, None] for x, mask in zip(inputs, masks)]  # as the convs pad
         maps: list[Tensor] = []
@@ -80,35 +83,49 @@ class ChannelMapper(nn.Module):
                 x = inputs[-1] if level == len(inputs) else maps[-1]
             maps.append(norm(conv(x), masks[level]))
         tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
-        return Memory(tokens, self._position(grid).to(tokens.dtype), grid, features)
+        position = position_code(grid, self.level_code.shape[-1], self.temperature, self.offset, self.level_code)
+        return Memory(tokens, position.to(tokens.dtype), grid, features)
 
-    def _grid(self, inputs: Sequence[Tensor], image_sizes, padded_size: tuple[int, int]) -> Grid:
-        shapes = [tuple(x.shape[-2:]) for x in inputs]
-        for _ in self.convs[len(inputs) :]:
-            shapes.append(tuple((side + 1) // 2 for side in shapes[-1]))  # kernel 3, stride 2, padding 1
-        valid = [
-            [
-                tuple(self._valid(*axis, stride) for axis in zip(size, padded_size, shape))
-                for shape, stride in zip(shapes, self.strides)
-            ]
-            for size in image_sizes
-        ]
-        return Grid(shapes, self.strides, image_sizes, padded_size, valid, inputs[0].device)
 
-    def _valid(self, image: int, padded: int, size: int, stride: int) -> int:
+def measure_grid(
+    shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    image_sizes: Sequence[tuple[int, int]],
+    padded_size: tuple[int, int],
+    device: torch.device,
+    by_stride: bool,
+) -> Grid:
+    """The geometry of levels of these (height, width) and strides.
+
+    ``by_stride`` counts a level's un-padded pixels by its stride; otherwise those count whose nearest input pixel is
+    none of the padding, as published.
+    """
+
+    def valid(image: int, padded: int, size: int, stride: int) -> int:
         """How many of a level's ``size`` rows (or columns) lie in an image of so many pixels."""
-        if self.mask_padding:
+        if by_stride:
             return min(-(-image // stride), size)
-        return sum(i * padded // size < image for i in range(size))  # those whose nearest input pixel does
+        return sum(i * padded // size < image for i in range(size))
 
-    def _position(self, grid: Grid) -> Tensor:
-        """(B, S, C) sine code plus level vector."""
-        dim = self.level_code.shape[-1]
-        codes = [
-            sine_map_code(shape, grid.valid_shapes[:, level], dim, self.temperature, self.offset) + code
-            for level, (shape, code) in enumerate(zip(grid.shapes, self.level_code))
+    valid_shapes = [
+        [
+            tuple(valid(*axis, stride) for axis in zip(size, padded_size, shape))
+            for shape, stride in zip(shapes, strides)
         ]
-        return torch.cat(codes, 1)
+        for size in image_sizes
+    ]
+    return Grid(shapes, strides, image_sizes, padded_size, valid_shapes, device)
+
+
+def position_code(grid: Grid, dim: int, temperature: float, offset: float, level_code: Tensor | None = None) -> Tensor:
+    """(B, S, dim) sine code of every token, plus its level's vector where (L, dim) ``level_code`` is given; fp32."""
+    codes = [
+        sine_map_code(shape, grid.valid_shapes[:, level], dim, temperature, offset)
+        for level, shape in enumerate(grid.shapes)
+    ]
+    if level_code is not None:
+        codes = [code + vector for code, vector in zip(codes, level_code)]
+    return torch.cat(codes, 1)
 
 
 @NECKS.register("channel_mapper")

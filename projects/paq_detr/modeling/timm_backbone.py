@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from math import gcd
 
 import timm
@@ -112,6 +113,24 @@ class TimmBackbone(Backbone):
         ids = _groups(self.body, "SOLVER.LAYER_DECAY", coarse=False)
         return {f"body.{name}": layer for name, layer in ids.items()}, max(ids.values())
 
+    def from_classifier(self, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]] | None:
+        """A classification file of this network under the names here, and what of it has no place (its head).
+
+        timm's own reading also understands the files of many networks' authors, and resizes position tables. None
+        where less than half of the network is in it: then it is another file.
+        """
+        read = getattr(sys.modules[type(self.body).__module__], "checkpoint_filter_fn", None)
+        if read is not None:
+            try:
+                weights = read(dict(weights), self.body)
+            except Exception:  # it expects files of this network and fails on others in any way
+                return None
+        own = self.body.state_dict()
+        known = {f"body.{name}": tensor for name, tensor in weights.items() if name in own}
+        if 2 * len(known) < len(own):
+            return None
+        return known, [name for name in weights if name not in own]
+
 
 def _usual_indices(infos: Sequence[dict], plain: bool) -> list[int]:
     if plain:
@@ -148,10 +167,10 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
     """
     T = cfg.MODEL.TIMM
     check_choice("MODEL.TIMM.NORM", T.NORM, NORMS)
-    body = _create(
-        T.NAME, T.PRETRAINED, check_range("MODEL.TIMM.DROP_PATH", T.DROP_PATH, "[0, 1)"), input_shape.channels
-    )
-    if T.PRETRAINED:
+    pretrained = T.PRETRAINED and not cfg.MODEL.WEIGHTS  # a trained model needs no network
+    check_range("MODEL.TIMM.DROP_PATH", T.DROP_PATH, "[0, 1)")
+    body = _create(T.NAME, pretrained, T.DROP_PATH, input_shape.channels)
+    if pretrained:
         _check_statistics(cfg, body)
     backbone = TimmBackbone(
         body,
@@ -174,10 +193,8 @@ def _create(name: str, pretrained: bool, drop_path: float, channels: int) -> nn.
     if not timm.is_model(name):
         known = timm.list_models()
         close = difflib.get_close_matches(name, known, n=4) or [n for n in known if n.startswith(name[:4])][:4]
-        hint = (
-            f", did you mean {', '.join(close)}?" if close else "; `python -c 'import timm; print(timm.list_models())'`"
-        )
-        raise UserError(f'MODEL.TIMM.NAME is "{name}", which timm {timm.__version__} does not have{hint}')
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        raise UserError(f'MODEL.TIMM.NAME is "{name}", which timm {timm.__version__} does not have; {hint}')
     options = {"strict_img_size": False, "dynamic_img_size": True, "drop_path_rate": drop_path, "in_chans": channels}
     while True:
         try:
@@ -205,26 +222,26 @@ def _create(name: str, pretrained: bool, drop_path: float, channels: int) -> nn.
 
 
 def _check_any_size(name: str, backbone: TimmBackbone, channels: int) -> None:
-    """Run the network on shapes alone, for two odd image sizes."""
+    """Run the network on shapes alone, for an image whose sides no stride divides."""
     tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     shapes = {key: tensor.detach().to("meta") for key, tensor in tensors.items()}
+    height, width = 321, 259
     training = backbone.training
     backbone.eval()
-    for height, width in ((321, 259), (131, 481)):
-        try:
+    try:
+        with torch.no_grad():
             image = torch.zeros(1, channels, height, width, device="meta")
-            with torch.no_grad():
-                maps = torch.func.functional_call(backbone, shapes, (image,))
-        except Exception as error:  # networks of a fixed size fail in many ways
-            raise UserError(f"MODEL.TIMM.NAME {name} cannot take images of any size: {_line(error)}") from error
-        for key, spec in backbone.output_shape().items():
-            expected = (1, spec.channels, -(-height // spec.stride), -(-width // spec.stride))
-            if tuple(maps[key].shape) != expected:
-                raise UserError(
-                    f"MODEL.TIMM.NAME {name} cannot be a backbone: its map {key} of an image of {height} x {width} "
-                    f"pixels is {tuple(maps[key].shape)}, must be {expected}"
-                )
+            maps = torch.func.functional_call(backbone, shapes, (image,))
+    except Exception as error:  # networks of a fixed size fail in many ways
+        raise UserError(f"MODEL.TIMM.NAME {name} cannot take images of any size: {_line(error)}") from error
     backbone.train(training)
+    for key, spec in backbone.output_shape().items():
+        expected = (1, spec.channels, -(-height // spec.stride), -(-width // spec.stride))
+        if tuple(maps[key].shape) != expected:
+            raise UserError(
+                f"MODEL.TIMM.NAME {name} cannot be a backbone: its map {key} of an image of {height} x {width} pixels "
+                f"is {tuple(maps[key].shape)}, must be {expected}"
+            )
 
 
 def _check_statistics(cfg, body: nn.Module) -> None:

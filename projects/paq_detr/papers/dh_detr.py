@@ -28,6 +28,7 @@ from .. import ops
 from ..checks import check_choice, check_range
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou
 from ..modeling.assignment import FORBIDDEN, MatchCost
+from ..modeling.interactions import separate_sets
 from ..modeling.losses import ClassificationLoss, Matches
 from ..registry import CLASS_LOSSES, COSTS, INTERACTIONS, Kit, adds_config
 from ..structures import DecoderState, LayerOutput, Memory, Targets
@@ -124,10 +125,11 @@ class Dehomo(nn.Module):
     """The interaction: the layer goes on with the queries that the one before found worth a look, told apart.
 
     The release multiplies by the activity mask again inside the cross-attention; that only changes rows which nothing
-    reads. A query that was dropped stays so.
+    reads. A query that was dropped stays so. Groups of denoising queries, which the release does not have, are told
+    apart each by itself; they are asked for an object whatever their score, and none is dropped.
     """
 
-    needs = frozenset({"previous", "boxes", "ungrouped"})
+    needs = frozenset({"previous", "boxes"})
 
     def __init__(self, generator: DehomoGenerator, embed_dim: int, floor_score: float = 0.05):
         super().__init__()
@@ -136,11 +138,16 @@ class Dehomo(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
         previous = state.history[-1]
-        scores = previous.best_score()
+        boxes, scores = previous.boxes, previous.best_score()
         alive = scores > self.floor_score
+        if state.attention_mask is not None:
+            sets = separate_sets(state.attention_mask)
+            alive = alive | (sets > 0)
+            away = boxes.new_tensor([4.0, 0.0, 0.0, 0.0])  # boxes of two sets do not overlap then
+            boxes = boxes.detach() + sets[:, None] * away
         if state.alive is not None:
             alive = alive & state.alive
-        content = self.generator(state.content, previous.boxes, scores, alive)
+        content = self.generator(state.content, boxes, scores, alive)
         return replace(state, content=self.norm(content.masked_fill(~alive[..., None], 0.0)), alive=alive)
 
 

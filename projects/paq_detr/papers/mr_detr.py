@@ -13,7 +13,7 @@
 | layer-score fusion at inference | ``FusedLayers`` | READ_OUT.NAME fused_layers |
 
 Route 2 is the main one, and the only one at inference. The others borrow every module that is not their own. They leave
-out what tells duplicates apart (DH-DETR's generator): they want several queries per object.
+out what parts twins by the layer before (DH-DETR's generator): they want several queries per object.
 
 Shape legend: B images, N queries (P denoising ones in front), m tokens, C channels.
 """
@@ -48,6 +48,7 @@ from ..registry import (
     SOURCES,
     Kit,
     adds_config,
+    needs_of,
     per_layer,
 )
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
@@ -175,13 +176,6 @@ def over_borrowed(main: CascadeDecoder, layers: Sequence[nn.Module]) -> CascadeD
     )
 
 
-def own_feed_forward(shared: FeedForward) -> FeedForward:
-    """Linear maps of its own, freshly drawn; the norm behind them is shared (official code)."""
-    own = FeedForward(shared.linear1.in_features, shared.linear1.out_features, shared.dropout.p)
-    own.norm = Borrowed(shared.norm)
-    return own
-
-
 def build_one_to_many(
     cfg: CN, kit: Kit, name: str, layer_of: Callable[[int, DecoderLayer], DecoderLayer], source: str = "main"
 ) -> OneToManyRoute:
@@ -214,43 +208,54 @@ def _objectives(cfg: CN, kit: Kit) -> list:
     return [replace(o, assigner=assigner, classification=OneClassPerQuery(o.classification)) for o in main]
 
 
-def _self_attentions(layer: DecoderLayer) -> list[SelfAttention]:
-    """Of a layer's interactions those that a one-to-many route takes over."""
-    return [interaction for interaction in layer.interactions if isinstance(interaction, SelfAttention)]
+def _taken_over(layer: DecoderLayer) -> list[nn.Module]:
+    """Of a layer's interactions those that one-to-many routes run too: not what parts twins by the layer before."""
+    return [interaction for interaction in layer.interactions if "previous" not in needs_of(interaction)]
 
 
-def _check_self_attention(cfg: CN, kit: Kit, name: str, numbers: Sequence[int], purpose: str) -> None:
-    layers = kit.routes["main"].decoder.layers
-    lacking = [number for number in numbers if not _self_attentions(layers[number - 1])]
+def _check_interactions(cfg: CN, name: str, purpose: str, found: dict[int, bool]) -> None:
+    """``found``: by the number of a layer, whether it has what the route needs."""
+    lacking = [str(number) for number, there in found.items() if not there]
     if lacking:
         raise UserError(
-            f"{ROUTES.key} {name} {purpose} self-attention, which {INTERACTIONS.key} "
-            f"{list(cfg.MODEL.DETR.DECODER.INTERACTION)} lacks in layer {', '.join(map(str, lacking))}"
+            f"{ROUTES.key} {name} {purpose}, which {INTERACTIONS.key} "
+            f"{list(cfg.MODEL.DETR.DECODER.INTERACTION)} lacks in layer {', '.join(lacking)}"
         )
 
 
-PARTS = {"sa": "self-attention with its norm", "ca": "cross-attention with its norm", "ffn": "feed-forward block"}
+#: What a route can have of its own in each layer: self-attention, cross-attention (both with the norm behind them), and
+#: the linear maps of the feed-forward block, whose norm is shared (official code).
+PARTS = ("sa", "ca", "ffn")
 
 
 def build_sharing_route(cfg: CN, kit: Kit, own: Sequence[str]) -> OneToManyRoute:
-    """A route with the parts ``own`` (of ``PARTS``) of its own in each layer."""
-    name = route_name(own)
-    if "sa" in own:
-        _check_self_attention(cfg, kit, name, range(1, cfg.MODEL.DETR.DECODER.NUM_LAYERS + 1), "has its own")
+    """A route with ``own`` of ``PARTS``; all else is borrowed."""
+    D, name = cfg.MODEL.DETR, route_name(own)
+    entries = per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS)
+
+    def own_interactions(number: int) -> list[nn.Module]:
+        built = [INTERACTIONS.build(part.strip(), cfg, kit) for part in str(entries[number - 1]).split("+")]
+        return _taken_over(DecoderLayer([i for i in built if i is not None], None, None))
+
+    def own_feed_forward(shared: FeedForward) -> FeedForward:
+        ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, D.ACTIVATION)
+        ffn.norm = Borrowed(shared.norm)
+        return ffn
 
     def layer_of(number: int, shared: DecoderLayer) -> DecoderLayer:
-        attention = shared.cross_attention
+        kit.layer = number - 1
+        interactions = own_interactions(number) if "sa" in own else map(Borrowed, _taken_over(shared))
+        attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit) if "ca" in own else None
+        ffn = own_feed_forward(shared.ffn) if "ffn" in own else None
         return DecoderLayer(
-            [
-                INTERACTIONS.build("self_attention", cfg, kit) if "sa" in own else Borrowed(interaction)
-                for interaction in _self_attentions(shared)
-            ],
-            CROSS_ATTENTIONS.build(cfg.MODEL.DETR.DECODER.CROSS_ATTENTION, cfg, kit)
-            if "ca" in own
-            else Borrowed(attention),
-            own_feed_forward(shared.ffn) if "ffn" in own else Borrowed(shared.ffn),
+            list(interactions), attention or Borrowed(shared.cross_attention), ffn or Borrowed(shared.ffn)
         )
 
+    if "sa" in own:
+        layers = enumerate(kit.routes["main"].decoder.layers, 1)
+        _check_interactions(
+            cfg, name, "has its own self-attention", {number: bool(_taken_over(layer)) for number, layer in layers}
+        )
     return build_one_to_many(cfg, kit, name, layer_of)
 
 
@@ -276,13 +281,17 @@ def build_token_route(cfg: CN, kit: Kit) -> OneToManyRoute:
     for number in M.TOKEN_LAYERS:
         check_range("MODEL.DETR.MR.TOKEN_LAYERS", number, f"[1, {len(all_layers)}]")
     instructed = list(M.TOKEN_LAYERS) or all_layers
-    _check_self_attention(cfg, kit, name, instructed, "puts its tokens into")
+    layers = kit.routes["main"].decoder.layers
+    found = {n: any(isinstance(i, SelfAttention) for i in layers[n - 1].interactions) for n in instructed}
+    _check_interactions(cfg, name, "puts its tokens into self_attention", found)
+
+    def instruct(interaction: nn.Module, number: int) -> nn.Module:
+        if number in instructed and isinstance(interaction, SelfAttention):
+            return InstructedSelfAttention(interaction, M.TOKENS)
+        return Borrowed(interaction)
 
     def layer_of(number: int, shared: DecoderLayer) -> DecoderLayer:
-        interactions = [
-            InstructedSelfAttention(interaction, M.TOKENS) if number in instructed else Borrowed(interaction)
-            for interaction in _self_attentions(shared)
-        ]
+        interactions = [instruct(interaction, number) for interaction in _taken_over(shared)]
         return DecoderLayer(interactions, Borrowed(shared.cross_attention), Borrowed(shared.ffn))
 
     if not M.OWN_PROPOSALS:

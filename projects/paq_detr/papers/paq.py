@@ -9,7 +9,7 @@
 | quality and positive count (Eq. 6-7) | ``QualityCountAssigner`` | ASSIGNER.* quality_count, QUALITY_ASSIGNMENT.* |
 | diversity loss (Eq. 8) | ``diversity_loss`` | PATTERNS.DIVERSITY_WEIGHT, .DIVERSITY_SCALE |
 | IoU-aware varifocal loss | ``modeling.losses.VarifocalLoss`` | LOSS.CLASSIFICATION |
-| hybrid branch (Table 3) | ``build_hybrid_route`` | ROUTES [hybrid], HYBRID.* |
+| hybrid branch (Table 3) | hybrid.py | ROUTES [hybrid], HYBRID.* |
 
 There is no official code. Where the paper's text, as far as its readers quote it, is silent, we follow the first
 author's working fork of Relation-DETR or choose ourselves; papers/README.md lists every such place.
@@ -20,7 +20,6 @@ Shape legend: B images, n queries, m patterns, d channels, M objects of the batc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,16 +29,12 @@ from torch.nn import functional as F
 
 from .. import ops
 from ..checks import check_choice, check_range
-from ..errors import UserError
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
-from ..modeling.assignment import FORBIDDEN, HungarianAssigner, MatchCost, Pairs, solve_images
-from ..modeling.contents import ContentSource, LearnedContent, Unmarked
+from ..modeling.assignment import FORBIDDEN, MatchCost, Pairs, solve_images
 from ..modeling.diagnostics import log_scalars
-from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries
-from ..modeling.route import Borrowed, Route
-from ..registry import ASSIGNERS, CONTENTS, COSTS, ROUTES, SOURCES, Kit, adds_config
-from ..structures import LayerOutput, Memory, QuerySet, Targets
+from ..registry import ASSIGNERS, CONTENTS, Kit, adds_config
+from ..structures import LayerOutput, Memory, Targets
 
 
 @adds_config
@@ -64,12 +59,6 @@ def add_config(cfg: CN) -> None:
     # Which queries become the k_j positives: "hungarian" (object repeated k_j times) or "score" (the best by Eq. 6).
     D.QUALITY_ASSIGNMENT.SELECT = "hungarian"
     D.QUALITY_ASSIGNMENT.MAX_SHARE = 0.5  # an object's copies never exceed this share of queries / objects
-
-    # The route "hybrid": extra one-to-many queries in training (Table 3).
-    D.HYBRID = CN()
-    D.HYBRID.NUM_QUERIES = 1500
-    D.HYBRID.COPIES = 6
-    D.HYBRID.LOSS_SCALE = 1.0
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -385,64 +374,4 @@ def build_quality_count(cfg: CN, kit: Kit, cost: MatchCost) -> QualityCountAssig
         min_count=check_range(f"{key}.MIN_COUNT", Q.MIN_COUNT, "[1, inf)"),
         select=check_choice(f"{key}.SELECT", Q.SELECT, ("hungarian", "score")),
         max_share=Q.MAX_SHARE,
-    )
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Hybrid branch (Table 3)
-
-
-class HybridQueries(nn.Module):
-    """More queries for a training-only route: the main source's next best proposals with contents of their own."""
-
-    provides = frozenset({"boxes", "position"})
-
-    def __init__(self, main: EncoderTopN, content: ContentSource, num_queries: int):
-        super().__init__()
-        self.main, self.content, self.num_queries = Borrowed(main), content, num_queries
-
-    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        proposals = self.main.propose(memory)
-        index, usable = self.main.best(proposals, self.num_queries, skip=self.main.num_queries)
-        queries = self.main.queries(proposals, index, usable)
-        queries.content = self.content(memory)[:, : index.shape[1]]
-        return queries
-
-
-def build_hybrid_queries(cfg: CN, kit: Kit) -> nn.Module:
-    """The next best proposals of a two-stage model; more learned anchors, or positions, beside those of others."""
-    D, main, number = cfg.MODEL.DETR, kit.sources["main"], cfg.MODEL.DETR.HYBRID.NUM_QUERIES
-    content = LearnedContent(number, D.HIDDEN_DIM, D.QUERIES.CONTENT_INIT)
-    content = Unmarked(content) if D.QUERIES.INDICATOR else content
-    if isinstance(main, EncoderTopN):
-        return HybridQueries(main, content, number)
-    if isinstance(main, LearnedAnchors):
-        return LearnedAnchors(num_queries=number, content=content, init=D.QUERIES.ANCHOR_INIT)
-    if isinstance(main, LearnedQueries):
-        return LearnedQueries(num_queries=number, embed_dim=D.HIDDEN_DIM, content=content)
-    raise UserError(
-        f"{ROUTES.key} hybrid does not know how to make more of the queries of {SOURCES.key} {D.QUERIES.NAME}"
-    )
-
-
-@ROUTES.register("hybrid")
-def build_hybrid_route(cfg: CN, kit: Kit) -> Route:
-    """1500 more queries, each object repeated 6 times, through the same decoder, in training only (Table 3).
-
-    H-DETR runs both sets in one pass behind an attention mask, which keeps them apart as two passes do. It divides the
-    one-to-many losses by the number of repeated objects; hence ``LOSS_SCALE / COPIES``.
-    """
-    D, main = cfg.MODEL.DETR, kit.routes["main"]
-    H, key = D.HYBRID, "MODEL.DETR.HYBRID"
-    check_range(f"{key}.NUM_QUERIES", H.NUM_QUERIES, "[1, inf)")
-    check_range(f"{key}.COPIES", H.COPIES, "[1, inf)")
-    kit.sources["hybrid"] = build_hybrid_queries(cfg, kit)
-    assigner = HungarianAssigner(COSTS.build("focal_l1_giou", cfg, kit), H.COPIES)
-    return Route(
-        name="hybrid",
-        source="hybrid",
-        decoder=Borrowed(main.decoder),
-        objectives=[replace(objective, assigner=assigner) for objective in main.objectives],
-        scale=H.LOSS_SCALE / H.COPIES,
-        train_only=True,
     )

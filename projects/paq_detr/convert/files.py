@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -94,6 +95,44 @@ def read_weights(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"Weight file {path} holds a {type(content).__name__}, not a dict of named tensors.")
     return content
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """The content of a weight file, with named tensors or arrays as "model", and a transformers model's "config".
+
+    Raises:
+        UserError: if it is missing, damaged, or holds no named tensors.
+    """
+    if not os.path.isfile(path):
+        raise missing_file(path)
+    content = read_weights(path)
+    if not isinstance(content.get("model"), dict):
+        weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+        content = {"model": weights, "matching_heuristics": path.endswith(".pkl"), "__author__": "Caffe2"}
+    content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
+    odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
+    if odd:
+        raise UserError(f"Weight file {path} is no dict of named tensors: its {odd[0]!r} is none.")
+    content["config"] = content["config"] if isinstance(content.get("config"), dict) else _config_beside(path)
+    return content
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+
+
+def _config_beside(path: str) -> dict[str, Any] | None:
+    """The config.json that transformers puts beside its weights; None where there is none."""
+    folder, name = os.path.split(path)
+    config = os.path.join(folder, "config.json")
+    if name not in ("model.safetensors", "pytorch_model.bin") or not os.path.isfile(config):
+        return None
+    try:
+        with open(config, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}, which tells the class names of {path}, cannot be read: {error}.") from error
+    return content if isinstance(content, dict) else None
 
 
 def strip_wrappers(weights: Mapping[str, Tensor], own: Container[str], markers: Container[str]) -> dict[str, Tensor]:

@@ -1,17 +1,15 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-import re
-
 import pytest
 import torch
 import torchvision
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from paq_detr import add_paq_detr_config
-from paq_detr.engine.convert import class_names_of, convert_if_foreign
+from paq_detr.convert import class_names_of, convert_if_foreign
 from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
+
+from .inverse import SMALL, config, deformable_names
 
 VARIANTS = {
     "single_stage": ["DECODER.BOX_REFINE", False],
@@ -20,112 +18,43 @@ VARIANTS = {
 }
 
 
-def config(*options, depth=18, num_classes=3):
-    cfg = get_cfg()
-    add_paq_detr_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.DEPTH = depth
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64 if depth < 50 else 256
-    cfg.MODEL.DETR.CLASS_NAMES = [f"class {i}" for i in range(num_classes)]
-    cfg.MODEL.DETR.merge_from_list(list(options))
-    return cfg
-
-
 @pytest.fixture(scope="module", params=VARIANTS)
 def our_weights(request):
     """Of a small model of each variant; every tensor is different from every other."""
-    small = ["HIDDEN_DIM", 32, "ENCODER.NUM_LAYERS", 2, "DECODER.NUM_LAYERS", 3, "QUERIES.NUM", 7]
-    weights = build_model(config(*small, *VARIANTS[request.param])).state_dict()
+    weights = build_model(config(*SMALL, *VARIANTS[request.param])).state_dict()
     return {name: torch.randn_like(tensor) for name, tensor in weights.items()}
 
 
-def original_names(ours):
-    """Our weights in the original Deformable-DETR repository's names: what it would have saved for this model."""
-    theirs = {}
-    source, decoder = "sources.main.", "routes.main.decoder."
-    refined = two_stage = f"{source}project.weight" in ours
-    refined = refined or f"{decoder}box_heads.1.0.weight" in ours
-    layers = 3
-    substitutions = (
-        (r"^backbone\.stem\.conv1\.norm", "backbone.0.body.bn1"),
-        (r"^backbone\.stem", "backbone.0.body"),
-        (r"^backbone\.res(\d)", lambda m: f"backbone.0.body.layer{int(m[1]) - 1}"),
-        (r"(layer.*)\.conv(\d)\.norm\.", r"\1.bn\2."),
-        (r"shortcut\.norm\.", "downsample.1."),
-        (r"shortcut\.", "downsample.0."),
-        (r"^neck\.convs\.(\d)", r"input_proj.\1.0"),
-        (r"^neck\.norms\.(\d)", r"input_proj.\1.1"),
-        (r"^neck\.level_code", "transformer.level_embed"),
-        (r"^encoder\.(.*)\.attention\.", r"transformer.encoder.\1.self_attn."),
-        (r"^encoder\.(.*)\.ffn\.norm", r"transformer.encoder.\1.norm2"),
-        (r"^encoder\.(.*)\.ffn", r"transformer.encoder.\1"),
-        (r"^encoder\.(.*)\.norm", r"transformer.encoder.\1.norm1"),
-        (r"^routes\.main\.decoder\.layers", "transformer.decoder.layers"),
-        (r"interactions\.0\.attention", "self_attn"),
-        (r"interactions\.0\.norm", "norm2"),
-        (r"cross_attention\.attention", "cross_attn"),
-        (r"cross_attention\.norm", "norm1"),
-        (r"^(transformer\.decoder.*)\.ffn\.norm", r"\1.norm3"),
-        (r"^(transformer\.decoder.*)\.ffn", r"\1"),
-        (r"^sources\.main\.reference_points", "transformer.reference_points"),
-        (r"^sources\.main\.project_norm", "transformer.enc_output_norm"),
-        (r"^sources\.main\.project", "transformer.enc_output"),
-        (r"^sources\.main\.position_norm", "transformer.pos_trans_norm"),
-        (r"^sources\.main\.position\.", "transformer.pos_trans."),
-    )
-    for name, tensor in ours.items():
-        if "_head" in name or name in (f"{source}position", f"{source}content.table"):
-            continue
-        for pattern, replacement in substitutions:
-            name = re.sub(pattern, replacement, name)
-        theirs[name] = tensor
-    if not two_stage:
-        theirs["query_embed.weight"] = torch.cat([ours[f"{source}position"], ours[f"{source}content.table"]], 1)
-    for index in range(layers + two_stage):
-        for ending in ("weight", "bias"):
-            own = f"class_heads.{index if refined else 0}.{ending}"
-            head = ours[f"{source}class_head.{ending}" if index == layers else decoder + own]
-            theirs[f"class_embed.{index}.{ending}"] = head
-            if two_stage:
-                theirs[f"transformer.decoder.class_embed.{index}.{ending}"] = head
-            for layer in range(3):
-                own = f"box_heads.{index if refined else 0}.{2 * layer}.{ending}"
-                head = ours[f"{source}box_head.{2 * layer}.{ending}" if index == layers else decoder + own]
-                theirs[f"bbox_embed.{index}.layers.{layer}.{ending}"] = head
-                if refined:
-                    theirs[f"transformer.decoder.bbox_embed.{index}.layers.{layer}.{ending}"] = head
-    return theirs
-
-
 def test_original_repository_covers_every_parameter_exactly_once(our_weights):
-    theirs = original_names(our_weights)
+    theirs = deformable_names(our_weights)
     assert not theirs.keys() & our_weights.keys()
-    converted, _ = convert_if_foreign(theirs)
+    converted = convert_if_foreign(theirs).weights
     assert converted.keys() == our_weights.keys()
     assert all(torch.equal(converted[name], our_weights[name]) for name in converted)
 
 
 def test_own_weights_stay_as_they_are(our_weights):
-    converted, names = convert_if_foreign(our_weights)
+    conversion = convert_if_foreign(our_weights)
+    converted = conversion.weights
     assert converted.keys() == our_weights.keys()
     assert all(converted[name] is our_weights[name] for name in converted)
-    assert names is None
+    assert conversion.class_names is None
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_published_resnet50_models_fit_ours_completely(variant):
     """By names and shapes, as SenseTime published them for transformers: 91 classes, a backbone from timm."""
-    cfg = config(*VARIANTS[variant], depth=50, num_classes=91)
+    cfg = config(*VARIANTS[variant], depth=50, class_names=map(str, range(91)))
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         ours = {name: tensor.shape for name, tensor in build_model(cfg).state_dict().items()}
     published = published_shapes(with_box_refine=variant != "single_stage", two_stage=variant == "two_stage")
-    converted, names = convert_if_foreign(
+    conversion = convert_if_foreign(
         {name: torch.zeros(()).expand(shape) for name, shape in published.items()},
         {"id2label": {str(i): f"name {i}" for i in range(91)}},
     )
-    assert {name: tensor.shape for name, tensor in converted.items()} == ours
-    assert names == [f"name {i}" for i in range(91)]
+    assert {name: tensor.shape for name, tensor in conversion.weights.items()} == ours
+    assert conversion.class_names == [f"name {i}" for i in range(91)]
 
 
 def published_shapes(**options):
@@ -159,7 +88,7 @@ def test_torchvision_resnet_computes_the_same_features():
             module.running_var.uniform_(0.5, 2)
             module.weight.uniform_(0.5, 2)
     ours = build_backbone(config()).eval()
-    weights, _ = convert_if_foreign(theirs.state_dict())
+    weights = convert_if_foreign(theirs.state_dict()).weights
     ours.load_state_dict({name.removeprefix("backbone."): tensor for name, tensor in weights.items()}, strict=True)
     image = torch.randn(1, 3, 64, 80)
     x = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image)))))
@@ -207,7 +136,7 @@ def test_query_table_of_another_width_is_refused(refined):
 
 def test_head_that_is_tied_and_saved_once_is_given_to_every_layer(refined):
     tied = {name: tensor for name, tensor in refined.items() if name != "class_embed.1.bias"}
-    converted, _ = convert_if_foreign(tied)
+    converted = convert_if_foreign(tied).weights
     for layer in range(2):
         name = f"routes.main.decoder.class_heads.{layer}.bias"
         assert torch.equal(converted[name], refined["class_embed.0.bias"])
@@ -215,7 +144,7 @@ def test_head_that_is_tied_and_saved_once_is_given_to_every_layer(refined):
 
 def test_separate_heads_are_kept_where_the_decoders_copies_were_not_saved(refined):
     saved = {name: tensor for name, tensor in refined.items() if "decoder.bbox_embed" not in name}
-    converted, _ = convert_if_foreign(saved)
+    converted = convert_if_foreign(saved).weights
     assert "routes.main.decoder.box_heads.1.4.bias" in converted
 
 

@@ -1,0 +1,128 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The same weights give the same predictions as transformers' DAB-DETR, in all decoder layers of a padded batch."""
+
+import json
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from paq_detr import add_paq_detr_config
+from paq_detr.convert import convert_if_foreign
+
+from .test_parity_transformers import IMAGE_SIZES, NUM_CLASSES, NUM_QUERIES, images, their_inputs
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed (dev extra)")
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["plain", "2_patterns"])
+def models(request):
+    """transformers' model with random weights, and ours with the same ones."""
+    theirs, ours = their_model(request.param), our_model(request.param)
+    conversion = convert_if_foreign(theirs.state_dict())
+    ours.load_state_dict(conversion.weights, strict=True)
+    return theirs, ours
+
+
+def their_model(patterns):
+    backbone = transformers.ResNetConfig(
+        embedding_size=64,
+        hidden_sizes=[64, 128, 256, 512],
+        depths=[2, 2, 2, 2],
+        layer_type="basic",
+        out_features=["stage4"],
+    )
+    config = transformers.DabDetrConfig(
+        use_timm_backbone=False,
+        backbone_config=backbone,
+        hidden_size=64,
+        encoder_layers=2,
+        decoder_layers=3,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=80,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        num_queries=NUM_QUERIES,
+        num_patterns=patterns,
+        num_labels=NUM_CLASSES,
+        auxiliary_loss=True,
+    )
+    torch.manual_seed(0)
+    model = transformers.DabDetrForObjectDetection(config).eval()
+    randomise(model)
+    return model
+
+
+@torch.no_grad()
+def randomise(model):
+    """Move every parameter and statistic away from its start, so that none can be mixed up unnoticed (zeros, ones)."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            tensor.mul_(1 + 0.2 * noise.abs())
+        elif "bbox" in name:
+            tensor.add_(0.1 * noise)
+        elif tensor.dim() == 1:
+            tensor.add_(0.2 * noise)
+        elif "query_refpoint" in name or "patterns" in name:  # far apart
+            tensor.add_(noise)
+        elif "backbone" not in name:
+            tensor.add_(0.2 * noise)
+
+
+def our_model(patterns):
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = 18
+    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
+    D = cfg.MODEL.DETR
+    D.CLASS_NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
+    D.HIDDEN_DIM, D.NUM_HEADS, D.ACTIVATION = 64, 4, "prelu"
+    D.POSITION.TEMPERATURE, D.POSITION.OFFSET = 20, 0.0
+    D.NECK.NAME, D.NECK.NUM_LEVELS = "single_level", 1
+    D.NECK.MASK_PADDING = False  # as published: un-padded pixels by nearest-neighbour scaling
+    D.ENCODER.NAME, D.ENCODER.NUM_LAYERS, D.ENCODER.FFN_DIM = "dense", 2, 96
+    D.QUERIES.NAME = "LearnedAnchors"
+    D.QUERIES.NUM, D.QUERIES.CONTENT = (patterns * NUM_QUERIES, "learned") if patterns else (NUM_QUERIES, "zeros")
+    D.DECODER.NUM_LAYERS, D.DECODER.FFN_DIM = 3, 80
+    D.DECODER.INTERACTION, D.DECODER.CROSS_ATTENTION = ["conditional_self_attention"], "conditional"
+    D.DECODER.QUERY_POSITION = "dab"
+    D.DECODER.OUTPUT_NORM = D.DECODER.SHARED_HEADS = D.DECODER.LOOK_FORWARD_TWICE = True
+    return build_model(cfg).eval()
+
+
+@torch.no_grad()
+def test_every_decoder_layer_predicts_the_same(models):
+    theirs, ours = models
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * len(IMAGE_SIZES)
+    expected = theirs(**their_inputs(), labels=labels)  # the labels only make it return all layers
+
+    memory = ours.encode(ours.preprocess([{"image": image} for image in images()]))
+    assert memory.grid.padding.any(1).all(), "an image without padding proves less"
+    outputs = ours.routes["main"].decoder(ours.sources["main"](memory), memory)
+
+    layers = [(layer["logits"], layer["pred_boxes"]) for layer in expected.auxiliary_outputs]
+    layers.append((expected.logits, expected.pred_boxes))
+    assert len(outputs) == len(layers) == theirs.config.decoder_layers
+    for output, (logits, boxes) in zip(outputs, layers, strict=True):
+        torch.testing.assert_close(output.logits, logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(output.boxes, boxes, atol=1e-4, rtol=0)
+
+
+def test_saved_file_gives_the_same_weights(models, tmp_path):
+    """Saving leaves out the second copy of the box head."""
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    theirs, ours = models
+    theirs.save_pretrained(tmp_path)
+    conversion = convert_if_foreign(
+        safetensors.load_file(tmp_path / "model.safetensors"), json.loads((tmp_path / "config.json").read_text())
+    )
+    weights, expected = conversion.weights, ours.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    assert conversion.class_names == [f"LABEL_{i}" for i in range(NUM_CLASSES)]
