@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .convert.files import missing_file, read_weights
 from .engine.output import PART
-from .engine.weights import missing_file, read_weights
 from .errors import UserError
 
 
