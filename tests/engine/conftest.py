@@ -1,8 +1,10 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import logging
 from argparse import Namespace
 
 import pytest
+import torch
 
 from paq_detr.engine import setup_config
 
@@ -30,19 +32,44 @@ SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 4, CHECKPOINT_PERIOD: 100, STEPS: [3]}
 """
 
 
-@pytest.fixture
-def config_file(tmp_path):
-    path = tmp_path / "tiny.yaml"
+@pytest.fixture(autouse=True)
+def loggers():
+    """What a run sets up writes to a screen and a file that are gone after the test."""
+    found = [logging.getLogger(name) for name in ("fvcore", "detectron2", "paq_detr")]
+    before = [(logger.handlers[:], logger.propagate) for logger in found]
+    yield
+    for logger, (handlers, propagate) in zip(found, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+
+
+def tiny_configs(folder):
+    """A function from KEY, VALUE, ... to the tiny config with those changes; output goes to ``folder``."""
+    path = folder / "tiny.yaml"
     path.write_text(TINY)
-    return str(path)
-
-
-@pytest.fixture
-def make_cfg(config_file, tmp_path):
-    """A function from KEY, VALUE, ... to the tiny config with those changes; output goes to ``tmp_path``."""
 
     def make(*opts):
-        opts = ["OUTPUT_DIR", str(tmp_path / "output"), *map(str, opts)]
-        return setup_config(Namespace(config_file=config_file, opts=opts, num_gpus=1))
+        opts = ["OUTPUT_DIR", str(folder / "output"), *map(str, opts)]
+        return setup_config(Namespace(config_file=str(path), opts=opts, num_gpus=1))
 
+    make.file = str(path)
     return make
+
+
+@pytest.fixture
+def make_cfg(tmp_path):
+    return tiny_configs(tmp_path)
+
+
+@pytest.fixture
+def config_file(make_cfg):
+    return make_cfg.file
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes that torch starts are forks of this one: they need not import everything again, which takes seconds."""
+
+    def spawn(function, args=(), nprocs=1, join=True, daemon=False, start_method="spawn"):
+        return torch.multiprocessing.start_processes(function, args, nprocs, join, daemon, start_method="fork")
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)

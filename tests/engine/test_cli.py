@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import runpy
 import subprocess
 import sys
 from argparse import Namespace
@@ -223,24 +224,26 @@ def test_expected_errors_become_a_line_and_an_exit_code(capsys, error, code):
     assert capsys.readouterr().err == "program: This is wrong.\n"
 
 
-def run_train_net(*args):
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", ROOT / "train_net.py", *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def train_net(monkeypatch, capfd):
+    """A function from arguments to the exit code, standard output and error of train_net.py, run in this process."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / "train_net.py"), run_name="__main__")
+        return caught.value.code, *capfd.readouterr()
+
+    return run
 
 
-def test_train_net_says_what_is_wrong_without_a_traceback(config_file):
-    result = run_train_net("--config-file", config_file, "SOLVER.MAX_ITERS", 3)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("train_net: There is no config key SOLVER.MAX_ITERS")
-    assert "Traceback" not in result.stderr
+def test_train_net_says_what_is_wrong_without_a_traceback(train_net, config_file):
+    code, _, said = train_net("--config-file", config_file, "SOLVER.MAX_ITERS", 3)
+    assert code == 2 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("train_net: There is no config key SOLVER.MAX_ITERS")
 
 
-def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_log(config_file, tmp_path):
+def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_log(train_net, config_file, tmp_path):
     # A learning rate without measure makes the loss infinite within a few steps.
     options = (
         "SOLVER.BASE_LR",
@@ -252,19 +255,21 @@ def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_
         "SOLVER.CLIP_GRADIENTS.ENABLED",
         False,
     )
-    result = run_train_net("--config-file", config_file, *options, "DATASETS.TEST", "[]", "OUTPUT_DIR", tmp_path)
-    assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("train_net: Training stopped at iteration")
-    assert "Traceback" not in result.stdout + result.stderr
+    code, out, said = train_net("--config-file", config_file, *options, "DATASETS.TEST", "[]", "OUTPUT_DIR", tmp_path)
+    assert code == 1 and "Traceback" not in out + said
+    assert said.splitlines()[-1].startswith("train_net: Training stopped at iteration")
     assert "Training stopped at iteration" in (tmp_path / "log.txt").read_text()
 
 
-def test_train_net_trains_and_evaluates_what_it_wrote(config_file, tmp_path):
+def test_train_net_trains_and_evaluates_what_it_wrote(train_net, config_file, tmp_path):
     out = tmp_path / "out"
-    result = run_train_net("--config-file", config_file, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "OUTPUT_DIR", out)
+    options = ["--config-file", config_file, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[]", "OUTPUT_DIR", str(out)]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert (out / "model_final.pth").is_file() and (out / "metrics.json").is_file()
     weights = "MODEL.WEIGHTS", out / "model_final.pth"
-    result = run_train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")
-    assert result.returncode == 0, result.stderr
+    code, _, said = train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")
+    assert code == 0, said
     assert (out / "eval" / "inference" / "synthetic_crowd_val").is_dir()

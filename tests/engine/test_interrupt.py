@@ -17,8 +17,11 @@ from paq_detr.engine import Trainer
 from paq_detr.engine.cli import resume_command
 from paq_detr.errors import Interrupted
 
+from .conftest import tiny_configs
+
 ROOT = Path(__file__).parents[2]
 OPTS = ("SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 6)
+NO_TEST = ("DATASETS.TEST", "[]")
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
 
@@ -53,15 +56,23 @@ def checkpoints(trainer):
     return sorted(name for name in os.listdir(trainer.cfg.OUTPUT_DIR) if name.endswith(".pth"))
 
 
-@pytest.mark.parametrize("period", [3, 100])
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Weights of a run that nobody interrupted."""
+    trainer = build(tiny_configs(tmp_path_factory.mktemp("straight"))(*OPTS, *NO_TEST))
+    trainer.train()
+    return trainer.checkpointer.model.state_dict()
+
+
+# With a periodic checkpoint due at that moment (3) and without.
+@pytest.mark.parametrize(
+    "number, workers, period",
+    [(signal.SIGINT, 0, 3), (signal.SIGINT, 1, 100), (signal.SIGTERM, 0, 100), (signal.SIGTERM, 1, 3)],
+)
 def test_a_signal_saves_once_and_the_resumed_run_equals_the_straight_one(
-    make_cfg, monkeypatch, tmp_path, number, workers, period
+    make_cfg, monkeypatch, straight, number, workers, period
 ):
-    opts = (*OPTS, "DATASETS.TEST", "[]", "DATALOADER.NUM_WORKERS", workers, "SOLVER.CHECKPOINT_PERIOD", period)
-    straight = build(make_cfg(*opts, "OUTPUT_DIR", tmp_path / "straight"))
-    straight.train()
+    opts = (*OPTS, *NO_TEST, "DATALOADER.NUM_WORKERS", workers, "SOLVER.CHECKPOINT_PERIOD", period)
     stopped = build(make_cfg(*opts))
     signal_at(stopped, monkeypatch, number, 2)
     handlers = [signal.getsignal(n) for n in SIGNALS]
@@ -73,8 +84,8 @@ def test_a_signal_saves_once_and_the_resumed_run_equals_the_straight_one(
     resumed = build(make_cfg(*opts), resume=True)
     assert resumed.start_iter == 3
     resumed.train()
-    a, b = (t.checkpointer.model.state_dict() for t in (straight, resumed))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    weights = resumed.checkpointer.model.state_dict()
+    assert all(torch.equal(weights[name], straight[name]) for name in straight)
 
 
 def test_in_an_evaluation_it_does_not_wait_for_its_end(make_cfg, monkeypatch):
@@ -146,7 +157,7 @@ def test_the_resume_command_is_this_command_with_resume(monkeypatch):
     assert resume_command().count("--resume") == 1
 
 
-@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("whole_group", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tmp_path, whole_group):
     options = f"SOLVER.MAX_ITER 5000 SOLVER.STEPS [] DATASETS.TEST [] OUTPUT_DIR {tmp_path}/out".split()
     options += ["DATALOADER.NUM_WORKERS", "2"]
@@ -158,6 +169,6 @@ def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tm
     # Schedulers send it to the program alone, or to the loader's processes as well.
     os.killpg(run.pid, signal.SIGTERM) if whole_group else run.send_signal(signal.SIGTERM)
     text = run.stdout.read()
-    assert run.wait() == 128 + signal.SIGTERM
+    assert run.wait() == 128 + signal.SIGTERM, text
     assert "Traceback" not in text and "train_net: Stopped by SIGTERM after iteration" in text.splitlines()[-1]
     assert f"Go on with: python {ROOT}/train_net.py --resume --config-file" in text.splitlines()[-1]

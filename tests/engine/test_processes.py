@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from paq_detr.engine import NonFiniteLossError, UserError, run_cli
-from paq_detr.engine.processes import launch, one_sentence
+from paq_detr.engine.processes import launch, one_sentence, pass_signals_on
 from paq_detr.errors import Interrupted
+from train_net import worker
 
 ROOT = Path(__file__).parents[2]
 CPU = CfgNode({"MODEL": {"DEVICE": "cpu"}})
@@ -49,7 +52,7 @@ def run(worker, *args):
 @pytest.mark.parametrize(
     "name, rank", [("user", 0), ("user", 1), ("user", "both"), ("loss", "both"), ("signal", 1), ("disk", 0)]
 )
-def test_an_expected_error_is_one_sentence_whichever_process_fails(capfd, name, rank):
+def test_an_expected_error_is_one_sentence_whichever_process_fails(forked, capfd, name, rank):
     _, _, sentence, code = ERRORS[name]
     start = time.monotonic()
     assert run(fail_on, rank, name) == code
@@ -64,7 +67,7 @@ def succeed(cfg, folder):
     Path(folder, f"{comm.get_rank()}").write_text(str(total.item()))
 
 
-def test_two_processes_on_the_cpu_work_together(tmp_path):
+def test_two_fresh_processes_on_the_cpu_work_together(tmp_path):
     assert run(succeed, str(tmp_path)) == 0
     assert [(tmp_path / name).read_text() for name in "01"] == ["2.0", "2.0"]
 
@@ -73,32 +76,64 @@ def break_down(cfg):
     raise TypeError("a fault of the program")
 
 
-def test_an_unexpected_error_keeps_its_traceback(tmp_path):
+def test_an_unexpected_error_keeps_its_traceback(forked):
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="a fault of the program"):
         run(break_down)
 
 
-def command(config_file, *options):
-    script = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", config_file, "--num-gpus", "2"]
-    return [*map(str, script), *map(str, options)]
+def two_processes(cfg, resume=False):
+    """Exit code of a training on two processes."""
+
+    def main():
+        with one_sentence() as guarded:
+            pass_signals_on()
+            launch(guarded, 2, dist_url="auto", args=(worker, cfg, Namespace(resume=resume, eval_only=False)))
+
+    return run_cli(main, "program")
 
 
-def test_two_processes_train_on_the_cpu_stop_together_and_go_on(config_file, tmp_path):
-    options = ["SOLVER.MAX_ITER", 5000, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", "OUTPUT_DIR", tmp_path / "out"]
+def when_written(path, text, do):
+    """Calls ``do`` from another thread as soon as the file holds the text."""
+
+    def watch():
+        while not (path.is_file() and text in path.read_text()):
+            time.sleep(0.01)
+        do()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_two_processes_train_on_the_cpu_stop_together_and_go_on(forked, make_cfg, tmp_path, capfd):
+    options = ("SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", "SOLVER.MAX_ITER")
+    # To the first process alone, as schedulers do.
+    when_written(
+        tmp_path / "output" / "log.txt", "The first iteration took", lambda: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    assert two_processes(make_cfg(*options, 5000)) == 143
+    said = capfd.readouterr().err
+    assert "Traceback" not in said and "program: Stopped by SIGTERM after iteration" in said
+    assert f"saved as {tmp_path}/output/model_" in said
+    last = int((tmp_path / "output" / "last_checkpoint").read_text()[len("model_") : -len(".pth")])
+    assert two_processes(make_cfg(*options, last + 3), resume=True) == 0
+    assert f"Resumed after iteration {last}" in (tmp_path / "output" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_the_program_does_so_too(config_file, tmp_path):
+    options = "SOLVER.MAX_ITER 5000 SOLVER.STEPS [] DATASETS.TEST [] OUTPUT_DIR".split() + [str(tmp_path / "out")]
+    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), "--config-file", config_file]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = subprocess.Popen(
-        command(config_file, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [*command, "--num-gpus", "2", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
     )
     for line in started.stdout:
         if "iteration 20/" in line:
             break
-    started.send_signal(signal.SIGTERM)  # to the first process alone, as schedulers do
+    started.send_signal(signal.SIGTERM)
     text = started.stdout.read()
     assert started.wait() == 143 and "Traceback" not in text
     assert "train_net: Stopped by SIGTERM after iteration" in text and f"saved as {tmp_path}/out/model_" in text
-    last = int((tmp_path / "out" / "last_checkpoint").read_text()[len("model_") : -len(".pth")])
-    options[1] = last + 3
-    resumed = subprocess.run(
-        [*command(config_file, "--resume", *options)], capture_output=True, text=True, env=environment
-    )
-    assert resumed.returncode == 0 and f"Resumed after iteration {last}" in resumed.stdout

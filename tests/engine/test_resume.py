@@ -4,6 +4,7 @@
 
 import os
 import re
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -11,26 +12,40 @@ import torch
 
 from paq_detr.engine import DetrCheckpointer, Trainer, UserError, load_trained, setup_config
 
+from .conftest import tiny_configs
+
 BASE = ("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.CHECKPOINT_PERIOD", 100)
 
 
-def train(cfg, resume=False):
+def build(cfg, resume=False):
     torch.manual_seed(0)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume)
+    return trainer
+
+
+def train(cfg, resume=False):
+    trainer = build(cfg, resume)
     trainer.train()
     return trainer
 
 
+@pytest.fixture(scope="module")
+def two_iterations(tmp_path_factory):
+    """Output folder of a training of 2 iterations."""
+    make_cfg = tiny_configs(tmp_path_factory.mktemp("trained"))
+    return train(make_cfg(*BASE, "SOLVER.MAX_ITER", 2)).cfg.OUTPUT_DIR
+
+
 @pytest.fixture
-def trained(make_cfg):
-    """A training of 2 iterations; gives a function that continues it to 4 with other options."""
-    first = train(make_cfg(*BASE, "SOLVER.MAX_ITER", 2))
+def trained(two_iterations, make_cfg):
+    """A function that is about to continue a training of 2 iterations to 4 with other options."""
 
     def go_on(*opts):
-        return train(make_cfg(*BASE, "SOLVER.MAX_ITER", 4, *opts), resume=True)
+        return build(make_cfg(*BASE, "SOLVER.MAX_ITER", 4, *opts), resume=True)
 
-    go_on.folder = first.cfg.OUTPUT_DIR
+    go_on.folder = make_cfg().OUTPUT_DIR
+    shutil.copytree(two_iterations, go_on.folder)
     return go_on
 
 
@@ -64,6 +79,7 @@ def test_what_can_be_applied_is_and_is_named(trained, caplog, key, value, messag
 
 def test_float16_begins_with_a_fresh_scale(trained, caplog):
     resumed = trained("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "float16")
+    resumed.train()
     assert resumed.scaler.is_enabled() and resumed.start_iter == 2
 
 
@@ -77,12 +93,12 @@ def test_float16_begins_with_a_fresh_scale(trained, caplog):
 )
 def test_a_new_learning_rate_is_really_used(trained, opts, rates):
     resumed = trained(*opts)
+    resumed.train()
     assert {round(group["lr"], 12) for group in resumed.optimizer.param_groups} == {round(rate, 12) for rate in rates}
 
 
-def test_a_new_weight_decay_keeps_each_parameters_state(trained, make_cfg):
-    resumed = Trainer(make_cfg(*BASE, "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.MAX_ITER", 4))
-    resumed.resume_or_load(resume=True)
+def test_a_new_weight_decay_keeps_each_parameters_state(trained):
+    resumed = trained("SOLVER.WEIGHT_DECAY", "0.05")
     before = torch.load(f"{trained.folder}/model_final.pth", weights_only=True)["trainer"]["optimizer"]
     indices = {n: i for group in before["param_groups"] for n, i in zip(group["param_names"], group["params"])}
     named = dict(resumed.checkpointer.model.named_parameters())
@@ -143,6 +159,7 @@ def test_a_checkpoint_of_an_earlier_version_without_names_and_config_goes_on(tra
     straight = train(make_cfg(*BASE, "SOLVER.MAX_ITER", 4, "OUTPUT_DIR", tmp_path / "straight"))
     change_checkpoint(trained.folder, change)
     resumed = trained()
+    resumed.train()
     a, b = (t.checkpointer.model.state_dict() for t in (straight, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -14,6 +14,8 @@ from paq_detr.engine.checkpoint import DetrCheckpointer
 from paq_detr.engine.hooks import MetricsWriter
 from paq_detr.modeling.heads import ClassHead
 
+from .conftest import tiny_configs
+
 
 def train(cfg, resume=False, seed=0):
     torch.manual_seed(seed)
@@ -34,11 +36,17 @@ def assert_equal_states(a, b):
 
 
 # With evaluation in between, which must not disturb the random numbers of training; dropout is on.
+TEN_STEPS = ("SOLVER.MAX_ITER", 10, "SOLVER.STEPS", "[7]", "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train(tiny_configs(tmp_path_factory.mktemp("whole"))(*TEN_STEPS))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(make_cfg, tmp_path, workers):
-    common = ("SOLVER.MAX_ITER", 10, "SOLVER.STEPS", "[7]", "SOLVER.CHECKPOINT_PERIOD", 5, "TEST.EVAL_PERIOD", 5)
-    whole = train(make_cfg(*common, "OUTPUT_DIR", tmp_path / "whole"))
-    common = (*common, "OUTPUT_DIR", tmp_path / "parts", "DATALOADER.NUM_WORKERS", workers)
+def test_ten_steps_equal_five_and_a_resume_and_five_bit_for_bit(make_cfg, tmp_path, whole, workers):
+    common = (*TEN_STEPS, "OUTPUT_DIR", tmp_path / "parts", "DATALOADER.NUM_WORKERS", workers)
     killed = "SOLVER.MAX_ITER", 6, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]"
     train(make_cfg(*common, *killed))
     (tmp_path / "parts" / "last_checkpoint").write_text("model_0000004.pth")
@@ -188,7 +196,7 @@ def two_processes(rank, folder, cfg, images):
     torch.distributed.destroy_process_group()
 
 
-def test_a_process_without_objects_trains_along(make_cfg, tmp_path):
+def test_a_process_without_objects_trains_along(forked, make_cfg, tmp_path):
     opts = ("DATASETS.TEST", "[]", "SOLVER.MAX_ITER", 1, "DATASETS.SYNTHETIC_CROWD.DENSITY", 0.7)
     cfg = make_cfg(*opts, "DATASETS.SYNTHETIC_CROWD.IGNORE", 0.0)
     from detectron2.data import DatasetCatalog

@@ -334,13 +334,14 @@ def test_training_logs_what_the_papers_speak_of(two_images):
     assert 0 < logged["paq/pattern_mean_abs_cos"] < 1 and logged["paq/weight_entropy"] > 0
 
 
-def test_a_predictor_without_its_dataset_knows_the_class_names(tmp_path):
-    cfg = make_cfg(PLUSPLUS, **{"DATASETS.TEST": ("on_another_machine",)})
-    DetrCheckpointer(make_model(PLUSPLUS), str(tmp_path)).save("model")
+@assemblies
+def test_a_predictor_without_its_dataset_knows_the_class_names(options, tmp_path):
+    cfg = make_cfg(options, **{"DATASETS.TEST": ("on_another_machine",)})
+    DetrCheckpointer(make_model(options), str(tmp_path)).save("model")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     predictor = DefaultPredictor(cfg)
     instances = predictor(np.zeros((48, 80, 3), dtype=np.uint8))["instances"]
-    assert instances.image_size == (48, 80) and len(instances) == 36
+    assert instances.image_size == (48, 80) and len(instances) <= 36
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
     assert predictor.model.class_names == ("cat", "dog", "owl")
     assert not predictor.metadata.get("thing_classes")  # building a model tells no catalog of it

@@ -47,7 +47,7 @@ def start(folder, *flags):
     command = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", folder / "c.yaml", *flags]
     return subprocess.Popen(
         [*map(str, command), *solver, "OUTPUT_DIR", str(folder / "out")],
-        stdout=open(folder / "screen.txt", "a"),
+        stdout=open(folder / "screen.txt", "w"),  # of the last run: the loader's processes of a killed one complain
         stderr=subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -81,9 +81,10 @@ def test_a_run_that_is_killed_again_and_again_equals_the_straight_one(tmp_path):
     straight, killed = prepared(tmp_path / "straight"), prepared(tmp_path / "killed")
     assert start(straight).wait() == 0
     random.seed(0)
-    count, out = 0, killed / "out"
+    count, out, found = 0, killed / "out", []
     while count < KILLS:
         before = last_checkpoint(out)
+        found.append(before.removeprefix("model_").removesuffix(".pth").lstrip("0") or "none")
         process = start(killed, "--resume")
         if count % 2:  # while a checkpoint is written
             until(lambda: any(out.glob("*.part")), process)
@@ -98,7 +99,7 @@ def test_a_run_that_is_killed_again_and_again_equals_the_straight_one(tmp_path):
         process.wait()
         count += 1
     assert start(killed, "--resume").wait() == 0
-    print(f"killed {count} times")
+    print(f"killed {count} times in {ITERATIONS} iterations; checkpoints that were gone on from: {found}")
     assert count >= min(KILLS, 3)
     a, b = weights(straight), weights(killed)
     assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
