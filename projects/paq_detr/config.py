@@ -142,6 +142,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.SCORE = "binary"
     # EncoderTopN only. Which proposals have losses: "all" (Deformable DETR) or the "selected" ones (DINO).
     D.QUERIES.SUPERVISE = "all"
+    # EncoderTopN only. Proposals find their objects by their priors (L1 and GIoU, no class) in place of what they
+    # predict (MS-DETR; Mr. DETR on Deformable-DETR++).
+    D.QUERIES.MATCH_ON_PRIORS = False
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
 

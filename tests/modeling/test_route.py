@@ -37,7 +37,7 @@ class KnownPairs(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.ones(3, 64))
 
-    def forward(self, queries, targets):
+    def forward(self, queries, targets, memory):
         count = queries.reference.shape[1]
         blocked = torch.zeros(count + 3, count + 3, dtype=torch.bool)
         blocked[3:, :3] = True
