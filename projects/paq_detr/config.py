@@ -206,7 +206,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.ASSIGNER.ENCODER = "hungarian"
 
     D.LOSS = CN()
-    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2) or "align" (Align-DETR).
+    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2), "align" (Align-DETR) or
+    # "mr_align" (Mr. DETR's Align variant).
     D.LOSS.CLASSIFICATION = "focal"
     # For the encoder's proposals; empty: the same. "soft_focal": DH-DETR's GIoU-aware selection (SOFT_TARGET.*).
     D.LOSS.ENCODER_CLASSIFICATION = ""
@@ -224,10 +225,12 @@ def _add_model_keys(cfg: CN) -> None:
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.
     D.LOSS.IGNORE_IOA = 0.7
 
-    # Training-only decoder passes beside the main one, by name: "hybrid" (PaQ-DETR, Table 3; HYBRID.*).
+    # Training-only decoder passes beside the main one, by name: "hybrid" (H-DETR; HYBRID.*), "mr_ffn", "mr_tokens" and
+    # the sharing study's (Mr. DETR; MR.*), "dense" (DDQ-DETR; DDQ.*).
     D.ROUTES = []
 
-    # What becomes detections: "layer", the prediction of decoder layer LAYER, counted from 1 (0: the last).
+    # What becomes detections: "layer", the prediction of decoder layer LAYER, counted from 1 (0: the last);
+    # "fused_layers", its boxes with scores mixed from the layers up to it (Mr. DETR).
     D.READ_OUT = CN()
     D.READ_OUT.NAME = "layer"
     D.READ_OUT.LAYER = 0
