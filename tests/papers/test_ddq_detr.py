@@ -415,8 +415,10 @@ def test_the_dense_route_takes_more_proposals_of_its_own_heads_whether_distinct_
     dense, memory = model.sources["dense"], memory_of(model, IMAGES)
     queries = dense(memory)
     assert queries.content.shape == (2, 18, 64) and queries.valid.all()
-    state = model.sources["main"].projected(memory).content
-    scores = dense.class_head(state).amax(-1).masked_fill(~model.sources["main"].propose(memory).valid, -math.inf)
+    main = model.sources["main"]
+    usable = main.propose(memory).valid
+    state = main.project_norm(main.project(memory.tokens * usable[..., None]))
+    scores = dense.class_head(state).amax(-1).masked_fill(~usable, -math.inf)
     index = scores.topk(18).indices
     rows = memory.tokens.detach()[torch.arange(2)[:, None], index]
     torch.testing.assert_close(queries.content, model.sources["main"].content.map(rows))

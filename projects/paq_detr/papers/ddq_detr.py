@@ -30,14 +30,14 @@ from torchvision.ops import nms
 
 from ..checks import check_choice, check_range
 from ..errors import UserError
-from ..layers import boxes_cxcywh_to_xyxy, inverse_sigmoid
+from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, solve_images
 from ..modeling.contents import build_content
 from ..modeling.decoder import CascadeDecoder, decoder_parts
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
 from ..modeling.objective import Objective, build_objective, mean_over_ranks
-from ..modeling.queries import EncoderTopN, build_encoder_objective, taken, token_priors
+from ..modeling.queries import EncoderTopN, build_encoder_objective, taken
 from ..modeling.route import Borrowed, Route
 from ..registry import CONTENTS, DECODERS, INTERACTIONS, ROUTES, SOURCES, Kit, adds_config, needs_of
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
@@ -91,12 +91,8 @@ class DistinctTopN(EncoderTopN):
         super().__init__(**parts)
         self.iou_threshold = iou_threshold
 
-    def projected(self, memory: Memory) -> LayerOutput:
-        """The proposals beside what the heads have read, (B, S, C); computed once a step."""
-        return memory.once(self.project, super()._propose)
-
-    def _propose(self, memory: Memory) -> LayerOutput:
-        return replace(self.projected(memory), content=memory.tokens)
+    def proposals_by(self, class_head: nn.Module, box_head: nn.Module, memory: Memory) -> LayerOutput:
+        return replace(super().proposals_by(class_head, box_head, memory), content=memory.tokens)
 
     best_of_all = EncoderTopN.best  # distinct or not
 
@@ -203,11 +199,7 @@ class DenseQueries(nn.Module):
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         main = self.main
-        proposals = main.projected(memory)
-        boxes = (
-            self.box_head(proposals.content).float() + inverse_sigmoid(token_priors(memory)[0], main.eps)
-        ).sigmoid()
-        proposals = LayerOutput(self.class_head(proposals.content), boxes, memory.tokens, proposals.valid)
+        proposals = main.proposals_by(self.class_head, self.box_head, memory)
         index, usable = main.best_of_all(proposals, self.num_queries)
         chosen = taken(proposals, index, usable)
         queries = main.queries(proposals, index, usable)
