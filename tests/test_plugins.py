@@ -146,5 +146,6 @@ def test_one_name_may_stand_where_a_list_of_names_is_wanted(tmp_path):
     file = tmp_path / "one.yaml"
     file.write_text("MODEL: {DETR: {DECODER: {INTERACTION: none}, QUERIES: {NAME: EncoderTopN}}}\n"
                     "DATASETS: {TRAIN: [synthetic_crowd_train], TEST: []}\n")  # fmt: skip
-    cfg = config("MODEL.DETR.ROUTES", "hybrid", file=str(file))
-    assert cfg.MODEL.DETR.DECODER.INTERACTION == ["none"] and cfg.MODEL.DETR.ROUTES == ["hybrid"]
+    for typed in ("hybrid", "[hybrid]", "['hybrid']"):
+        cfg = config("MODEL.DETR.ROUTES", typed, file=str(file))
+        assert cfg.MODEL.DETR.DECODER.INTERACTION == ["none"] and cfg.MODEL.DETR.ROUTES == ["hybrid"]

@@ -12,15 +12,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .convert.files import missing_file, read_weights
-from .engine.output import PART
+from .convert.files import missing_file, read_weights, write_checkpoint
 from .errors import UserError
 
 
@@ -40,7 +37,7 @@ def average(files: Sequence[str], shares: Sequence[float] | None = None) -> dict
     shares = [1 / len(files)] * len(files) if shares is None else list(shares)
     if len(shares) != len(files):
         raise UserError(f"--shares has {len(shares)} entries for {len(files)} files.")
-    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if not (min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN is neither
         raise UserError(f"--shares {' '.join(map(str, shares))} must be at least 0 and have a sum of 1.")
     first = _read(files[0])
     sums = {name: tensor.double() * shares[0] for name, tensor in first["model"].items() if tensor.is_floating_point()}
@@ -72,14 +69,14 @@ def _check_alike(first_file: str, first: dict[str, Any], file: str, other: dict[
     for name, tensor in ours.items():
         if tensor.shape != theirs[name].shape:
             raise UserError(
-                f"{first_file} and {file} are of different models: {name} is {tuple(tensor.shape)} here and "
-                f"{tuple(theirs[name].shape)} there."
+                f"{first_file} and {file} are of different models: {name} is {tuple(tensor.shape)} in the first "
+                f"and {tuple(theirs[name].shape)} in the second."
             )
     if first.get("class_names") != other.get("class_names"):
         raise UserError(f"{first_file} and {file} have different class names.")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m paq_detr.average", description=__doc__.split("\n")[0])
     parser.add_argument("out", help="file to write, which must not exist")
     parser.add_argument("files", nargs="+", metavar="in", help="checkpoints of one training")
@@ -88,20 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        if os.path.exists(options.out):
-            raise UserError(f"{options.out} exists; name a new file, or remove it first.")
-        content = average(options.files, options.shares)
-        try:
-            torch.save(content, options.out + PART)
-            os.replace(options.out + PART, options.out)
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{options.out} could not be written: {' '.join(str(error).split())}.") from error
+        write_checkpoint(average(options.files, options.shares), options.out)
     except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{options.out}: mean of {len(options.files)} checkpoints\n")
-    return 0
+        parser.exit(2, f"error: {error}\n")
+    print(f"{options.out}: mean of {len(options.files)} checkpoints")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -180,7 +180,7 @@ def test_checkpointing_runs_the_blocks_again_in_the_backward_pass(name, block):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnt18", (), '"resnt18", which timm .* does not have; did you mean resnet18'),
+        ("resnt18", (), '"resnt18", which timm .* does not have; perhaps resnet18'),
         ("hiera_tiny_224", (), "hiera_tiny_224 cannot take images of any size: "),
         (
             "resnet18",

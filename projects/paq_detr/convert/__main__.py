@@ -11,7 +11,6 @@ IN, in transformers' config.json beside it, or COCO's where a head has 80 or 91 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections import Counter
 
@@ -20,7 +19,7 @@ from tabulate import tabulate
 
 from ..errors import UserError
 from . import LAYOUTS, Conversion, convert_if_foreign, part_of
-from .files import read_checkpoint, strip_wrappers
+from .files import read_checkpoint, strip_wrappers, write_checkpoint
 from .layout import DECODER
 
 OWN = re.compile(r"(module\.)?(sources|routes)\.\w+\.")
@@ -68,31 +67,10 @@ def describe(conversion: Conversion) -> str:
 
 
 def write(conversion: Conversion, path: str, overwrite: bool) -> None:
-    """Write the file, whole or not at all.
-
-    Raises:
-        UserError: if it is there and is not to be overwritten, cannot be written, or would not be read as one of torch.
-    """
-    if not path.endswith((".pth", ".pt")):
-        raise UserError(f"OUT is {path}, must end with .pth.")
-    if os.path.exists(path) and not overwrite:
-        raise UserError(f"{path} exists; --overwrite replaces it.")
-    content = {
-        "model": {
-            name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in conversion.weights.items()
-        }
-    }
-    if conversion.class_names:
-        content["class_names"] = conversion.class_names
-    part = path + ".part"
-    try:
-        with open(part, "wb") as file:
-            torch.save(content, file)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-        if os.path.isfile(part):
-            os.remove(part)
-        raise UserError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}.") from error
+    """Write the file, whole or not at all; errors as of ``write_checkpoint``."""
+    model = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in conversion.weights.items()}
+    names = {"class_names": conversion.class_names} if conversion.class_names else {}
+    write_checkpoint({"model": model, **names}, path, overwrite)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -237,3 +237,25 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return self.ALLOWED[module, name]
+
+
+def write_checkpoint(content: dict[str, Any], path: str, overwrite: bool | None = None) -> None:
+    """Write a checkpoint, whole or not at all; ``overwrite`` None: the command has no such option.
+
+    Raises:
+        UserError: if it is there and is not to be overwritten, cannot be written, or would not be read as one of torch.
+    """
+    if not path.endswith((".pth", ".pt")):
+        raise UserError(f"OUT is {path}, must end with .pth.")
+    if os.path.exists(path) and not overwrite:
+        hint = "name a new file, or remove it first" if overwrite is None else "--overwrite replaces it"
+        raise UserError(f"{path} exists; {hint}.")
+    part = path + ".part"
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+        if os.path.isfile(part):
+            os.remove(part)
+        raise UserError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}.") from error

@@ -102,8 +102,18 @@ def _fitted(key: str, value: Any, now: Any) -> Any:
         and isinstance(value, str)
         and not isinstance(CfgNode._decode_cfg_value(value), (list, tuple))
     ):
-        return [value]  # one name where a list of names is wanted
+        names = _names(value)
+        return [value] if names is None else names  # one name where a list of names is wanted
     return value
+
+
+def _names(text: str) -> list | None:
+    """What yaml reads in "[a, b]", whose names a shell has left without quotes; None where that is no list."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return loaded if isinstance(loaded, list) else None
 
 
 def _refuse_other_type(key: str, value: Any, now: Any) -> None:

@@ -192,8 +192,8 @@ def _create(name: str, pretrained: bool, drop_path: float, channels: int) -> nn.
     """timm's network of any image size, as far as it can be one."""
     if not timm.is_model(name):
         known = timm.list_models()
-        close = difflib.get_close_matches(name, known, n=4) or [n for n in known if n.startswith(name[:4])][:4]
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
+        close = difflib.get_close_matches(name, known, n=2) or [n for n in known if n.startswith(name[:4])][:2]
+        hint = f"perhaps {' or '.join(close)} is meant" if close else "timm.list_models() lists them"
         raise UserError(f'MODEL.TIMM.NAME is "{name}", which timm {timm.__version__} does not have; {hint}')
     options = {"strict_img_size": False, "dynamic_img_size": True, "drop_path_rate": drop_path, "in_chans": channels}
     while True:

@@ -33,8 +33,8 @@ from ..structures import Assignment, Memory, QueryGroup, QuerySet, Targets
 @adds_config
 def add_config(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING = D = CN()
-    # Slots that an image has no object for: "background", as published: trained to predict nothing, and seen by their
-    # group; or "ignored": without loss, and seen by none.
+    # Slots that an image has no object for: "background": trained to predict nothing, and seen by their group (DINO,
+    # detrex); "ignored": without loss, and seen by none. DN-DETR's own code lies between: no loss, but seen.
     D.PADDING_SLOTS = "background"
     D.DN = CN()
     D.DN.GROUPS = 5
@@ -235,11 +235,11 @@ class Denoising(NoisedQueries):
 
     def contents(self, queries: QuerySet, boxes: Tensor, slots: Slots, labels: Tensor, tape: NoiseTape) -> Tensor:
         labels = torch.where(tape.label < self.label_noise, tape.new_label, labels)
-        rows = self.labels(labels)
+        vectors = self.labels(labels)
         if self.indicator:
-            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
-        content = rows.new_zeros(*boxes.shape[:2], rows.shape[1])
-        content[slots.rows] = rows
+            vectors = torch.cat([vectors, torch.ones_like(vectors[:, :1])], 1)
+        content = vectors.new_zeros(*boxes.shape[:2], vectors.shape[1])
+        content[slots.rows] = vectors
         return content + 0 * self.labels.weight.sum()  # keeps the table in the graph of a step without objects
 
 

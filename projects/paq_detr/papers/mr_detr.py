@@ -181,7 +181,7 @@ def build_one_to_many(
 ) -> OneToManyRoute:
     """The route ``name``, whose layers ``layer_of`` makes from the main route's (number from 1, layer)."""
     D, main = cfg.MODEL.DETR, kit.routes["main"]
-    if not isinstance(main.decoder, CascadeDecoder):
+    if type(main.decoder) is not CascadeDecoder:  # what a subclass does between layers would be left out
         raise UserError(
             f"{ROUTES.key} {name} goes through the main decoder's layers in order, which needs {DECODERS.key} cascade "
             f"in place of {D.DECODER.NAME}"
