@@ -17,7 +17,7 @@ FLOORS = (
     ("papers", "evaluation"),
     ("assembly",),
     ("detector",),
-    ("engine", "doctor"),
+    ("engine", "doctor", "average"),
 )
 # Hosts that anything below must not need: operators and data types are wanted without them.
 WITHOUT_DETECTRON2 = ("errors", "checks", "structures", "ops", "layers", "registry")

@@ -53,12 +53,12 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
     augmenter = AUGMENTERS.build(D.QUERIES.AUGMENT, cfg, kit)
     if augmenter is not None:
         _check_augmenter(cfg, kit, augmenter)
+        kit.augmenters["main"] = augmenter
     for name in D.ROUTES:
         if name in kit.routes:
             raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once, and main always is")
         kit.routes[name] = ROUTES.build(name, cfg, kit)
-    augmenters = {} if augmenter is None else {"main": augmenter}
-    return {**parts, "sources": kit.sources, "augmenters": augmenters, "routes": list(kit.routes.values())}
+    return {**parts, "sources": kit.sources, "augmenters": kit.augmenters, "routes": list(kit.routes.values())}
 
 
 def build_main_route(cfg: CfgNode, kit: Kit) -> Route:

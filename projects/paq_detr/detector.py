@@ -149,7 +149,7 @@ class QueryDetector(nn.Module):
         for name, source in self.sources.items():
             queries[name] = source(memory, targets)
             if name in self.augmenters:
-                queries[name] = self.augmenters[name](queries[name], targets)
+                queries[name] = self.augmenters[name](queries[name], targets, memory)
         read: set[str] = set()
         for route in self.routes.values():
             own = queries[route.source]

@@ -34,6 +34,7 @@ class Kit:
     feature_shapes: dict[str, Any] = field(default_factory=dict)  # the backbone's ``output_shape()``
     sources: dict[str, Any] = field(default_factory=dict)  # query sources by name; the main route's is "main"
     routes: dict[str, Any] = field(default_factory=dict)  # routes by name, "main" first
+    augmenters: dict[str, Any] = field(default_factory=dict)  # by the name of the source that they stand before
     layer: int = 0  # the decoder layer, counted from 0, whose parts are being built
 
 

@@ -155,6 +155,11 @@ class QuerySet:
     # others add; None where boxes give neither.
     codes: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None
 
+    @property
+    def first_matching(self) -> int:
+        """The first slot of the matching queries; what stands before it belongs to groups."""
+        return max((group.stop for group in self.groups), default=0)
+
 
 @dataclass
 class LayerOutput:
@@ -190,6 +195,7 @@ class DecoderState:
     attention_mask: Tensor | None = None  # (N, N) as in QuerySet
     spatial: Tensor | None = None  # (B, N, C) a position that only cross-attention reads (DAB-DETR)
     history: tuple[LayerOutput, ...] = ()  # what the layers before predicted
+    first_matching: int = 0  # as in QuerySet
 
     @classmethod
     def of(cls, queries: QuerySet) -> DecoderState:
@@ -200,6 +206,7 @@ class DecoderState:
             valid=queries.valid,
             alive=queries.valid,
             attention_mask=queries.attention_mask,
+            first_matching=queries.first_matching,
         )
 
     @property

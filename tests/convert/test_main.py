@@ -124,6 +124,7 @@ def test_an_unknown_layout_is_told_with_those_that_are_known(tmp_path, capsys):
     assert "the official DINO" in text and "Mr. DETR" in text and "Relation-DETR" not in text
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_the_command_overwrites_when_told(weights, tmp_path, monkeypatch):
     (tmp_path / "out.pth").write_text("old")
     monkeypatch.setattr(sys, "argv", ["convert", str(weights), str(tmp_path / "out.pth"), "--overwrite"])

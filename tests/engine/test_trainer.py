@@ -101,11 +101,9 @@ def test_an_unknown_precision_is_named(make_cfg):
 
 
 def test_parts_that_do_not_fit_together_give_one_sentence(make_cfg):
-    with pytest.raises(UserError, match="cannot be built: MODEL.DETR.ROUTES hybrid needs"):
-        Trainer(make_cfg("MODEL.DETR.ROUTES", "['hybrid']"))
-    with pytest.raises(
-        UserError, match="cannot be built: MODEL.DETR.DECODER.INTERACTION is .a., must be one of"
-    ) as caught:
+    with pytest.raises(UserError, match="cannot be built: MODEL.DETR.QUERIES.AUGMENT cdn needs queries with boxes"):
+        Trainer(make_cfg("MODEL.DETR.QUERIES.AUGMENT", "cdn"))
+    with pytest.raises(UserError, match="MODEL.DETR.DECODER.INTERACTION is .a., must be one of") as caught:
         Trainer(make_cfg("MODEL.DETR.DECODER.INTERACTION", "['a']"))
     assert "\n" not in str(caught.value)
 

@@ -90,6 +90,31 @@ DINO = {
     "MODEL.DETR.DECODER.SHARED_HEADS": True,
     "MODEL.DETR.INVERSE_SIGMOID_EPS": 1e-3,
 }
+DDQ = {
+    **DINO,
+    "MODEL.DETR.QUERIES.NAME": "DistinctTopN",
+    "MODEL.DETR.QUERIES.CONTENT": "mapped_token",
+    "MODEL.DETR.DECODER.NAME": "distinct_cascade",
+    "MODEL.DETR.DECODER.INTERACTION": ["distinct_self_attention"],
+    "MODEL.DETR.DECODER.SHARED_HEADS": False,
+    "MODEL.DETR.LOSS.CLASS_WEIGHT": 1.0,
+    "MODEL.DETR.LOSS.NORMALIZER": "pairs",
+    "MODEL.DETR.ROUTES": ["dense"],
+}
+
+MR = {
+    **PLUSPLUS,
+    "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
+    "MODEL.DETR.MR.TOKENS": 3,
+    "MODEL.DETR.QUERIES.MATCH_ON_PRIORS": True,
+}
+MR_DINO = {
+    **MR,
+    "MODEL.DETR.QUERIES.MATCH_ON_PRIORS": False,
+    "MODEL.DETR.QUERIES.AUGMENT": "cdn",
+    "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
+    "MODEL.DETR.MR.LOSS_SCALE": 1 / 3,
+}
 
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
@@ -143,6 +168,35 @@ ASSEMBLIES = {
     "dino_paq_hybrid": {**DINO, **PATTERNS, **ASSIGNMENT, **HYBRID},
     "plusplus_cdn": {**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "cdn"},
     "two_stage_box_dn": {**TWO_STAGE, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
+    "ddq": DDQ,
+    "ddq_released": {
+        **DDQ,
+        "MODEL.DETR.DDQ.CANDIDATES": "released",
+        "MODEL.DETR.DDQ.DENSE_SECOND_SIGMOID": True,
+    },
+    "ddq_without_denoising": {**DDQ, "MODEL.DETR.QUERIES.AUGMENT": "none"},
+    "ddq_paq": {**DDQ, **PATTERNS, **ASSIGNMENT, "MODEL.DETR.ROUTES": []},
+    "distinct_anchors": {**ANCHORS, "MODEL.DETR.DECODER.NAME": "distinct_cascade"},
+    "mr": MR,
+    "mr_sharing": {**PLUSPLUS, "MODEL.DETR.ROUTES": ["mr_sa", "mr_ca", "mr_ffn", "mr_sa_ca_ffn", "mr_shared"]},
+    "mr_dino": MR_DINO,
+    "mr_align": {**MR_DINO, "MODEL.DETR.LOSS.CLASSIFICATION": "mr_align", "MODEL.DETR.LOSS.CLASS_WEIGHT": 1.0},
+    "mr_on_dino": {**DINO, "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"]},
+    "mr_paq": {**MR, **PATTERNS, **ASSIGNMENT, "MODEL.DETR.MR.ASSIGNER": "quality_count"},
+    "mr_on_dab": {**DAB, "MODEL.DETR.ROUTES": ["mr_ffn", "mr_sa_ca_ffn"]},
+    "mr_dehomo": {**DEHOMO, "MODEL.DETR.ROUTES": ["mr_ffn"]},
+    "mr_paq_dehomo": {
+        **DEHOMO,
+        **PATTERNS,
+        **ASSIGNMENT,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
+        "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
+    },
+    "mr_learned_queries": {
+        "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
+        "MODEL.DETR.MR.OWN_PROPOSALS": False,
+        "MODEL.DETR.MR.TOKEN_LAYERS": [2, 3],
+    },
     "no_positions_rcnn_delta": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",

@@ -11,6 +11,7 @@ from paq_detr import add_paq_detr_config
 from paq_detr.errors import UserError
 from paq_detr.modeling.backbone import build_backbone
 from paq_detr.modeling.neck import in_features
+from paq_detr.modeling.simple_feature_pyramid import SimpleFeaturePyramid
 
 from .assemblies import make_image, make_model
 
@@ -65,15 +66,13 @@ def test_same_padding_does_not_depend_on_the_images_size():
     torch.testing.assert_close(narrow["stride8"][..., :5, :5], wide["stride8"][..., :5, :5])
 
 
-@pytest.mark.parametrize(
-    ("options", "parameters"), [((), 195_200_820), (("MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3]), 195_201_204)]
-)
-def test_swin_l_has_the_size_and_the_norms_of_the_detectors_that_use_it(options, parameters):
+def test_swin_l_has_the_size_and_the_norms_of_the_detectors_that_use_it():
     """DINO's Swin-L backbone in its releases of four and of five scales."""
-    backbone = make_meta("swin_large_patch4_window12_384", *options)
-    assert sum(p.numel() for p in backbone.parameters()) == parameters
-    stages = ["0", "1", "2", "3"] if options else ["1", "2", "3"]
-    assert list(backbone.output_norms) == stages
+    backbone = make_meta("swin_large_patch4_window12_384", "MODEL.TIMM.OUT_INDICES", [0, 1, 2, 3])
+    five_scales = sum(p.numel() for p in backbone.parameters())
+    assert list(backbone.output_norms) == ["0", "1", "2", "3"]
+    assert (five_scales, five_scales - 2 * 192) == (195_201_204, 195_200_820)
+    assert list(make_meta("swin_tiny_patch4_window7_224").output_norms) == ["1", "2", "3"]
 
 
 def test_swins_next_stage_reads_the_map_without_its_norm():
@@ -132,6 +131,13 @@ def test_frozen_statistics_compute_as_the_batch_norm_at_inference(name, norm, af
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     trained = dict(frozen.named_parameters())
     assert ("body.bn1.weight" in trained) == affine
+
+
+def test_a_pyramid_has_the_maps_of_its_scales():
+    pyramid = SimpleFeaturePyramid(32, 8, (4.0, 2.0, 1.0, 0.5))
+    assert [tuple(x.shape) for x in pyramid(torch.randn(1, 32, 4, 6))] == [
+        *((1, 8, 16, 24), (1, 8, 8, 12), (1, 8, 4, 6), (1, 8, 2, 3)),
+    ]
 
 
 def test_group_norm_replaces_every_batch_norm_and_keeps_the_activation():

@@ -246,19 +246,28 @@ def test_ignore_regions_are_no_objects():
     ("options", "message"),
     [
         ({"MODEL.DETR.CLASS_NAMES": []}, "CLASS_NAMES is empty"),
-        ({"MODEL.DETR.NECK.NAME": "fpm"}, 'NECK.NAME is "fpm", must be one of channel_mapper'),
-        ({"MODEL.DETR.ENCODER.NAME": "thick"}, 'ENCODER.NAME is "thick", must be one of .*deformable'),
-        ({"MODEL.DETR.CODEC": "xywh"}, 'CODEC is "xywh", must be one of logit, rcnn_delta, xyzr'),
-        ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME is .* must be one of EncoderTopN, LearnedAnchors"),
+        ({"MODEL.DETR.NECK.NAME": "fpm"}, 'NECK.NAME is "fpm", must be one of .*channel_mapper'),
+        ({"MODEL.DETR.ENCODER.NAME": "dens"}, 'ENCODER.NAME is "dens", must be one of .*deformable'),
+        ({"MODEL.DETR.CODEC": "xywh"}, 'CODEC is "xywh", must be one of .*rcnn_delta, xyzr'),
+        ({"MODEL.DETR.QUERIES.NAME": "EncoderTopM"}, "QUERIES.NAME is .* must be one of .*EncoderTopN, LearnedAnchors"),
         ({"MODEL.DETR.QUERIES.CONTENT": "learnt"}, 'QUERIES.CONTENT is "learnt", must be one of .*learned, .*patterns'),
         ({"MODEL.DETR.QUERIES.AUGMENT": "dn2"}, 'QUERIES.AUGMENT is "dn2"'),
         ({"MODEL.DETR.QUERIES.SUPERVISE": "some"}, "QUERIES.SUPERVISE"),
-        ({"MODEL.DETR.DECODER.NAME": "serial"}, 'DECODER.NAME is "serial", must be one of cascade, parallel'),
-        ({"MODEL.DETR.DECODER.INTERACTION": ["dehom"]}, 'INTERACTION is "dehom", must be one of .*dehomo, .*none'),
-        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "thick"}, 'CROSS_ATTENTION is "thick", must be one of .*deformable'),
-        ({"MODEL.DETR.DECODER.QUERY_POSITION": "sine"}, 'QUERY_POSITION is "sine", must be one of .*fixed, none'),
+        ({"MODEL.DETR.DECODER.NAME": "serial"}, 'DECODER.NAME is "serial", must be one of .*cascade, .*parallel'),
+        (
+            {"MODEL.DETR.DECODER.INTERACTION": ["dehom"]},
+            'INTERACTION is "dehom", must be one of .*dehomo, .*none, .*self_attention',
+        ),
+        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dens"}, 'CROSS_ATTENTION is "dens", must be one of .*deformable'),
+        (
+            {"MODEL.DETR.DECODER.QUERY_POSITION": "sine"},
+            'QUERY_POSITION is "sine", must be one of .*fixed, .*sine_mlp',
+        ),
         ({"MODEL.DETR.MATCHER.COST": ["dear"]}, 'MATCHER.COST is "dear", must be one of .*center_inside'),
-        ({"MODEL.DETR.ASSIGNER.FINAL": "best"}, 'ASSIGNER.FINAL is "best", must be one of align_repeated, .*hungarian'),
+        (
+            {"MODEL.DETR.ASSIGNER.FINAL": "best"},
+            'ASSIGNER.FINAL is "best", must be one of .*align_repeated, .*hungarian',
+        ),
         ({**PLUSPLUS, "MODEL.DETR.ASSIGNER.ENCODER": "best"}, 'ASSIGNER.ENCODER is "best", must be one of'),
         ({**PLUSPLUS, "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "x"}, 'LOSS.ENCODER_CLASSIFICATION is "x", must be'),
         ({**PLUSPLUS, "MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),
@@ -334,13 +343,14 @@ def test_training_logs_what_the_papers_speak_of(two_images):
     assert 0 < logged["paq/pattern_mean_abs_cos"] < 1 and logged["paq/weight_entropy"] > 0
 
 
-def test_a_predictor_without_its_dataset_knows_the_class_names(tmp_path):
-    cfg = make_cfg(PLUSPLUS, **{"DATASETS.TEST": ("on_another_machine",)})
-    DetrCheckpointer(make_model(PLUSPLUS), str(tmp_path)).save("model")
+@assemblies
+def test_a_predictor_without_its_dataset_knows_the_class_names(options, tmp_path):
+    cfg = make_cfg(options, **{"DATASETS.TEST": ("on_another_machine",)})
+    DetrCheckpointer(make_model(options), str(tmp_path)).save("model")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     predictor = DefaultPredictor(cfg)
     instances = predictor(np.zeros((48, 80, 3), dtype=np.uint8))["instances"]
-    assert instances.image_size == (48, 80) and len(instances) == 36
+    assert instances.image_size == (48, 80) and len(instances) <= 36
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
     assert predictor.model.class_names == ("cat", "dog", "owl")
     assert not predictor.metadata.get("thing_classes")  # building a model tells no catalog of it

@@ -15,7 +15,7 @@ from paq_detr.layers import intersection_over_own_area
 from paq_detr.modeling import assignment as matcher
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, Pairs, assign
 from paq_detr.modeling.losses import ClassificationLoss, FocalLoss, VarifocalLoss
-from paq_detr.modeling.objective import box_losses, supervise
+from paq_detr.modeling.objective import box_losses, matched_pairs, supervise
 from paq_detr.structures import Assignment, LayerOutput, Targets
 
 from ..boxes import centred_giou, centred_iou
@@ -272,7 +272,5 @@ def test_losses_of_pairs_and_normalizers_can_be_exchanged():
     more = {**box_losses(), "ones": (3.0, lambda matches: torch.ones(len(matches.pairs)))}
     with_ones, _ = supervise([predict("x", output, assigner, pair_losses=more)], targets)
     assert with_ones["loss_ones/x"].item() == pytest.approx(3 * 10 / 5)
-    by_pairs, _ = supervise(
-        [predict("x", output, assigner, normalizer=lambda matches: torch.tensor(float(len(matches.pairs))))], targets
-    )
+    by_pairs, _ = supervise([predict("x", output, assigner, normalizer=matched_pairs)], targets)
     assert by_pairs["loss_l1/x"].item() == pytest.approx(with_ones["loss_l1/x"].item() / 2)

@@ -13,7 +13,7 @@ from paq_detr.layers import inverse_sigmoid
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.positions import SinePosition, sine_yxwh_code
 from paq_detr.modeling.queries import LearnedAnchors, taken
-from paq_detr.structures import DecoderState, Grid, LayerOutput, Memory
+from paq_detr.structures import DecoderState, Grid, LayerOutput, Memory, stack_instances
 
 from .assemblies import DAB_DEFORMABLE, DINO, make_image, make_model, memory_of, predictions_of, wake_up
 
@@ -194,13 +194,11 @@ def test_contents_from_tokens_are_the_chosen_ones_detached():
 
 
 def test_denoising_is_supervised_like_its_layer_and_never_reassigned():
-    model = awake_dino(**{
-        "MODEL.DETR.ASSIGNER.INTERMEDIATE": "quality_count", "MODEL.DETR.LOSS.CLASSIFICATION": "varifocal"
-    })  # fmt: skip
-    from paq_detr.structures import stack_instances
-
+    assignment = {"MODEL.DETR.ASSIGNER.INTERMEDIATE": "quality_count", "MODEL.DETR.LOSS.CLASSIFICATION": "varifocal"}
+    model = awake_dino(**assignment)
     targets = stack_instances([x["instances"] for x in IMAGES], [(64, 96), (48, 64)], torch.device("cpu"))
     predictions = predictions_of(model, IMAGES, targets)
     for layer in ("layer1", "layer2", "final"):
-        assert predictions[f"dn_{layer}"].pairs is not None and predictions[layer].pairs is None
-        assert predictions[f"dn_{layer}"].objective is predictions[layer].objective
+        denoised, matched = predictions[f"dn_{layer}"], predictions[layer]
+        assert denoised.pairs is not None and matched.pairs is None
+        assert denoised.objective.classification is matched.objective.classification

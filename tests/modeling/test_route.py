@@ -11,6 +11,7 @@ from torch import nn
 
 from paq_detr.detector import QueryDetector
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost
+from paq_detr.modeling.objective import matched_pairs
 from paq_detr.modeling.read_out import ReadOut
 from paq_detr.modeling.route import Borrowed, Route, drop_train_only
 from paq_detr.registry import AUGMENTERS, Registry
@@ -36,7 +37,7 @@ class KnownPairs(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.ones(3, 64))
 
-    def forward(self, queries, targets):
+    def forward(self, queries, targets, memory):
         count = queries.reference.shape[1]
         blocked = torch.zeros(count + 3, count + 3, dtype=torch.bool)
         blocked[3:, :3] = True
@@ -75,6 +76,27 @@ def test_a_group_keeps_its_pairs_and_stays_out_of_the_matching():
     for name in ("layer1", "layer2", "final"):  # the mask hides the group from the matching queries
         torch.testing.assert_close(grouped[name].output.logits, plain[name].output.logits)
         torch.testing.assert_close(grouped[name].output.boxes, plain[name].output.boxes)
+
+
+def test_losses_may_be_divided_by_pairs_but_those_of_a_group_by_objects():
+    predictions = predictions_of(make_model({**AUGMENTED, "MODEL.DETR.LOSS.NORMALIZER": "pairs"}), [IMAGE])
+    assert {
+        name: p.objective.normalizer for name, p in predictions.items() if "final" in name or name == "encoder"
+    } == {
+        "encoder": matched_pairs,
+        "final": matched_pairs,
+        "known_final": None,
+    }
+
+
+def test_a_layer_is_told_where_the_matching_queries_begin():
+    model = make_model(AUGMENTED)
+    begin = []
+    layer = model.routes["main"].decoder.layers[1]
+    layer.register_forward_pre_hook(lambda _, inputs: begin.append(inputs[0].first_matching))
+    model([IMAGE])
+    model.eval()([IMAGE])
+    assert begin == [3, 0]
 
 
 def test_an_augmenter_trains_and_is_gone_at_inference():

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from paq_detr.structures import stack_instances
 
-from .assemblies import ASSIGNMENT, DEHOMO, HYBRID, PATTERNS, PLUSPLUS, REFINE, make_image, make_model
+from .assemblies import ASSIGNMENT, DEHOMO, HYBRID, MR, PATTERNS, PLUSPLUS, REFINE, make_image, make_model
 
 
 class Transfers(TorchFunctionMode):
@@ -63,8 +63,8 @@ def transfers_of_a_step(options, num_images):
 
 @pytest.mark.parametrize(
     "options",
-    [REFINE, PLUSPLUS, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}, {**DEHOMO, **PATTERNS, **ASSIGNMENT}],
-    ids=["refine", "plusplus", "paq_hybrid", "paq_dh"],
+    [REFINE, PLUSPLUS, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}, {**DEHOMO, **PATTERNS, **ASSIGNMENT}, MR],
+    ids=["refine", "plusplus", "paq_hybrid", "paq_dh", "mr"],
 )
 def test_a_step_waits_for_the_device_once_and_sends_a_handful(options):
     few, many = (transfers_of_a_step(options, count) for count in (2, 5))

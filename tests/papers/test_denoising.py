@@ -57,7 +57,7 @@ A, B, C = (0.5, 0.5, 0.4, 0.2, 2), (0.3, 0.6, 0.1, 0.3, 1), (0.8, 0.2, 0.2, 0.2,
 def test_a_group_of_dn_is_one_slot_per_object_and_the_pairs_are_known():
     dn = Denoising(num_classes=80, embed_dim=8, groups=2, indicator=True)
     targets, tape = make_targets([A, B], [C]), make_tape(6)
-    out = dn(make_queries(2), targets, tape)
+    out = dn(make_queries(2), targets, tape=tape)
     content, boxes = torch.zeros(2, 4, 8), torch.full((2, 4, 4), 0.5)
     wanted_pairs, row = [], 0
     for group in range(2):
@@ -81,7 +81,7 @@ def test_a_group_of_dn_is_one_slot_per_object_and_the_pairs_are_known():
 def test_a_group_of_cdn_is_positives_then_negatives_and_only_positives_have_pairs():
     cdn = ContrastiveDenoising(num_classes=80, embed_dim=8, pairs=4)
     targets, tape = make_targets([A, B], [C]), make_tape(12)
-    out = cdn(make_queries(2), targets, tape)
+    out = cdn(make_queries(2), targets, tape=tape)
     content, boxes = torch.zeros(2, 8, 8), torch.full((2, 8, 4), 0.5)
     wanted_pairs, row = [], 0
     for group in range(2):
@@ -132,7 +132,7 @@ def test_corners_of_a_given_tape(scale, positive, negative):
 
 def test_an_inverted_negative_becomes_the_smallest_box():
     cdn = ContrastiveDenoising(num_classes=80, embed_dim=8, pairs=1)
-    out = cdn(make_queries(1), make_targets([A]), tape_of(SIGNS, PARTS, label=0.3))
+    out = cdn(make_queries(1), make_targets([A]), tape=tape_of(SIGNS, PARTS, label=0.3))
     logits = inverse_sigmoid(out.reference[0, 1], 1e-3)
     torch.testing.assert_close(logits, torch.tensor([-0.04, -0.02, -6.9078, -6.9078]), atol=2e-3, rtol=0)
 
@@ -149,7 +149,7 @@ def test_labels_change_strictly_below_the_probability():
     tape = make_tape(5)
     tape.label = torch.tensor([0.3, 0.1, 0.9, 0.19, 0.2])
     tape.new_label = torch.tensor([7, 8, 9, 10, 11])
-    content = dn(make_queries(1), make_targets([A]), tape).content[0, :5]
+    content = dn(make_queries(1), make_targets([A]), tape=tape).content[0, :5]
     torch.testing.assert_close(content[:, :-1], dn.labels.weight[torch.tensor([2, 8, 2, 10, 2])])
     assert content[:, -1].tolist() == [1.0] * 5
 
@@ -245,7 +245,9 @@ def test_a_group_does_not_feel_another_ones_noise(options):
             for name, value in vars(first).items()
         }
     )
-    outputs = [route(augmenter(model.sources["main"](memory), targets, tape), memory)[-1] for tape in (first, mixed)]
+    outputs = [
+        route(augmenter(model.sources["main"](memory), targets, tape=tape), memory)[-1] for tape in (first, mixed)
+    ]
     size = slots.size
     torch.testing.assert_close(outputs[0].boxes[:, :size], outputs[1].boxes[:, :size])
     assert not torch.allclose(outputs[0].boxes[:, size : slots.count], outputs[1].boxes[:, size : slots.count])
@@ -309,7 +311,7 @@ def test_queries_with_fixed_positions_get_theirs_from_the_source():
 def test_boxes_alone_have_contents_from_the_source():
     queries = make_queries(2)
     queries.codes = lambda boxes: (boxes.repeat(1, 1, 2), None)
-    out = BoxDenoising(queries=5)(queries, make_targets([A, B], [C]), make_tape(6))
+    out = BoxDenoising(queries=5)(queries, make_targets([A, B], [C]), tape=make_tape(6))
     assert out.groups[0].stop == 4
     torch.testing.assert_close(out.content[:, :4], out.reference[:, :4].repeat(1, 1, 2))
 

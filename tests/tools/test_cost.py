@@ -48,7 +48,7 @@ def test_the_product_of_attention_is_counted():
 
 
 def test_a_system_costs_more_in_training_than_at_inference():
-    args = Namespace(size=[64, 96], classes=3, objects=2, batch=1, device="cpu", rounds=1, options=[])
+    args = Namespace(size=[64, 96], classes=3, objects=2, batch=1, device="cpu", rounds=1, clock="cpu", options=[])
     found = cost.measure(CONFIGS / "crowd" / "paq.yaml", args)
     assert set(found) == set(cost.COLUMNS) and all(value >= 0 for value in found.values())
     dino = cost.measure(CONFIGS / "bccd" / "dino.yaml", Namespace(**{**vars(args), "options": ["MODEL.WEIGHTS", ""]}))

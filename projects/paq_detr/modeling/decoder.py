@@ -176,7 +176,7 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
     return layers
 
 
-def _parts(cfg, kit: Kit, cascade: bool) -> dict:
+def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
     """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries.
 
     ``cascade``: only the first layer reads the source's queries, the others go on from the layer before.
@@ -220,7 +220,7 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
     return CascadeDecoder(
         refine_boxes=D.BOX_REFINE,
         look_forward_twice=D.LOOK_FORWARD_TWICE,
-        **_parts(cfg, kit, cascade=True),
+        **decoder_parts(cfg, kit, cascade=True),
     )
 
 
@@ -231,4 +231,4 @@ def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
         raise UserError(
             f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
         )
-    return ParallelDecoder(**_parts(cfg, kit, cascade=False))
+    return ParallelDecoder(**decoder_parts(cfg, kit, cascade=False))

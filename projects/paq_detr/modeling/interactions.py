@@ -30,10 +30,13 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.attention.out_proj.weight)
 
     def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
-        mask = blocked_pairs(state, self.attention.num_heads)
-        query = state.query
+        mask, query = self.blocked(state), state.query
         update, _ = self.attention(query, query, state.content, attn_mask=mask, need_weights=False)
         return state.with_content(self.norm(state.content + self.dropout(update)))
+
+    def blocked(self, state: DecoderState) -> Tensor | None:
+        """Who must not see whom, as ``nn.MultiheadAttention`` wants it; a subclass may have another rule."""
+        return blocked_pairs(state, self.attention.num_heads)
 
 
 def blocked_pairs(state: DecoderState, num_heads: int) -> Tensor | None:

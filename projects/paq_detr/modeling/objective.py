@@ -11,6 +11,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 
+from ..checks import check_choice
 from ..layers import intersection_over_own_area
 from ..structures import Assignment, Prediction, Targets
 from .assignment import Assigner, assign
@@ -114,6 +115,15 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def matched_pairs(matches: Matches) -> Tensor:
+    """The number of pairs, mean over ranks, at least 1."""
+    return mean_over_ranks(matches.output.boxes.new_full((), float(len(matches.pairs)))).clamp(min=1)
+
+
+#: What ``LOSS.NORMALIZER`` may be, as ``Objective.normalizer``.
+NORMALIZERS = {"objects": None, "pairs": matched_pairs}
+
+
 def build_objective(
     cfg,
     *,
@@ -132,5 +142,6 @@ def build_objective(
         pair_losses=box_losses(L.L1_WEIGHT, L.GIOU_WEIGHT) if boxes else {},
         view=view,
         scale=scale,
+        normalizer=NORMALIZERS[check_choice("MODEL.DETR.LOSS.NORMALIZER", L.NORMALIZER, NORMALIZERS)],
         ignore_ioa=L.IGNORE_IOA,
     )

@@ -10,6 +10,7 @@ PaQ-DETR's patterns go with every source.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_box_code
 from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, SOURCES, Kit, needs_of, per_layer
 from ..structures import LayerOutput, Memory, Prediction, QuerySet, Targets
+from .assignment import MatchCost
 from .contents import ContentSource, build_content
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
@@ -32,9 +34,12 @@ class QuerySource(Protocol):
 
 
 class Augmenter(Protocol):
-    """Puts groups of queries with known partners in front (denoising). Training-only."""
+    """Puts groups of queries with known partners in front (denoising). Training-only.
 
-    def __call__(self, queries: QuerySet, targets: Targets) -> QuerySet: ...
+    It may stand before several sources; what it draws for one it keeps with the memory for the others.
+    """
+
+    def __call__(self, queries: QuerySet, targets: Targets, memory: Memory) -> QuerySet: ...
 
 
 class LearnedQueries(nn.Module):
@@ -108,6 +113,7 @@ class EncoderTopN(nn.Module):
         supervise: str = "all",
         position: bool = True,
         num_queries_test: int | None = None,
+        match_on_priors: bool = False,
         eps: float = 1e-5,
     ):
         """
@@ -118,6 +124,7 @@ class EncoderTopN(nn.Module):
             supervise: "all" proposals (Deformable DETR), or the "selected" ones (DINO, Align-DETR).
             position: make a fixed position code from the proposal's box.
             num_queries_test: another number of queries at inference; more than in training need content None.
+            match_on_priors: proposals find their objects by their priors in place of their boxes (MS-DETR).
         """
         super().__init__()
         num_queries_test = num_queries_test or num_queries
@@ -125,7 +132,7 @@ class EncoderTopN(nn.Module):
             raise ValueError("more queries at inference than in training need contents from the proposals")
         self.provides = frozenset({"boxes", "position"} if position else {"boxes"})
         self.num_queries, self.score, self.objective, self.supervise = num_queries, score, objective, supervise
-        self.num_queries_test, self.eps = num_queries_test, eps
+        self.num_queries_test, self.match_on_priors, self.eps = num_queries_test, match_on_priors, eps
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
         self.class_head = (ObjectnessHead if score == "binary" else ClassHead)(embed_dim, num_classes)
@@ -138,27 +145,37 @@ class EncoderTopN(nn.Module):
                 nn.init.xavier_uniform_(linear.weight)
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        proposals = self.propose(memory)
+        queries = self.choose(self.propose(memory), memory)
+        if self.training and self.content is not None:
+            queries.losses = self.content.losses()
+        return queries
+
+    def choose(self, proposals: LayerOutput, memory: Memory) -> QuerySet:
+        """The queries of the best proposals; in training with the proposals to be supervised."""
         index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
         queries = self.queries(proposals, index, usable)
         if self.content is not None:
             queries.content = self.content(memory, taken(proposals, index, usable))[:, : index.shape[1]]
         if self.training:
-            supervised = proposals if self.supervise == "all" else taken(proposals, index, usable)
-            queries.predictions.append(Prediction("encoder", supervised, self.objective))
-            queries.losses = self.content.losses() if self.content is not None else {}
+            on = replace(proposals, boxes=token_priors(memory)[0]) if self.match_on_priors else None
+            if self.supervise == "selected":
+                proposals, on = (None if p is None else taken(p, index, usable) for p in (proposals, on))
+            queries.predictions.append(Prediction("encoder", proposals, self.objective, match=on))
         return queries
 
     def propose(self, memory: Memory) -> LayerOutput:
         """Class logits and boxes of all S tokens; computed once a step, whoever asks."""
-        return memory.once(self, self._propose)
+        return memory.once(self, lambda memory: self.proposals_by(self.class_head, self.box_head, memory))
 
-    def _propose(self, memory: Memory) -> LayerOutput:
+    def proposals_by(self, class_head: nn.Module, box_head: nn.Module, memory: Memory) -> LayerOutput:
+        """What these heads propose at the projected tokens, which all heads of a step share."""
         priors, usable = token_priors(memory)
-        tokens = memory.tokens * usable[..., None]
-        state = self.project_norm(self.project(tokens))
-        boxes = (self.box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
-        return LayerOutput(self.class_head(state), boxes, state, usable)
+        state = memory.once(self.project, lambda memory: self._projected(memory.tokens * usable[..., None]))
+        boxes = (box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
+        return LayerOutput(class_head(state), boxes, state, usable)
+
+    def _projected(self, tokens: Tensor) -> Tensor:
+        return self.project_norm(self.project(tokens))
 
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """(B, N) tokens of the ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at
@@ -226,6 +243,7 @@ def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
         "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or "proposals" in needs_of(content) else "",
         "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
+        "QUERIES.MATCH_ON_PRIORS": D.QUERIES.MATCH_ON_PRIORS,
         "ASSIGNER.ENCODER": "" if D.ASSIGNER.ENCODER == "hungarian" else D.ASSIGNER.ENCODER,
         "LOSS.ENCODER_CLASSIFICATION": D.LOSS.ENCODER_CLASSIFICATION,
     }
@@ -270,6 +288,7 @@ def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
         supervise=check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
         position=D.DECODER.QUERY_POSITION == "fixed",
         num_queries_test=Q.NUM_TEST or None,
+        match_on_priors=Q.MATCH_ON_PRIORS,
         eps=D.INVERSE_SIGMOID_EPS,
     )
 
@@ -278,6 +297,8 @@ def build_encoder_objective(cfg, kit: Kit) -> Objective:
     """How the encoder's proposals are supervised: a class loss of their own where one is named."""
     D = cfg.MODEL.DETR
     cost = COSTS.build(per_layer(COSTS.key, D.MATCHER.COST, D.DECODER.NUM_LAYERS)[0], cfg, kit)
+    if D.QUERIES.MATCH_ON_PRIORS:  # a prior has no class
+        cost = MatchCost(0.0, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST)
     key, classification = CLASS_LOSSES.key, D.LOSS.CLASSIFICATION
     if D.LOSS.ENCODER_CLASSIFICATION:
         key, classification = "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION", D.LOSS.ENCODER_CLASSIFICATION

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -86,7 +87,6 @@ class Route(nn.Module):
         """Every layer's output, to be supervised; groups with known partners apart."""
         predictions, before = [], None
         outputs = self(queries, memory)
-        matching = max((group.stop for group in queries.groups), default=0)  # groups stand in front
         for index, (output, objective) in enumerate(zip(outputs, self.objectives)):
             layer = "final" if index == len(outputs) - 1 else f"layer{index + 1}"
             for group in queries.groups:
@@ -94,12 +94,12 @@ class Route(nn.Module):
                     Prediction(
                         self.named(f"{group.name}_{layer}"),
                         output.slice(group.start, group.stop),
-                        group.objective or objective,
+                        group.objective or replace(objective, normalizer=None),  # its scale counts its pairs
                         pairs=group.pairs,
                         scale=self.scale * group.scale,
                     )
                 )
-            part = output.slice(matching, None) if matching else output
+            part = output.slice(queries.first_matching, None) if queries.groups else output
             predictions.append(Prediction(self.named(layer), part, objective, after=before, scale=self.scale))
             before = predictions[-1].name
         return predictions

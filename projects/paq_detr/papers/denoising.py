@@ -27,7 +27,7 @@ from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh, inverse_sigmoid
 from ..registry import AUGMENTERS, CONTENTS, Kit, adds_config
-from ..structures import Assignment, QueryGroup, QuerySet, Targets
+from ..structures import Assignment, Memory, QueryGroup, QuerySet, Targets
 
 
 @adds_config
@@ -142,17 +142,28 @@ class NoisedQueries(nn.Module):
         super().__init__()
         self.num_classes, self.box_noise, self.padding_slots, self.eps = num_classes, box_noise, padding_slots, eps
 
-    def forward(self, queries: QuerySet, targets: Targets, tape: NoiseTape | None = None) -> QuerySet:
-        """``queries`` with P denoising ones in front, as one ``QueryGroup`` "dn"; ``tape`` gives the noise."""
+    def forward(
+        self, queries: QuerySet, targets: Targets, memory: Memory | None = None, tape: NoiseTape | None = None
+    ) -> QuerySet:
+        """``queries`` with P denoising ones in front, as one ``QueryGroup`` "dn".
+
+        ``tape`` gives the noise; one drawn here is kept with ``memory``, so that all sources of a step have the same.
+        """
         slots = Slots.lay_out(targets, self.num_groups(max(targets.counts, default=0)), self.kinds)
         device = targets.boxes.device
-        tape = tape or NoiseTape.draw(len(slots.slot), self.num_classes, device)
+        tape = tape or self._tape(len(slots.slot), device, memory)
         boxes = torch.full((len(queries.content), slots.count, 4), 0.5, device=device)
         boxes[slots.rows] = self.noised_boxes(targets.boxes[slots.target], slots.positive, tape)
         boxes = inverse_sigmoid(boxes, self.eps).sigmoid()
         position = None if queries.position is None else queries.codes(boxes)[1]
         content = self.contents(queries, boxes, slots, targets.labels[slots.target], tape)
         return self.put_in_front(queries, slots, content, boxes, position)
+
+    def _tape(self, rows: int, device: torch.device, memory: Memory | None) -> NoiseTape:
+        def draw(_: Memory | None) -> NoiseTape:
+            return NoiseTape.draw(rows, self.num_classes, device)
+
+        return draw(None) if memory is None else memory.once(self, draw)
 
     def num_groups(self, most: int) -> int:
         """How many groups, where the fullest image has ``most`` objects."""

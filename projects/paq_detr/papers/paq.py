@@ -86,7 +86,10 @@ class PatternContent(nn.Module):
         self.diversity_weight, self.diversity_scale = diversity_weight, diversity_scale
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        """(B, n, d) content queries."""
+        """(B, n, d) content queries, mixed once a step for all sources that ask."""
+        return memory.once(self, self._mixed)
+
+    def _mixed(self, memory: Memory) -> Tensor:
         weights = self.generator(memory)
         if self.training:
             log_scalars(lambda: self._diagnostics(weights.detach()))

@@ -1,0 +1,533 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""DDQ-DETR against loops over boxes, and against numbers worked out by hand from the release's formulas."""
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+
+from paq_detr import add_paq_detr_config
+from paq_detr.errors import UserError
+from paq_detr.modeling.losses import Matches
+from paq_detr.modeling.objective import supervise
+from paq_detr.papers.ddq_detr import (
+    DenseAssigner,
+    DenseCost,
+    DenseLoss,
+    DistinctCascade,
+    DistinctSelfAttention,
+    MappedToken,
+    build_dense_objective,
+    distinct,
+)
+from paq_detr.structures import Assignment, DecoderState, LayerOutput, QuerySet, Targets, stack_instances
+
+from ..boxes import centred_iou
+from ..modeling.assemblies import (
+    DDQ,
+    PATTERNS,
+    PLUSPLUS,
+    make_cfg,
+    make_image,
+    make_model,
+    memory_of,
+    predict,
+    predictions_of,
+    wake_up,
+)
+
+CASCADE = {**DDQ, "MODEL.DETR.QUERIES.AUGMENT": "none", "MODEL.DETR.ROUTES": []}
+IMAGES = [
+    make_image(64, 96, [[4, 6, 40, 50], [30, 8, 90, 60]], [0, 2], seed=1),
+    make_image(50, 120, [[10, 10, 100, 40]], [1], seed=2),
+]
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def suppress(boxes, scores, candidates, threshold):
+    """The list of those that no better one overlaps, best first: a loop over one image."""
+    kept = []
+    for i in sorted(candidates, key=lambda i: -scores[i]):
+        if all(centred_iou(boxes[i], boxes[j]) <= threshold for j in kept):
+            kept.append(i)
+    return kept
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Selection
+
+
+def test_of_overlapping_boxes_the_best_is_distinct():
+    boxes = torch.tensor(
+        [
+            [0.5, 0.5, 0.2, 0.4],
+            [0.505, 0.5, 0.2, 0.4],
+            [0.55, 0.5, 0.2, 0.4],
+            [0.5, 0.5, 0.2, 0.33],
+            [0.8, 0.5, 0.1, 0.2],
+        ]
+    )
+    scores = torch.tensor([0.6, 0.7, 0.5, 0.65, 0.3])
+    everybody, without_the_best = torch.ones(1, 5, dtype=torch.bool), torch.tensor([[True, False, True, True, True]])
+    assert distinct(boxes[None], scores[None], everybody, 0.8)[0].tolist() == [False, True, True, True, True]
+    assert suppress(boxes.tolist(), scores.tolist(), range(5), 0.8) == [1, 3, 2, 4]
+    assert distinct(boxes[None], scores[None], without_the_best, 0.8)[0].tolist() == [False, False, True, True, True]
+
+
+def test_distinct_queries_are_those_of_a_loop_in_every_image():
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(3, 40, 4, generator=generator) * 0.1 + torch.tensor([0.5, 0.5, 0.3, 0.3])
+    scores, candidates = torch.rand(3, 40, generator=generator), torch.rand(3, 40, generator=generator) < 0.7
+    candidates[2] = False
+    found = distinct(boxes, scores, candidates, 0.6)
+    for b in range(3):
+        wanted = suppress(boxes[b].tolist(), scores[b].tolist(), candidates[b].nonzero().flatten().tolist(), 0.6)
+        assert found[b].nonzero().flatten().tolist() == sorted(wanted)
+    assert 1 < found[0].sum() < candidates[0].sum()
+
+
+def test_of_candidates_one_at_least_is_distinct_whatever_the_scores():
+    boxes = torch.full((1, 3, 4), 0.5)
+    for value in (float("nan"), float("-inf"), 0.0):
+        assert distinct(boxes, torch.full((1, 3), value), torch.tensor([[False, True, True]]), 0.8).sum() == 1
+
+
+@pytest.mark.parametrize(("threshold", "side"), [(0.8, 0.0), (0.05, 0.0), (0.05, 3.0)], ids=["few", "many", "most"])
+def test_the_source_takes_the_best_distinct_proposals_in_order(threshold, side):
+    """Of all tokens, though it looks at the best few first; by the threshold and boxes' sides, some are suppressed."""
+    model = wake_up(make_model(CASCADE, **{"MODEL.DETR.DDQ.IOU_THRESHOLD": threshold}))
+    source, memory = model.sources["main"], memory_of(model, IMAGES)
+    if side:  # all boxes stand on their tokens and are as large
+        torch.nn.init.zeros_(source.box_head.last.weight)
+        torch.nn.init.constant_(source.box_head.last.bias[2:], side)
+    proposals = source.propose(memory)
+    index, usable = source.best(proposals, 12)
+    for b in range(2):
+        scores = proposals.logits[b].amax(-1).tolist()
+        candidates = proposals.valid[b].nonzero().flatten().tolist()
+        wanted = suppress(proposals.boxes[b].tolist(), scores, candidates, threshold)[:12]
+        assert index[b][usable[b]].tolist() == wanted
+    assert usable.all() == (side == 0.0)  # a short list is not filled up
+    skipped = source.best(proposals, 3, skip=2)
+    torch.testing.assert_close(skipped[0][usable[:, 2:5]], index[:, 2:5][usable[:, 2:5]])
+
+
+def test_contents_are_a_map_of_the_chosen_tokens_that_the_encoder_does_not_learn_from():
+    model = make_model(CASCADE)
+    source, memory = model.sources["main"], memory_of(model, IMAGES)
+    memory.tokens.retain_grad()
+    index, _ = source.best(source.propose(memory), 12)
+    queries = source(memory)
+    rows = memory.tokens.detach()[torch.arange(2)[:, None], index]
+    torch.testing.assert_close(queries.content, source.content.map(rows))
+    queries.content.sum().backward()
+    assert memory.tokens.grad is None and source.content.map.weight.grad is not None
+    assert not queries.reference.requires_grad
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Decoder
+
+
+def kept_by_loop(states, outputs, decoder, candidates_rule, threshold):
+    """Who is distinct before each layer but the first, and who counts behind it: loops over images and queries."""
+    number = states[0].reference.shape[1]
+    alive = [set(range(number)) for _ in states[0].reference]
+    rows = []
+    for layer in range(1, len(states)):
+        scores = decoder.class_heads[layer - 1](outputs[layer - 1].content).amax(-1)
+        kept = []
+        for b, boxes in enumerate(states[layer].reference):
+            candidates = range(number) if candidates_rule == "all" else sorted(alive[b])
+            kept.append(set(suppress(boxes.tolist(), scores[b].tolist(), candidates, threshold)))
+            alive[b] = set(range(number)) if candidates_rule == "released" and 0 in kept[b] else kept[b]
+        rows.append((kept, [set(a) for a in alive]))
+    return rows
+
+
+@pytest.mark.parametrize("rule", DistinctCascade.CANDIDATES)
+def test_selection_between_layers_is_the_loop(rule):
+    model = wake_up(make_model(CASCADE, **{"MODEL.DETR.DDQ.CANDIDATES": rule, "MODEL.DETR.DECODER.NUM_LAYERS": 5}))
+    decoder, memory = model.routes["main"].decoder, memory_of(model, IMAGES)
+    queries = model.sources["main"](memory)
+    queries.valid = torch.ones_like(queries.valid)
+    decoder.iou_threshold = 0.25
+    states = []
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    with torch.no_grad():
+        outputs = decoder(queries, memory)
+    expected = kept_by_loop(states, outputs, decoder, rule, 0.25)
+    assert outputs[0].valid.all()
+    for state, output, (kept, counted) in zip(states[1:], outputs[1:], expected):
+        for b in range(2):
+            assert set(state.alive[b].nonzero().flatten().tolist()) == kept[b]
+            assert set(output.valid[b].nonzero().flatten().tolist()) == counted[b]
+    numbers = [tuple(map(len, kept)) for kept, _ in expected]
+    assert min(min(n) for n in numbers) < 12  # something was suppressed
+    if rule == "distinct":
+        assert all(later <= earlier for a, b in zip(expected, expected[1:]) for earlier, later in zip(a[0], b[0]))
+
+
+def test_scores_are_those_of_the_content_without_the_output_norm():
+    model = make_model(CASCADE)
+    decoder = model.routes["main"].decoder
+    seen = []
+    decoder.class_heads[0].register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    outputs = decoder(model.sources["main"](memory_of(model, IMAGES)), memory_of(model, IMAGES))
+    predicted, selected = seen
+    assert torch.equal(selected, outputs[0].content)
+    torch.testing.assert_close(predicted, decoder.output_norm(outputs[0].content))
+
+
+def scripted(boxes, scores, rule, layers=3):
+    """Who is alive in each layer and behind it, where layer l is told the boxes (N, 4) and scores (N,) of step l."""
+
+    class Scripted(DistinctCascade):
+        def classify(self, layer, content):
+            return torch.tensor(scores[layer]).view(1, -1, 1)
+
+        def locate(self, layer, content, start, memory):
+            return torch.tensor(boxes[layer])[None]
+
+    alive = []
+
+    class Layer(torch.nn.Module):
+        def forward(self, state, memory):
+            alive.append(state.alive)
+            return state
+
+    decoder = Scripted(
+        layers=[Layer() for _ in range(layers)],
+        class_heads=[torch.nn.Identity()],
+        box_heads=[torch.nn.Identity()],
+        codec=None,
+        position=lambda state, memory: None,
+        candidates=rule,
+    )
+    number = len(scores[0])
+    outputs = decoder(QuerySet(torch.zeros(1, number, 2), torch.full((1, number, 4), 0.5)), None)
+    return [a[0].tolist() for a in alive[1:]], [o.valid[0].tolist() for o in outputs[1:]]
+
+
+TWINS, APART = [[0.5, 0.5, 0.2, 0.2]] * 2, [[0.5, 0.5, 0.2, 0.2], [0.2, 0.5, 0.2, 0.2]]
+SECOND, FIRST, BOTH = [False, True], [True, False], [True, True]
+
+
+@pytest.mark.parametrize(
+    ("rule", "boxes", "scores", "alive", "counted"),
+    [
+        ("distinct", [TWINS, APART, APART], [0.9, 0.1], [FIRST, FIRST], [FIRST, FIRST]),
+        ("all", [TWINS, APART, APART], [0.9, 0.1], [FIRST, BOTH], [FIRST, BOTH]),
+        ("released", [TWINS, APART, APART], [0.9, 0.1], [FIRST, BOTH], [BOTH, BOTH]),
+        ("distinct", [TWINS, APART, APART], [0.1, 0.9], [SECOND, SECOND], [SECOND, SECOND]),
+        ("all", [TWINS, APART, APART], [0.1, 0.9], [SECOND, BOTH], [SECOND, BOTH]),
+        ("released", [TWINS, APART, APART], [0.1, 0.9], [SECOND, SECOND], [SECOND, SECOND]),
+    ],
+)
+def test_who_returns_and_who_counts_when_twins_part(rule, boxes, scores, alive, counted):
+    """In the release all count, and return, as long as the first query is distinct."""
+    assert scripted(boxes, [scores] * 3, rule) == (alive, counted)
+
+
+@pytest.mark.parametrize(("kept", "blocked"), [([0, 2], (1, 3)), ([1, 2], (0, 3)), ([0, 1, 2, 3], ())])
+def test_only_those_that_are_out_do_not_see_each_other(kept, blocked):
+    attention = DistinctSelfAttention(8, 2)
+    alive = torch.tensor([[i in kept for i in range(4)]])
+    state = DecoderState(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), None, None, alive)
+    mask = attention.blocked(state)
+    assert mask.shape == (2, 4, 4) and torch.equal(mask[0], mask[1])
+    assert {tuple(pair) for pair in mask[0].nonzero().tolist()} == {(i, j) for i in blocked for j in blocked}
+
+
+def test_filling_slots_are_seen_by_none_and_groups_keep_their_mask():
+    """Slots: one of a group, a distinct query, one that is out, one that fills up the batch."""
+    base = torch.zeros(4, 4, dtype=torch.bool)
+    base[1:, 0] = True
+    alive, valid = torch.tensor([[True, True, False, False]]), torch.tensor([[True, True, True, False]])
+    state = DecoderState(torch.zeros(1, 4, 8), torch.zeros(1, 4, 4), None, valid, alive, base)
+    mask = DistinctSelfAttention(8, 2).blocked(state)[0]
+    assert mask.to(torch.int64).tolist() == [[0, 0, 0, 1], [1, 0, 0, 1], [1, 0, 1, 1], [1, 0, 0, 0]]
+    nobody_is_out = replace(state, valid=None, alive=None)
+    assert torch.equal(DistinctSelfAttention(8, 2).blocked(nobody_is_out), base)
+
+
+def test_denoising_queries_are_never_out():
+    model = wake_up(make_model(DDQ, **{"MODEL.DETR.DDQ.IOU_THRESHOLD": 0.01}))
+    states = []
+    model.routes["main"].decoder.layers[2].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    predictions = predictions_of(model, IMAGES, targets_of(model, IMAGES))
+    main = states[0]
+    assert main.first_matching > 0 and main.alive[:, : main.first_matching].all()
+    assert predictions["dn_final"].output.valid.all()
+    assert predictions["final"].output.valid.sum() < predictions["layer1"].output.valid.sum()
+
+
+def targets_of(model, images):
+    sizes = model.preprocess(images).image_sizes
+    return stack_instances([x["instances"] for x in images], sizes, model.device)
+
+
+def test_only_distinct_queries_are_detected():
+    model = wake_up(make_model(CASCADE, **{"MODEL.DETR.DDQ.IOU_THRESHOLD": 0.05})).eval()
+    with torch.no_grad():
+        memory = memory_of(model, IMAGES)
+        outputs = model.routes["main"](model.sources["main"](memory), memory)
+        results = model.detect(memory)
+    for b, result in enumerate(results):
+        assert set(result.query_indices.tolist()) == set(outputs[-1].valid[b].nonzero().flatten().tolist())
+
+
+def test_losses_are_divided_by_the_pairs_that_are_left():
+    """Two objects, and one query that may be matched."""
+    objects = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.3, 0.3, 0.2, 0.2]])
+    zeros = torch.zeros(2, dtype=torch.int64)
+    targets = Targets(objects, zeros, zeros, (2,), torch.zeros(0, 4), zeros[:0])
+    output = LayerOutput(torch.zeros(1, 2, 1), objects[None] + 0.01, valid=torch.tensor([[True, False]]))
+    objective = make_model(CASCADE).routes["main"].objectives[-1]
+    losses, assignments = supervise([replace(predict("x", output, None), objective=objective)], targets)
+    assert len(assignments["x"]) == 1
+    assert losses["loss_l1/x"].item() == pytest.approx(5 * 4 * 0.01, rel=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Dense queries
+
+
+def dense_scene(pairs, others=(), num_objects=1, images=1):
+    """Queries of known (score, IoU, object) and others of known scores, one class, and their matches.
+
+    All objects are the middle box; a box of the same width and a share of the height overlaps by that share.
+    """
+    boxes = [[0.5, 0.5, 0.4, 0.4 * iou] for _, iou, _ in pairs] + [[0.1, 0.1, 0.1, 0.1]] * len(others)
+    logits = torch.tensor([logit(s) for s, *_ in pairs] + [logit(s) for s in others])[None, :, None]
+    output = LayerOutput(logits.repeat(images, 1, 1).requires_grad_(), torch.tensor([boxes]).repeat(images, 1, 1))
+    zeros, number = torch.zeros(num_objects, dtype=torch.int64), len(pairs)
+    targets = Targets(
+        torch.tensor([0.5, 0.5, 0.4, 0.4]).repeat(num_objects, 1),
+        zeros,
+        zeros,
+        (num_objects,) + (0,) * (images - 1),
+        torch.zeros(0, 4),
+        zeros[:0],
+    )
+    objects = torch.tensor([o for *_, o in pairs], dtype=torch.int64)
+    return output, Assignment(torch.zeros(number, dtype=torch.int64), torch.arange(number), objects), targets
+
+
+def layer_of(scene):
+    """The scene's output as a stack of one layer, as costs want it, and its targets."""
+    output, _, targets = scene
+    return LayerOutput(output.logits.detach()[None], output.boxes[None]), targets
+
+
+FOUR = [(0.9, 0.8, 0), (0.5, 0.9, 0), (0.2, 0.5, 0), (0.1, 0.3, 0)]
+TARGETS = [0.799097, 0.900000, 0.010584, 0.000247]
+
+
+def test_targets_of_an_objects_queries_rise_with_score_and_iou():
+    output, pairs, targets = dense_scene(FOUR)
+    loss, matches = DenseLoss(), Matches(output, pairs, targets)
+    assert loss.target(matches).tolist() == pytest.approx(TARGETS, abs=2e-6)
+    assert loss.normalizer(matches).item() == pytest.approx(1.709928, abs=2e-6)
+    assert loss(matches).flatten().tolist() == pytest.approx([0.005567, 0.110903, 0.008532, 0.001054], abs=2e-6)
+
+
+def test_each_object_has_a_best_query_of_its_own():
+    output, pairs, targets = dense_scene([*FOUR, (0.3, 0.6, 1)], num_objects=2)
+    found = DenseLoss().target(Matches(output, pairs, targets)).tolist()
+    assert found == pytest.approx([*TARGETS, 0.6], abs=1e-5)
+
+
+def test_the_dense_losses_are_divided_by_the_sum_of_targets_and_have_no_l1():
+    output, pairs, targets = dense_scene(FOUR)
+    objective = build_dense_objective(make_cfg(DDQ))
+    losses, _ = supervise([replace(predict("x", output, pairs), objective=objective)], targets)
+    assert set(losses) == {"loss_class/x", "loss_giou/x"}
+    assert losses["loss_class/x"].item() == pytest.approx(0.073720, abs=2e-6)
+    by_hand = sum(t * (1 - iou) for t, (_, iou, _) in zip(TARGETS, FOUR))  # nested boxes: GIoU is IoU
+    assert losses["loss_giou/x"].item() == pytest.approx(2 * by_hand / sum(TARGETS), abs=1e-5)
+
+
+def test_other_entries_are_weighted_by_their_score_with_a_gradient():
+    output, pairs, targets = dense_scene([], others=[0.4])
+    loss = DenseLoss()(Matches(output, pairs, targets)).sum()
+    assert loss.item() == pytest.approx(0.081732, abs=2e-6)
+    loss.backward()
+    s = 0.4  # d/dz of -s^2 log(1 - s), s = sigmoid(z)
+    assert output.logits.grad.item() == pytest.approx(s**3 - 2 * s**2 * (1 - s) * math.log(1 - s), abs=1e-5)
+
+
+def test_images_without_objects_have_no_dense_loss():
+    output, pairs, targets = dense_scene(FOUR, others=[0.7], images=2)
+    losses = DenseLoss()(Matches(output, pairs, targets))
+    assert (losses[0] > 0).all() and (losses[1] == 0).all()
+    nothing = dense_scene([], others=[0.7], num_objects=0)
+    loss = DenseLoss()(Matches(*nothing)).sum() / DenseLoss().normalizer(Matches(*nothing))
+    loss.backward()
+    assert loss == 0 and (nothing[0].logits.grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("score", "intended", "released"),
+    [(0.01, 2.256762, -0.179273), (0.5, -0.173287, -0.532331), (0.9, -2.797114, -0.926759)],
+)
+def test_a_second_sigmoid_makes_the_dense_class_cost_flat(score, intended, released):
+    output, targets = layer_of(dense_scene([(score, 1.0, 0)]))
+    for second, cost in ((False, intended), (True, released)):
+        assert DenseCost(2.0, 5.0, 0.0, second)(output, targets).item() == pytest.approx(cost, abs=5e-6)
+
+
+def test_the_dense_cost_measures_l1_between_corners():
+    """Of a box half as high, moved by 0.05: two edges are 0.1 off, two 0.05."""
+    output, targets = layer_of(dense_scene([(0.5, 0.5, 0)]))
+    moved = replace(output, boxes=output.boxes + torch.tensor([0.05, 0.0, 0.0, 0.0]))
+    with_l1, without = (DenseCost(0.0, weight, 2.0)(moved, targets).item() for weight in (5.0, 0.0))
+    assert with_l1 - without == pytest.approx(5 * (0.1 + 0.1 + 0.05 + 0.05), abs=1e-5)
+    broken = replace(output, boxes=torch.full_like(output.boxes, float("nan")))
+    assert DenseCost()(broken, targets).isfinite().all()
+
+
+@pytest.mark.parametrize(("objects", "copies"), [(337, 4), (338, 3), (451, 2), (676, 1), (1351, 1)])
+def test_objects_are_repeated_as_often_as_there_are_queries(objects, copies, monkeypatch):
+    asked = []
+    monkeypatch.setattr("paq_detr.papers.ddq_detr.solve_images", lambda cost, n, targets: asked.append(n))
+    _, _, targets = dense_scene([], num_objects=objects, images=2)
+    DenseAssigner(DenseCost(), 4).solve([torch.zeros(objects, 1350).numpy()], targets)
+    assert asked[0].tolist() == [copies] * objects
+
+
+def test_the_dense_route_takes_more_proposals_of_its_own_heads_whether_distinct_or_not():
+    model = wake_up(make_model(DDQ))
+    dense, memory = model.sources["dense"], memory_of(model, IMAGES)
+    queries = dense(memory)
+    assert queries.content.shape == (2, 18, 64) and queries.valid.all()
+    main = model.sources["main"]
+    usable = main.propose(memory).valid
+    state = main.project_norm(main.project(memory.tokens * usable[..., None]))
+    scores = dense.class_head(state).amax(-1).masked_fill(~usable, -math.inf)
+    index = scores.topk(18).indices
+    rows = memory.tokens.detach()[torch.arange(2)[:, None], index]
+    torch.testing.assert_close(queries.content, model.sources["main"].content.map(rows))
+    (encoder,) = queries.predictions
+    torch.testing.assert_close(encoder.output.boxes.detach(), queries.reference)
+    assert encoder.name == "encoder" and encoder.objective is model.routes["dense"].objectives[0]
+
+
+def test_heads_of_dense_queries_start_as_copies():
+    model = make_model(DDQ)
+    main, dense = model.routes["main"].decoder, model.routes["dense"].decoder
+    for own in dense.class_heads:
+        assert torch.equal(own.weight, main.class_heads[-1].weight) and own.weight is not main.class_heads[-1].weight
+    names = {name.split(".")[3] for name, _ in model.named_parameters() if name.startswith("routes.dense")}
+    assert names == {"class_heads", "box_heads"}
+    assert {name.split(".")[2] for name, _ in model.named_parameters() if name.startswith("sources.dense")} == {
+        "class_head",
+        "box_head",
+    }
+
+
+def test_a_pass_of_their_own_is_the_pass_beside_distinct_queries_behind_a_mask():
+    """As the release runs them; dense queries have no selection."""
+    model = wake_up(make_model(DDQ))
+    memory = memory_of(model, IMAGES)
+    main, dense = model.sources["main"](memory), model.sources["dense"](memory)
+    decoder, split = model.routes["main"].decoder, main.content.shape[1]
+    mask = torch.ones(split + dense.content.shape[1], split + dense.content.shape[1], dtype=torch.bool)
+    mask[:split, :split] = mask[split:, split:] = False
+    both = QuerySet(
+        content=torch.cat([main.content, dense.content], 1),
+        reference=torch.cat([main.reference, dense.reference], 1),
+        valid=torch.cat([main.valid, dense.valid], 1),
+        attention_mask=mask,
+    )
+    together = decoder.step(0, DecoderState.of(both), memory).content
+    apart = [decoder.step(0, DecoderState.of(queries), memory).content for queries in (main, dense)]
+    torch.testing.assert_close(together, torch.cat(apart, 1))
+    alive = []
+    for layer in decoder.layers:
+        layer.register_forward_pre_hook(lambda _, inputs: alive.append(inputs[0].alive))
+    model.routes["dense"](dense, memory)
+    assert len(alive) == 3 and all(a.all() for a in alive)
+
+
+def test_deleted_dense_queries_change_nothing_that_is_predicted():
+    model = wake_up(make_model(DDQ)).eval()
+    slim = copy.deepcopy(model)
+    slim.drop_training_parts()
+    pair = count(model.sources["main"].class_head) + count(model.sources["main"].box_head)
+    assert count(model) - count(slim) == 4 * pair + 3 * 64  # dense pairs of the encoder and three layers, label table
+    with torch.no_grad():
+        for a, b in zip(model(IMAGES), slim(IMAGES)):
+            assert torch.equal(a["instances"].scores, b["instances"].scores)
+            assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The whole
+
+
+def test_every_layer_and_the_encoder_have_dense_losses_beside_dinos():
+    losses = make_model(DDQ)(IMAGES)
+    plain = make_model({**DDQ, "MODEL.DETR.ROUTES": []})(IMAGES)
+    layers = ("encoder", "layer1", "layer2", "final")
+    assert set(losses) - set(plain) == {f"loss_{kind}/dense_{layer}" for kind in ("class", "giou") for layer in layers}
+
+
+def test_a_model_without_numbers_detects_nothing_and_does_not_hang():
+    model = make_model(DDQ)
+    with torch.no_grad():
+        model.neck.convs[0].bias.fill_(float("nan"))
+    assert not torch.isfinite(sum(model(IMAGES).values()))
+    with torch.no_grad():
+        assert all(len(output["instances"]) == 0 for output in model.eval()(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**DDQ, "MODEL.DETR.DDQ.IOU_THRESHOLD": 0.0}, "DDQ.IOU_THRESHOLD is 0.0"),
+        (
+            {**DDQ, "MODEL.DETR.DDQ.CANDIDATES": "best"},
+            'DDQ.CANDIDATES is "best", must be one of distinct, all, released',
+        ),
+        ({**DDQ, "MODEL.DETR.DDQ.DENSE_RATIO": 0.0}, "DDQ.DENSE_RATIO is 0.0"),
+        ({**DDQ, "MODEL.DETR.DDQ.DENSE_COPIES": 0}, "DDQ.DENSE_COPIES is 0"),
+        ({**DDQ, "MODEL.DETR.QUERIES.NUM_TEST": 13}, "QUERIES.NUM_TEST is 13, must be in .0, 12."),
+        ({**DDQ, **PATTERNS}, "ROUTES dense needs .* DistinctTopN and a content from the proposals"),
+        ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["dense"]}, "ROUTES dense needs .* these are EncoderTopN and learned"),
+        ({"MODEL.DETR.DECODER.NAME": "distinct_cascade"}, "distinct_cascade needs queries with boxes"),
+        ({"MODEL.DETR.QUERIES.CONTENT": "mapped_token"}, "mapped_token needs queries from the encoder"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        make_model(options)
+
+
+def test_the_published_model_has_its_size():
+    """detrex's DINO at 80 classes, with the query map in place of the content table and seven more pairs of heads."""
+    cfg = get_cfg()
+    add_paq_detr_config(cfg)
+    cfg.merge_from_file(str(Path(__file__).parents[2] / "configs" / "coco" / "ddq_detr_r50_12ep.yaml"))
+    cfg.MODEL.DETR.CLASS_NAMES = [str(i) for i in range(80)]
+    cfg.DATASETS.TEST = ()
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get("QueryDetector")(cfg)
+    assert count(MappedToken(256)) == 65_792
+    assert count(model) == 47_650_316 - 230_400 + 65_792 + 1_072_204
+    model.drop_training_parts()
+    assert count(model) == 47_650_316 - 230_400 + 65_792 - 20_480
