@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 
 from paq_detr.engine import Trainer
 from paq_detr.engine.cli import resume_command
+from paq_detr.engine.interrupt import StopRequest
 from paq_detr.errors import Interrupted
 
 from .conftest import tiny_configs
@@ -126,20 +128,65 @@ def test_in_the_last_iteration_it_is_saved_and_not_evaluated(make_cfg, monkeypat
         trainer.train()
 
 
-def test_a_loader_that_ends_by_the_signal_costs_no_step(make_cfg, monkeypatch):
+ENDS = {
+    "ended": RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated."),
+    "hands over": ConnectionResetError("Connection reset by peer"),
+    "is gone": FileNotFoundError("/tmp/pymp-x/listener"),
+    "in the midst of a batch": EOFError(),
+}
+
+
+@pytest.mark.parametrize("error", ENDS.values(), ids=ENDS)
+@pytest.mark.parametrize("first", ["signal", "loader"])
+def test_a_loader_that_ends_by_the_signal_costs_no_step(make_cfg, monkeypatch, error, first):
     trainer = build(make_cfg(*OPTS, "DATASETS.TEST", "[]"))
-    signal_at(trainer, monkeypatch, signal.SIGTERM, 3, "_next_batch")
+    if first == "signal":
+        signal_at(trainer, monkeypatch, signal.SIGTERM, 3, "_next_batch")
     following = iter(trainer._batches)
 
     class Killed:
         def __next__(self):
             if trainer.stop.signal:
-                raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+                raise error
+            if first == "loader" and trainer.iter == 3:
+                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                raise error
             return next(following)
 
     trainer._batches = Killed()
     with pytest.raises(Interrupted, match="after iteration 3 of 6; saved as .*model_0000002.pth"):
         trainer.train()
+
+
+def test_a_loader_that_ends_by_itself_is_a_fault(make_cfg, monkeypatch):
+    trainer = build(make_cfg(*OPTS, "DATASETS.TEST", "[]"))
+    monkeypatch.setattr(trainer.stop, "arrives", lambda: False)
+
+    def killed():
+        raise ENDS["ended"]
+        yield
+
+    trainer._batches = killed()
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        trainer.train()
+    assert checkpoints(trainer) == []
+
+
+def test_the_loaders_end_is_not_told_in_the_midst_of_a_step():
+    """torch's handler acts only while a batch is waited for, and then also on what has happened before."""
+    told, before = [], signal.signal(signal.SIGCHLD, lambda *_: told.append("told"))
+    try:
+        with StopRequest() as stop:
+            with stop.waiting_for_data():
+                send(signal.SIGCHLD, lambda: told)
+            os.kill(os.getpid(), signal.SIGCHLD)
+            assert told == ["told"]
+            with stop.waiting_for_data():
+                assert told == ["told"] * 2
+        send(signal.SIGCHLD, lambda: len(told) == 3)
+        assert len(told) == 3
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_second_signal_ends_at_once(make_cfg, monkeypatch):

@@ -187,7 +187,7 @@ class Trainer(TrainerBase):
         try:
             with self.stop.waiting_for_data():
                 return next(self._batches)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             if comm.get_world_size() > 1 or not self._ended_with_loader(error):
                 raise
             self.iter -= 1  # what is saved are the steps before this one
@@ -195,7 +195,9 @@ class Trainer(TrainerBase):
 
     def _ended_with_loader(self, error: BaseException) -> bool:
         """Whether a loader's process ended by the very signal that ends this one."""
-        return "DataLoader worker" in str(error) and self.stop.arrives()
+        # What it was about to hand over breaks off as well.
+        ended = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) or "DataLoader worker" in str(error)
+        return bool(self.stop.signal) or (ended and self.stop.arrives())
 
     def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
         """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
@@ -261,7 +263,7 @@ class Trainer(TrainerBase):
             # Training goes on as if nothing had been evaluated.
             with preserved_rng(self.device), self.stop.waiting_for_data():
                 self.results = self.test(self.cfg, self.checkpointer.model)
-        except (Interrupted, RuntimeError) as error:
+        except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
             if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
                 raise
