@@ -17,7 +17,7 @@ from paq_detr.layers import DeformableAttention, MaskedGroupNorm, inverse_sigmoi
 from paq_detr.modeling.backbone import FrozenStatsBatchNorm2d, build_backbone
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.interactions import SelfAttention
-from paq_detr.modeling.queries import token_priors
+from paq_detr.modeling.queries import taken, token_priors
 from paq_detr.structures import DecoderState, QuerySet
 
 from .assemblies import (
@@ -230,7 +230,7 @@ def test_the_best_usable_tokens_become_queries(score, two_images):
     model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.QUERIES.SCORE": score}))
     source = model.sources["main"]
     proposals = source.propose(memory_of(model, two_images))
-    queries = source.queries(proposals, *source.best(proposals, 12))
+    queries = source.queries(taken(proposals, *source.best(proposals, 12)))
     for image in range(2):
         rank = proposals.logits[image, :, 0] if score == "binary" else proposals.logits[image].amax(-1)
         allowed = [i for i in range(len(rank)) if proposals.valid[image, i]]

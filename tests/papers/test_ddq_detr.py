@@ -410,6 +410,12 @@ def test_objects_are_repeated_as_often_as_there_are_queries(objects, copies, mon
     assert asked[0].tolist() == [copies] * objects
 
 
+def test_distinct_proposals_can_be_matched_on_their_priors_too():
+    model = make_model({**DDQ, "MODEL.DETR.QUERIES.MATCH_ON_PRIORS": True})
+    (encoder,) = model.sources["main"](memory_of(model, IMAGES)).predictions
+    assert encoder.match is not None and not torch.equal(encoder.match.boxes, encoder.output.boxes)
+
+
 def test_the_dense_route_takes_more_proposals_of_its_own_heads_whether_distinct_or_not():
     model = wake_up(make_model(DDQ))
     dense, memory = model.sources["dense"], memory_of(model, IMAGES)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from paq_detr import ops
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, assign
 from paq_detr.modeling.losses import Matches, VarifocalLoss
+from paq_detr.modeling.queries import taken
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
 from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 
@@ -323,7 +324,7 @@ def test_the_hybrid_branch_takes_the_next_best_proposals(two_images):
     memory = memory_of(model, two_images)
     main = model.sources["main"]
     proposals = main.propose(memory)
-    everyone = main.queries(proposals, *main.best(proposals, 12 + 20)).reference
+    everyone = main.queries(taken(proposals, *main.best(proposals, 12 + 20))).reference
     torch.testing.assert_close(model.sources["hybrid"](memory).reference, everyone[:, 12:])
     assert model.routes["hybrid"].scale == pytest.approx(1 / 6)
     assert [o.assigner.copies for o in model.routes["hybrid"].objectives] == [6, 6, 6]

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,16 +13,21 @@ from ..registry import CONTENTS, Kit
 from ..structures import LayerOutput, Memory
 
 
-class ContentSource(Protocol):
-    """Makes the content of N queries; ``losses`` are its own, already weighted. ``needs`` may hold "proposals"."""
+class ContentSource(nn.Module):
+    """Makes the content of N queries. ``needs`` may hold "proposals"."""
 
-    def __call__(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+    needs: frozenset[str] = frozenset()
+
+    def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         """(B, N, C). ``chosen`` are the proposals that become the queries, from sources that have some."""
+        raise NotImplementedError
 
-    def losses(self) -> dict[str, Tensor]: ...
+    def losses(self) -> dict[str, Tensor]:
+        """Its own losses, already weighted."""
+        return {}
 
 
-class LearnedContent(nn.Module):
+class LearnedContent(ContentSource):
     """A table of contents, the same for every image."""
 
     def __init__(self, num_queries: int, embed_dim: int, init: str = "normal"):
@@ -43,11 +46,8 @@ class LearnedContent(nn.Module):
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         return self.table.expand(len(memory.tokens), -1, -1)
 
-    def losses(self) -> dict[str, Tensor]:
-        return {}
 
-
-class SharedContent(nn.Module):
+class SharedContent(ContentSource):
     """One vector for all queries: learned, from N(0, 1) (DN-DETR's "no object" label), or zeros (DAB-DETR)."""
 
     def __init__(self, num_queries: int, embed_dim: int, learned: bool):
@@ -61,11 +61,8 @@ class SharedContent(nn.Module):
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         return self.table.expand(len(memory.tokens), self.num_queries, -1)
 
-    def losses(self) -> dict[str, Tensor]:
-        return {}
 
-
-class TokenContent(nn.Module):
+class TokenContent(ContentSource):
     """The chosen proposals' own tokens, projected and normed, detached (detrex's two-stage DAB-Deformable-DETR)."""
 
     needs = frozenset({"proposals"})
@@ -73,17 +70,14 @@ class TokenContent(nn.Module):
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         return chosen.content.detach()
 
-    def losses(self) -> dict[str, Tensor]:
-        return {}
 
-
-class Unmarked(nn.Module):
+class Unmarked(ContentSource):
     """Contents whose last channel is 0; denoising queries have a 1 there (DN-DETR's indicator)."""
 
     def __init__(self, content: ContentSource):
         super().__init__()
         self.content = content
-        self.needs = getattr(content, "needs", frozenset())
+        self.needs = content.needs
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         return F.pad(self.content(memory, chosen)[..., :-1], (0, 1))

@@ -153,14 +153,16 @@ class EncoderTopN(nn.Module):
     def choose(self, proposals: LayerOutput, memory: Memory) -> QuerySet:
         """The queries of the best proposals; in training with the proposals to be supervised."""
         index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
-        queries = self.queries(proposals, index, usable)
+        chosen = taken(proposals, index, usable)
+        queries = self.queries(chosen)
         if self.content is not None:
-            queries.content = self.content(memory, taken(proposals, index, usable))[:, : index.shape[1]]
+            queries.content = self.content(memory, chosen)[:, : index.shape[1]]
         if self.training:
-            on = replace(proposals, boxes=token_priors(memory)[0]) if self.match_on_priors else None
-            if self.supervise == "selected":
-                proposals, on = (None if p is None else taken(p, index, usable) for p in (proposals, on))
-            queries.predictions.append(Prediction("encoder", proposals, self.objective, match=on))
+            selected = self.supervise == "selected"
+            priors = replace(proposals, boxes=self._read(memory)[0]) if self.match_on_priors else None
+            match = taken(priors, index, usable) if selected and priors is not None else priors
+            supervised = chosen if selected else proposals
+            queries.predictions.append(Prediction("encoder", supervised, self.objective, match=match))
         return queries
 
     def propose(self, memory: Memory) -> LayerOutput:
@@ -169,13 +171,18 @@ class EncoderTopN(nn.Module):
 
     def proposals_by(self, class_head: nn.Module, box_head: nn.Module, memory: Memory) -> LayerOutput:
         """What these heads propose at the projected tokens, which all heads of a step share."""
-        priors, usable = token_priors(memory)
-        state = memory.once(self.project, lambda memory: self._projected(memory.tokens * usable[..., None]))
+        priors, usable, state = self._read(memory)
         boxes = (box_head(state).float() + inverse_sigmoid(priors, self.eps)).sigmoid()
         return LayerOutput(class_head(state), boxes, state, usable)
 
-    def _projected(self, tokens: Tensor) -> Tensor:
-        return self.project_norm(self.project(tokens))
+    def _read(self, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, 4) priors, (B, S) whether they may be used, and (B, S, C) projected tokens; computed once a step."""
+
+        def read(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+            priors, usable = token_priors(memory)
+            return priors, usable, self.project_norm(self.project(memory.tokens * usable[..., None]))
+
+        return memory.once(self.project, read)
 
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """(B, N) tokens of the ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at
@@ -188,11 +195,11 @@ class EncoderTopN(nn.Module):
         scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         return index, scores > -torch.inf
 
-    def queries(self, proposals: LayerOutput, index: Tensor, usable: Tensor) -> QuerySet:
-        """The queries of the chosen tokens, with content from their boxes where nothing else makes it."""
-        reference = proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4))
+    def queries(self, chosen: LayerOutput) -> QuerySet:
+        """The queries of the chosen proposals, with content from their boxes where nothing else makes it."""
+        reference = chosen.boxes.detach()
         content, position = self.codes(reference)
-        return QuerySet(content, reference, position, valid=usable, codes=self.codes)
+        return QuerySet(content, reference, position, valid=chosen.valid, codes=self.codes)
 
     def codes(self, boxes: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Content and fixed position, (B, N, C) each, that boxes (B, N, 4) give a query; None for what they do not."""
@@ -269,6 +276,11 @@ def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
 
 @SOURCES.register("EncoderTopN")
 def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
+    return EncoderTopN(**top_n_parts(cfg, kit))
+
+
+def top_n_parts(cfg, kit: Kit) -> dict:
+    """The arguments of ``EncoderTopN``, and of what derives from it."""
     D = cfg.MODEL.DETR
     Q = D.QUERIES
     content = build_content(cfg, kit)
@@ -278,19 +290,19 @@ def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
             f"MODEL.DETR.QUERIES.NUM_TEST is {Q.NUM_TEST}, but content is learned for MODEL.DETR.QUERIES.NUM {Q.NUM}; "
             f"more queries at inference need {CONTENTS.key} proposal"
         )
-    return EncoderTopN(
-        num_queries=Q.NUM,
-        num_classes=kit.num_classes,
-        embed_dim=D.HIDDEN_DIM,
-        content=content,
-        score=check_choice("MODEL.DETR.QUERIES.SCORE", Q.SCORE, ("binary", "max")),
-        objective=build_encoder_objective(cfg, kit),
-        supervise=check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
-        position=D.DECODER.QUERY_POSITION == "fixed",
-        num_queries_test=Q.NUM_TEST or None,
-        match_on_priors=Q.MATCH_ON_PRIORS,
-        eps=D.INVERSE_SIGMOID_EPS,
-    )
+    return {
+        "num_queries": Q.NUM,
+        "num_classes": kit.num_classes,
+        "embed_dim": D.HIDDEN_DIM,
+        "content": content,
+        "score": check_choice("MODEL.DETR.QUERIES.SCORE", Q.SCORE, ("binary", "max")),
+        "objective": build_encoder_objective(cfg, kit),
+        "supervise": check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
+        "position": D.DECODER.QUERY_POSITION == "fixed",
+        "num_queries_test": Q.NUM_TEST or None,
+        "match_on_priors": Q.MATCH_ON_PRIORS,
+        "eps": D.INVERSE_SIGMOID_EPS,
+    }
 
 
 def build_encoder_objective(cfg, kit: Kit) -> Objective:

@@ -32,12 +32,12 @@ from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, solve_images
-from ..modeling.contents import build_content
+from ..modeling.contents import ContentSource
 from ..modeling.decoder import CascadeDecoder, decoder_parts
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
 from ..modeling.objective import Objective, build_objective, mean_over_ranks
-from ..modeling.queries import EncoderTopN, build_encoder_objective, taken
+from ..modeling.queries import EncoderTopN, taken, top_n_parts
 from ..modeling.route import Borrowed, Route
 from ..registry import CONTENTS, DECODERS, INTERACTIONS, ROUTES, SOURCES, Kit, adds_config, needs_of
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
@@ -116,7 +116,7 @@ class DistinctTopN(EncoderTopN):
         return index.gather(1, front), kept.gather(1, front)
 
 
-class MappedToken(nn.Module):
+class MappedToken(ContentSource):
     """A linear map of the chosen proposals' content, detached; with ``DistinctTopN``, of their tokens (query map)."""
 
     needs = frozenset({"proposals"})
@@ -127,9 +127,6 @@ class MappedToken(nn.Module):
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
         return self.map(chosen.content.detach())
-
-    def losses(self) -> dict[str, Tensor]:
-        return {}
 
 
 class DistinctCascade(CascadeDecoder):
@@ -202,7 +199,7 @@ class DenseQueries(nn.Module):
         proposals = main.proposals_by(self.class_head, self.box_head, memory)
         index, usable = main.best_of_all(proposals, self.num_queries)
         chosen = taken(proposals, index, usable)
-        queries = main.queries(proposals, index, usable)
+        queries = main.queries(chosen)
         queries.content = main.content(memory, chosen)
         queries.predictions.append(Prediction("encoder", chosen, self.objective))
         return queries
@@ -268,21 +265,9 @@ class DenseLoss(ClassificationLoss):
 
 @SOURCES.register("DistinctTopN")
 def build_distinct_top_n(cfg: CN, kit: Kit) -> DistinctTopN:
-    D = cfg.MODEL.DETR
-    Q = D.QUERIES
-    return DistinctTopN(
-        iou_threshold=_iou_threshold(cfg),
-        num_queries=Q.NUM,
-        num_classes=kit.num_classes,
-        embed_dim=D.HIDDEN_DIM,
-        content=build_content(cfg, kit),
-        score=check_choice("MODEL.DETR.QUERIES.SCORE", Q.SCORE, ("binary", "max")),
-        objective=build_encoder_objective(cfg, kit),
-        supervise=check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
-        position=D.DECODER.QUERY_POSITION == "fixed",
-        num_queries_test=int(check_range("MODEL.DETR.QUERIES.NUM_TEST", Q.NUM_TEST, f"[0, {Q.NUM}]")) or None,
-        eps=D.INVERSE_SIGMOID_EPS,
-    )
+    Q = cfg.MODEL.DETR.QUERIES
+    check_range("MODEL.DETR.QUERIES.NUM_TEST", Q.NUM_TEST, f"[0, {Q.NUM}]")
+    return DistinctTopN(iou_threshold=_iou_threshold(cfg), **top_n_parts(cfg, kit))
 
 
 def _iou_threshold(cfg: CN) -> float:

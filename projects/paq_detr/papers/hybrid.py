@@ -19,7 +19,7 @@ from ..checks import check_range
 from ..errors import UserError
 from ..modeling.assignment import HungarianAssigner
 from ..modeling.contents import ContentSource, LearnedContent, Unmarked
-from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries
+from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries, taken
 from ..modeling.route import Borrowed, Route
 from ..registry import COSTS, ROUTES, SOURCES, Kit, adds_config
 from ..structures import Memory, QuerySet, Targets
@@ -45,7 +45,7 @@ class HybridQueries(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         proposals = self.main.propose(memory)
         index, usable = self.main.best(proposals, self.num_queries, skip=self.main.num_queries)
-        queries = self.main.queries(proposals, index, usable)
+        queries = self.main.queries(taken(proposals, index, usable))
         queries.content = self.content(memory)[:, : index.shape[1]]
         return queries
 

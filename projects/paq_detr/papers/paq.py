@@ -32,6 +32,7 @@ from ..checks import check_choice, check_range
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.assignment import FORBIDDEN, MatchCost, Pairs, solve_images
+from ..modeling.contents import ContentSource
 from ..modeling.diagnostics import log_scalars
 from ..registry import ASSIGNERS, CONTENTS, Kit, adds_config
 from ..structures import LayerOutput, Memory, Targets
@@ -65,7 +66,7 @@ def add_config(cfg: CN) -> None:
 # Content queries mixed from shared patterns
 
 
-class PatternContent(nn.Module):
+class PatternContent(ContentSource):
     """Content queries as convex mixtures of shared patterns: ``q_i = sum_j w_ij p_j`` (Eq. 4), w per image (Eq. 3).
 
     Patterns start N(0, 1): under a nearly uniform softmax their mean is then about ``1/sqrt(m)`` long per channel.
