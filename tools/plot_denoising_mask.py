@@ -34,7 +34,7 @@ def kinds(mask: torch.Tensor, denoising: int) -> torch.Tensor:
 def draw(path: Path) -> None:
     size = 2 * OBJECTS
     denoising = GROUPS * size
-    mask = group_mask(GROUPS, size, MATCHING)
+    mask = group_mask(GROUPS, size, torch.zeros(MATCHING, MATCHING, dtype=torch.bool))
     colors = ListedColormap(["#e8e8e8", "#d9772b", "#2f6fb0"])
     figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=130)
     axes.imshow(kinds(mask, denoising), cmap=colors, vmin=0, vmax=2)

@@ -173,17 +173,21 @@ def test_as_many_contrastive_groups_as_fit_the_budget_and_at_least_one(most, gro
     assert out.groups[0].stop == slots and out.groups[0].scale == 1 / groups
 
 
+def unblocked(num):
+    return torch.zeros(num, num, dtype=torch.bool)
+
+
 def test_the_mask_of_two_contrastive_groups_is_the_published_one():
     """g0+ g0- g1+ g1- q0 q1: a row looks at a column where 0."""
     wanted = [[0, 0, 1, 1, 0, 0]] * 2 + [[1, 1, 0, 0, 0, 0]] * 2 + [[1, 1, 1, 1, 0, 0]] * 2
-    assert torch.equal(group_mask(2, 2, 2), torch.tensor(wanted, dtype=torch.bool))
+    assert torch.equal(group_mask(2, 2, unblocked(2)), torch.tensor(wanted, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
     "groups, size, num, blocked", [(14, 14, 900, 212_072), (33, 6, 900, 216_216), (5, 3, 300, 4_680)]
 )
 def test_how_many_entries_a_mask_blocks(groups, size, num, blocked):
-    mask = group_mask(groups, size, num)
+    mask = group_mask(groups, size, unblocked(num))
     assert mask.sum() == blocked and not mask.all(1).any()
 
 
@@ -379,5 +383,5 @@ def test_dh_detrs_generator_tells_each_group_apart_by_itself(options):
 
 
 def test_sets_are_told_from_the_mask_and_the_matching_queries_are_set_zero():
-    assert separate_sets(group_mask(3, 2, 4)).tolist() == [3, 3, 2, 2, 1, 1, 0, 0, 0, 0]
-    assert separate_sets(group_mask(1, 0, 2)).tolist() == [0, 0]
+    assert separate_sets(group_mask(3, 2, unblocked(4))).tolist() == [3, 3, 2, 2, 1, 1, 0, 0, 0, 0]
+    assert separate_sets(group_mask(1, 0, unblocked(2))).tolist() == [0, 0]

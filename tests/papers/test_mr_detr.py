@@ -176,7 +176,7 @@ def published_attention(instructed, state, mask):
     content = torch.cat([instructed.content.expand(batch, -1, -1), state.content], 1)
     position = torch.cat([instructed.position.expand(batch, -1, -1), state.position], 1)
     query = content + position
-    update = instructed.attention(query, query, content, attn_mask=mask)[0][:, count:]
+    update = instructed.shared.attention(query, query, content, attn_mask=mask)[0][:, count:]
     return instructed.norm(state.content + update)
 
 
@@ -201,7 +201,8 @@ def instructed_state(groups=0, matching=5, batch=2):
         mask[: groups * 2, : groups * 2] = group[:, None] != group
         mask[groups * 2 :, : groups * 2] = True
     content, position = torch.randn(2, batch, count, 16).requires_grad_().unbind(0)
-    return instructed, DecoderState(content, torch.rand(batch, count, 4), position, None, None, mask)
+    reference = torch.rand(batch, count, 4)
+    return instructed, DecoderState(content, reference, position, None, None, mask, first_matching=groups * 2)
 
 
 @pytest.mark.parametrize("groups", [0, 2])

@@ -15,6 +15,7 @@ from ..layers import ACTIVATIONS, FeedForward
 from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
 from .heads import ClassHead, build_box_head
+from .route import Borrowed
 
 
 class DecoderLayer(nn.Module):
@@ -135,6 +136,27 @@ class CascadeDecoder(Decoder):
                 state = replace(state, reference=refined.detach())
                 start = refined if self.look_forward_twice else state.reference
         return list(state.history)
+
+
+def over_borrowed(
+    main: CascadeDecoder,
+    layers: Sequence[nn.Module],
+    class_heads: Sequence[nn.Module] | None = None,
+    box_heads: Sequence[nn.Module] | None = None,
+) -> CascadeDecoder:
+    """A decoder with other layers, for a training-only route; position code and norm are ``main``'s, and so are heads
+    that are not given."""
+    return CascadeDecoder(
+        layers=layers,
+        class_heads=[Borrowed(head) for head in main.class_heads] if class_heads is None else class_heads,
+        box_heads=[Borrowed(head) for head in main.box_heads] if box_heads is None else box_heads,
+        codec=main.codec,
+        position=Borrowed(main.position),
+        output_norm=None if main.output_norm is None else Borrowed(main.output_norm),
+        box_layers=main.box_layers,
+        refine_boxes=main.refine_boxes,
+        look_forward_twice=main.look_forward_twice,
+    )
 
 
 class ParallelDecoder(Decoder):

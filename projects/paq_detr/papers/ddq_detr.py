@@ -33,7 +33,7 @@ from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, solve_images
 from ..modeling.contents import ContentSource
-from ..modeling.decoder import CascadeDecoder, decoder_parts
+from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
 from ..modeling.objective import Objective, build_objective, mean_over_ranks
@@ -318,16 +318,11 @@ def build_dense_route(cfg: CN, kit: Kit) -> Route:
     ratio = check_range(f"{key}.DENSE_RATIO", D.DDQ.DENSE_RATIO, "(0, inf)")
     objective = build_dense_objective(cfg)
     kit.sources["dense"] = DenseQueries(source, max(1, int(ratio * D.QUERIES.NUM)), objective)
-    decoder = CascadeDecoder(
+    decoder = over_borrowed(
+        main,
         layers=[Borrowed(layer) for layer in main.layers],
         class_heads=[copy.deepcopy(main.class_heads[-1]) for _ in main.layers],
         box_heads=[copy.deepcopy(main.box_heads[-1]) for _ in main.layers[: main.box_layers]],
-        codec=main.codec,
-        position=Borrowed(main.position),
-        output_norm=None if main.output_norm is None else Borrowed(main.output_norm),
-        box_layers=main.box_layers,
-        refine_boxes=D.DECODER.BOX_REFINE,
-        look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
     )
     return Route(
         name="dense", source="dense", decoder=decoder, objectives=[objective] * len(main.layers), train_only=True

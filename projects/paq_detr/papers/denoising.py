@@ -109,15 +109,14 @@ class Slots:
         )
 
 
-def group_mask(groups: int, size: int, matching: Tensor | int, device: torch.device | None = None) -> Tensor:
+def group_mask(groups: int, size: int, own: Tensor) -> Tensor:
     """(P + N, P + N), True where a row must not see a column.
 
     Matching queries never see a denoising one, a denoising one sees its own group and all matching queries.
 
     Args:
-        matching: N, or the (N, N) mask that the matching queries have already.
+        own: (N, N) the same of the matching queries among each other.
     """
-    own = matching if isinstance(matching, Tensor) else torch.zeros(matching, matching, dtype=torch.bool, device=device)
     count = groups * size
     group = torch.arange(groups, device=own.device).repeat_interleave(size)
     mask = own.new_zeros(count + len(own), count + len(own))
@@ -191,14 +190,16 @@ class NoisedQueries(nn.Module):
         known = slots.positive
         pairs = Assignment(slots.image[known], slots.slot[known], slots.target[known])
         before = [replace(g, start=g.start + slots.count, stop=g.stop + slots.count) for g in queries.groups]
-        mask = queries.attention_mask if queries.attention_mask is not None else matching
+        own_mask = queries.attention_mask
+        if own_mask is None:
+            own_mask = content.new_zeros(matching, matching, dtype=torch.bool)
         return replace(
             queries,
             content=torch.cat([content.to(queries.content.dtype), queries.content], 1),
             reference=torch.cat([boxes.to(queries.reference.dtype), queries.reference], 1),
             position=None if position is None else torch.cat([position, queries.position], 1),
             valid=valid,
-            attention_mask=group_mask(slots.groups, slots.size, mask, content.device),
+            attention_mask=group_mask(slots.groups, slots.size, own_mask),
             groups=[QueryGroup("dn", 0, slots.count, pairs, scale=1 / slots.groups), *before],
         )
 

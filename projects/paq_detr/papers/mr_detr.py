@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from ..checks import check_range
 from ..errors import UserError
 from ..layers import FeedForward, inverse_sigmoid
-from ..modeling.decoder import CascadeDecoder, DecoderLayer
+from ..modeling.decoder import CascadeDecoder, DecoderLayer, over_borrowed
 from ..modeling.heads import build_box_head
-from ..modeling.interactions import SelfAttention, blocked_pairs
+from ..modeling.interactions import SelfAttention
 from ..modeling.queries import EncoderTopN
 from ..modeling.read_out import ReadOut, build_layer_read_out
 from ..modeling.route import Borrowed, Route
@@ -99,7 +99,7 @@ class InstructedSelfAttention(nn.Module):
     def __init__(self, shared: SelfAttention, num_tokens: int = 10):
         super().__init__()
         embed_dim = shared.attention.embed_dim
-        self.attention, self.dropout = Borrowed(shared.attention), Borrowed(shared.dropout)
+        self.shared = Borrowed(shared)
         # U(+-0.150) for 10 x 256: the official tables are re-initialised with the rest of the transformer.
         self.content = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_tokens, embed_dim)))
         self.position = nn.Parameter(nn.init.xavier_uniform_(torch.empty(num_tokens, embed_dim)))
@@ -109,18 +109,16 @@ class InstructedSelfAttention(nn.Module):
         tokens = self.content.expand(len(state.content), -1, -1)
         query = state.query
         keys, values = torch.cat([tokens + self.position, query], 1), torch.cat([tokens, state.content], 1)
-        update, _ = self.attention(query, keys, values, attn_mask=self.blocked(state), need_weights=False)
-        return state.with_content(self.norm(state.content + self.dropout(update)))
+        update, _ = self.shared.attention(query, keys, values, attn_mask=self.blocked(state), need_weights=False)
+        return state.with_content(self.norm(state.content + self.shared.dropout(update)))
 
     def blocked(self, state: DecoderState) -> Tensor | None:
         """True where a query (row) must not see a token or a query (column): (N, m + N), or (B heads, N, m + N)."""
-        queries = blocked_pairs(state, self.attention.num_heads)
+        queries = self.shared.blocked(state)
         if queries is None:
             return None
         tokens = queries.new_zeros(*queries.shape[:-1], len(self.content))
-        if state.attention_mask is not None:
-            # Matching queries come last; whom the last one must not see belongs to a group.
-            tokens = tokens | state.attention_mask[-1, :, None]
+        tokens[..., : state.first_matching, :] = True
         return torch.cat([tokens, queries], -1)
 
 
@@ -159,21 +157,6 @@ class OneToManyRoute(Route):
             p if p.pairs is not None else replace(p, scale=p.scale * self.loss_scale)
             for p in super().predictions(queries, memory)
         ]
-
-
-def over_borrowed(main: CascadeDecoder, layers: Sequence[nn.Module]) -> CascadeDecoder:
-    """A decoder with other layers; heads, position code and norm are ``main``'s."""
-    return CascadeDecoder(
-        layers=layers,
-        class_heads=[Borrowed(head) for head in main.class_heads],
-        box_heads=[Borrowed(head) for head in main.box_heads],
-        codec=main.codec,
-        position=Borrowed(main.position),
-        output_norm=None if main.output_norm is None else Borrowed(main.output_norm),
-        box_layers=main.box_layers,
-        refine_boxes=main.refine_boxes,
-        look_forward_twice=main.look_forward_twice,
-    )
 
 
 def build_one_to_many(
