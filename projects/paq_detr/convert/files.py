@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..whole_file import whole_file
 
 # Where the usual ImageNet backbones come from, by a part of their file names.
 SOURCES = {
@@ -250,12 +251,8 @@ def write_checkpoint(content: dict[str, Any], path: str, overwrite: bool | None 
     if os.path.exists(path) and not overwrite:
         hint = "name a new file, or remove it first" if overwrite is None else "--overwrite replaces it"
         raise UserError(f"{path} exists; {hint}.")
-    part = path + ".part"
     try:
-        with open(part, "wb") as file:
+        with whole_file(path) as part, open(part, "wb") as file:
             torch.save(content, file)
-        os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-        if os.path.isfile(part):
-            os.remove(part)
         raise UserError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}.") from error

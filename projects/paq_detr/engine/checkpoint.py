@@ -9,7 +9,6 @@ know and keeps its fresh initialisation for the others. Rows beyond the last cla
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import re
@@ -27,7 +26,8 @@ from torch import Tensor, nn
 from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
 from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..errors import UserError
-from .output import LAST_CHECKPOINT, PART
+from ..whole_file import whole_file
+from .output import LAST_CHECKPOINT
 from .pretrained import BUNDLED, bundled_file, check_statistics
 
 logger = logging.getLogger(__name__)
@@ -114,11 +114,9 @@ class DetrCheckpointer(DetectionCheckpointer):
             path = os.path.join(self.save_dir, f"{name}.pth")
             content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
             try:
-                torch.save({**content, **extra}, path + PART)
-                os.replace(path + PART, path)
+                with whole_file(path) as part:
+                    torch.save({**content, **extra}, part)
             except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-                with contextlib.suppress(OSError):
-                    os.remove(path + PART)
                 if isinstance(error, RuntimeError) and not re.search("writ|unexpected pos", str(error)):
                     raise
                 raise UserError(self._not_saved(path, error)) from error
@@ -134,9 +132,8 @@ class DetrCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that ``--resume`` goes on from, whole or not at all."""
         path = os.path.join(self.save_dir, LAST_CHECKPOINT)
-        with open(path + PART, "w") as file:
+        with whole_file(path) as part, open(part, "w") as file:
             file.write(last_filename_basename)
-        os.replace(path + PART, path)
 
     def last_checkpoint(self) -> str:
         """Path of the checkpoint to go on from.

@@ -18,7 +18,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from .output import PART
+from ..whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +130,8 @@ class MetricsWriter(EventWriter):
         kept = [line for line in lines if line.endswith("\n") and _iteration_of(line) < iteration]
         if kept != lines:
             self._file.close()
-            with open(self._path + PART, "w") as file:
+            with whole_file(self._path) as part, open(part, "w") as file:
                 file.writelines(kept)
-            os.replace(self._path + PART, self._path)
             self._file = open(self._path, "a")
 
     def write(self) -> None:

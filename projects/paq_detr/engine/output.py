@@ -13,13 +13,13 @@ import shutil
 import tempfile
 
 from ..errors import UserError
+from ..whole_file import PART
 
 logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 LAST_CHECKPOINT = "last_checkpoint"
-PART = ".part"  # ending of a file that is being written
 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
