@@ -39,30 +39,39 @@ def models(request):
     return theirs, ours
 
 
-def their_model(**options):
+def their_config(kind, stages, **options):
+    """A small configuration of theirs, on a ResNet-18."""
     backbone = transformers.ResNetConfig(
         embedding_size=64,
         hidden_sizes=[64, 128, 256, 512],
         depths=[2, 2, 2, 2],
         layer_type="basic",
-        out_features=["stage2", "stage3", "stage4"],
+        out_features=stages,
     )
-    config = transformers.DeformableDetrConfig(
+    return kind(
         use_timm_backbone=False,
         backbone_config=backbone,
-        d_model=64,
         encoder_layers=2,
         decoder_layers=3,
         encoder_ffn_dim=96,
         decoder_ffn_dim=80,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
-        encoder_n_points=3,
-        decoder_n_points=4,
         num_queries=NUM_QUERIES,
-        two_stage_num_proposals=NUM_QUERIES,
         num_labels=NUM_CLASSES,
         auxiliary_loss=True,
+        **options,
+    )
+
+
+def their_model(**options):
+    config = their_config(
+        transformers.DeformableDetrConfig,
+        ["stage2", "stage3", "stage4"],
+        d_model=64,
+        encoder_n_points=3,
+        decoder_n_points=4,
+        two_stage_num_proposals=NUM_QUERIES,
         **options,
     )
     torch.manual_seed(0)
@@ -72,31 +81,30 @@ def their_model(**options):
         model.class_embed = torch.nn.ModuleList(copy.deepcopy(head) for head in model.class_embed)
         if config.two_stage:
             model.model.decoder.class_embed = model.class_embed
-    randomise(model)
+    randomise(model, SPREAD)
     return model
 
 
+# How far a tensor goes from its start, by the first part of its name that is found; of one axis 0.2 in any case.
+SPREAD = {"bbox": 0.1, "sampling_offsets": 0.3, "attention_weights": 0.3, "class_embed": 0.3, "embed": 1.0}
+
+
 @torch.no_grad()
-def randomise(model):
+def randomise(model, spread):
     """Move every parameter and statistic away from its start, so that none can be mixed up unnoticed (zeros, ones)."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         noise = torch.randn(tensor.shape, generator=generator)
         if name.endswith("running_var"):
             tensor.mul_(1 + 0.2 * noise.abs())
-        elif "bbox_embed" in name:
-            tensor.add_(0.1 * noise)
-        elif tensor.dim() == 1:
+        elif tensor.dim() == 1 and "bbox" not in name:
             tensor.add_(0.2 * noise)
-        elif "sampling_offsets" in name or "attention_weights" in name:
-            tensor.add_(0.3 * noise)
-        elif "class_embed" in name:
-            tensor.add_(0.3 * noise)
-        elif "embed" in name:  # queries and level codes: far apart
-            tensor.add_(noise)
+        else:
+            tensor.add_(next((far for part, far in spread.items() if part in name), 0.0) * noise)
 
 
-def our_model(options):
+def our_config():
+    """A ResNet-18 and what both families share."""
     cfg = get_cfg()
     add_paq_detr_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
@@ -105,9 +113,16 @@ def our_model(options):
     D = cfg.MODEL.DETR
     D.CLASS_NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
     D.HIDDEN_DIM, D.NUM_HEADS = 64, 4
-    D.NECK.MASK_PADDING = False  # as published: padding takes part in the group norms
-    D.ENCODER.NUM_LAYERS, D.ENCODER.FFN_DIM, D.ENCODER.NUM_POINTS = 2, 96, 3
-    D.DECODER.NUM_LAYERS, D.DECODER.FFN_DIM, D.DECODER.NUM_POINTS = 3, 80, 4
+    D.NECK.MASK_PADDING = False  # as published
+    D.ENCODER.NUM_LAYERS, D.ENCODER.FFN_DIM = 2, 96
+    D.DECODER.NUM_LAYERS, D.DECODER.FFN_DIM = 3, 80
+    return cfg
+
+
+def our_model(options):
+    cfg = our_config()
+    D = cfg.MODEL.DETR
+    D.ENCODER.NUM_POINTS, D.DECODER.NUM_POINTS = 3, 4
     D.QUERIES.NUM = NUM_QUERIES
     D.merge_from_list(options)
     return build_model(cfg).eval()

@@ -6,13 +6,20 @@ import json
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from paq_detr import add_paq_detr_config
 from paq_detr.convert import convert_if_foreign
 
-from .test_parity_transformers import IMAGE_SIZES, NUM_CLASSES, NUM_QUERIES, images, their_inputs
+from .test_parity_transformers import (
+    IMAGE_SIZES,
+    NUM_CLASSES,
+    NUM_QUERIES,
+    images,
+    our_config,
+    randomise,
+    their_config,
+    their_inputs,
+)
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed (dev extra)")
 
@@ -27,69 +34,22 @@ def models(request):
 
 
 def their_model(patterns):
-    backbone = transformers.ResNetConfig(
-        embedding_size=64,
-        hidden_sizes=[64, 128, 256, 512],
-        depths=[2, 2, 2, 2],
-        layer_type="basic",
-        out_features=["stage4"],
-    )
-    config = transformers.DabDetrConfig(
-        use_timm_backbone=False,
-        backbone_config=backbone,
-        hidden_size=64,
-        encoder_layers=2,
-        decoder_layers=3,
-        encoder_ffn_dim=96,
-        decoder_ffn_dim=80,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        num_queries=NUM_QUERIES,
-        num_patterns=patterns,
-        num_labels=NUM_CLASSES,
-        auxiliary_loss=True,
-    )
+    config = their_config(transformers.DabDetrConfig, ["stage4"], hidden_size=64, num_patterns=patterns)
     torch.manual_seed(0)
     model = transformers.DabDetrForObjectDetection(config).eval()
-    randomise(model)
+    randomise(model, {"bbox": 0.1, "query_refpoint": 1.0, "patterns": 1.0, "backbone": 0.0, "": 0.2})
     return model
 
 
-@torch.no_grad()
-def randomise(model):
-    """Move every parameter and statistic away from its start, so that none can be mixed up unnoticed (zeros, ones)."""
-    generator = torch.Generator().manual_seed(1)
-    for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
-            tensor.mul_(1 + 0.2 * noise.abs())
-        elif "bbox" in name:
-            tensor.add_(0.1 * noise)
-        elif tensor.dim() == 1:
-            tensor.add_(0.2 * noise)
-        elif "query_refpoint" in name or "patterns" in name:  # far apart
-            tensor.add_(noise)
-        elif "backbone" not in name:
-            tensor.add_(0.2 * noise)
-
-
 def our_model(patterns):
-    cfg = get_cfg()
-    add_paq_detr_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.DEPTH = 18
-    cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+    cfg = our_config()
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     D = cfg.MODEL.DETR
-    D.CLASS_NAMES = [f"class {i}" for i in range(NUM_CLASSES)]
-    D.HIDDEN_DIM, D.NUM_HEADS, D.ACTIVATION = 64, 4, "prelu"
+    D.ACTIVATION, D.ENCODER.NAME = "prelu", "dense"
     D.POSITION.TEMPERATURE, D.POSITION.OFFSET = 20, 0.0
     D.NECK.NAME, D.NECK.NUM_LEVELS = "single_level", 1
-    D.NECK.MASK_PADDING = False  # as published: un-padded pixels by nearest-neighbour scaling
-    D.ENCODER.NAME, D.ENCODER.NUM_LAYERS, D.ENCODER.FFN_DIM = "dense", 2, 96
     D.QUERIES.NAME = "LearnedAnchors"
     D.QUERIES.NUM, D.QUERIES.CONTENT = (patterns * NUM_QUERIES, "learned") if patterns else (NUM_QUERIES, "zeros")
-    D.DECODER.NUM_LAYERS, D.DECODER.FFN_DIM = 3, 80
     D.DECODER.INTERACTION, D.DECODER.CROSS_ATTENTION = ["conditional_self_attention"], "conditional"
     D.DECODER.QUERY_POSITION = "dab"
     D.DECODER.OUTPUT_NORM = D.DECODER.SHARED_HEADS = D.DECODER.LOOK_FORWARD_TWICE = True

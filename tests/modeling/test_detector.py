@@ -324,15 +324,6 @@ def test_parts_that_do_not_fit_each_other_are_refused_when_the_model_is_built(op
         make_model(options)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [],
-)
-def test_a_config_without_class_names_is_refused(options, message):
-    with pytest.raises(UserError, match=message):
-        make_model(options)
-
-
 def test_training_logs_what_the_papers_speak_of(two_images):
     model = make_model({**PLUSPLUS, **PATTERNS, **ASSIGNMENT})
     with EventStorage() as storage:
@@ -350,7 +341,11 @@ def test_a_predictor_without_its_dataset_knows_the_class_names(options, tmp_path
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     predictor = DefaultPredictor(cfg)
     instances = predictor(np.zeros((48, 80, 3), dtype=np.uint8))["instances"]
-    assert instances.image_size == (48, 80) and len(instances) <= 36
+    # Detections by chance: DH-DETR's generator drops all that score 0.01, suppression the ones that overlap.
+    tells_apart = "dehomo" in str(options.get("MODEL.DETR.DECODER.INTERACTION"))
+    suppresses = "MODEL.DETR.READ_OUT.NMS_IOU" in options
+    wanted = {0} if tells_apart else range(1, 36) if suppresses else {36}
+    assert instances.image_size == (48, 80) and len(instances) in wanted
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
     assert predictor.model.class_names == ("cat", "dog", "owl")
     assert not predictor.metadata.get("thing_classes")  # building a model tells no catalog of it
