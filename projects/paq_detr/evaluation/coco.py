@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from .coco_truth import GroundTruth, in_memory_coco
 from .records import Detections, RecordingEvaluator, check_detections
+from .thresholds import F1_FILE, f1_thresholds, write_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class CocoBoxEvaluator(RecordingEvaluator):
         max_detections: detections of a class in an image that count, COCO's maxDets (here
             ``cfg.TEST.DETECTIONS_PER_IMAGE``). Where it is not 100, AP at COCO's 100 is reported beside it as
             ``AP@100dets``, because published numbers use that.
-        output_dir: folder for ``per_class_ap.csv`` and ``coco_instances_results.json``; None writes nothing.
+        output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the score
+            of the best F1, which prediction reads); None writes nothing.
     """
 
     def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None):
@@ -69,6 +71,9 @@ class CocoBoxEvaluator(RecordingEvaluator):
         summary = _summarize(evaluation, self.max_detections)
         table = _class_table(evaluation, self._truth, self.max_detections)
         self._report(summary, table)
+        if self.output_dir:
+            names = dict(zip(self._truth.category_ids, self._truth.class_names))
+            write_thresholds(f1_thresholds(evaluation, self.max_detections, names), self._path(F1_FILE))
         classes = {f"AP-{name}": table[name][0] for name in self._truth.class_names}
         return {"bbox": {**summary, **classes}}
 
