@@ -6,7 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
@@ -116,6 +116,8 @@ MR_DINO = {
     "MODEL.DETR.MR.LOSS_SCALE": 1 / 3,
 }
 
+MASKS = {"MODEL.DETR.MASK.ENABLED": True, "MODEL.DETR.MASK.NUM_POINTS": 40}
+
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
     "refine": REFINE,
@@ -209,6 +211,20 @@ ASSEMBLIES = {
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
+    "plusplus_mask": {**PLUSPLUS, **MASKS},
+    "paq_mask": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 2},
+    "mr_mask": {**MR, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 3},
+    "dino_mask": {**DINO, **MASKS},
+    "dab_mask": {**DAB, **MASKS, "MODEL.DETR.MASK.HALVE_MAPS": False},
+    "dehomo_paq_hybrid_mask": {**DEHOMO, **PATTERNS, **ASSIGNMENT, **HYBRID, **MASKS},
+    "ddq_mask": {**DDQ, **MASKS},
+    "parallel_mask": {
+        **PLUSPLUS,
+        **MASKS,
+        "MODEL.DETR.DECODER.NAME": "parallel",
+        "MODEL.DETR.READ_OUT.LAYER": 2,
+        "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
+    },
 }
 
 
@@ -260,13 +276,21 @@ def wake_up(model, seed=1):
 
 
 def make_image(height, width, boxes=(), labels=(), seed=0):
-    """One input dict; ``boxes`` are xyxy in pixels."""
+    """One input dict; ``boxes`` are xyxy in pixels. Masks are the ellipses that fill them."""
     generator = torch.Generator().manual_seed(seed)
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    instances.gt_masks = BitMasks(ellipses(instances.gt_boxes.tensor, height, width))
     image = (torch.rand(3, height, width, generator=generator) * 255).to(torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def ellipses(boxes, height, width):
+    """(M, height, width) bool: those that fill boxes (M, 4), xyxy in pixels."""
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    x0, y0, x1, y1 = boxes[..., None, None].unbind(1)
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 < 1
 
 
 def make_objective(assigner=None, **options):
