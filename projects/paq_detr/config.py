@@ -148,6 +148,14 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.MATCH_ON_PRIORS = False
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
+    # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
+    # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
+    # Early in training scores are low, so that MIN counts; it must leave every object a query.
+    D.QUERIES.KEEP = CN()
+    D.QUERIES.KEEP.WHEN = "never"
+    D.QUERIES.KEEP.MIN_SCORE = 0.05
+    D.QUERIES.KEEP.FACTOR = 1.0
+    D.QUERIES.KEEP.MIN = 50
 
     # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
     # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).

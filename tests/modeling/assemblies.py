@@ -46,6 +46,11 @@ DEHOMO = {
     "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal",
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
+KEPT = {
+    "MODEL.DETR.QUERIES.KEEP.WHEN": "always",
+    "MODEL.DETR.QUERIES.KEEP.MIN_SCORE": 0.65,
+    "MODEL.DETR.QUERIES.KEEP.MIN": 2,
+}
 
 DAB = {
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
@@ -194,6 +199,9 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
     },
+    "mr_dino_paq_kept": {**MR_DINO, **PATTERNS, **ASSIGNMENT, **KEPT},
+    "dehomo_kept": {**DEHOMO, **KEPT},
+    "ddq_kept": {**DDQ, **KEPT},
     "mr_learned_queries": {
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
         "MODEL.DETR.MR.OWN_PROPOSALS": False,
