@@ -44,8 +44,8 @@ class CocoBoxEvaluator(RecordingEvaluator):
         max_detections: detections of a class in an image that count, COCO's maxDets (here
             ``cfg.TEST.DETECTIONS_PER_IMAGE``). Where it is not 100, AP at COCO's 100 is reported beside it as
             ``AP@100dets``, because published numbers use that.
-        output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the score
-            of the best F1, which prediction reads); None writes nothing.
+        output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the
+            score of the best F1, which prediction reads); None writes nothing.
     """
 
     def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None):

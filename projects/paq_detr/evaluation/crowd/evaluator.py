@@ -44,8 +44,8 @@ class CrowdHumanEvaluator(RecordingEvaluator):
     Args:
         dataset_name: registered dataset whose dicts have ``height`` and ``width``.
         output_dir: folder for ``crowd_metrics.json`` (fractions, null for NaN), ``ji_threshold.json`` (the score of the
-            best JI, which prediction reads) and, for one class, ``crowd_detections.json`` (CrowdHuman's json lines, ground truth included, which the public programs read);
-            None writes nothing.
+            best JI, which prediction reads) and, for one class, ``crowd_detections.json`` (CrowdHuman's json lines,
+            ground truth included, which the public programs read); None writes nothing.
         protocol: "crowddet" or "dh".
     """
 
