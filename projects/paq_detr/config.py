@@ -254,6 +254,7 @@ def _add_training_keys(cfg: CN) -> None:
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0
+    S.ITERS_PER_EPOCH = 0.0  # images / IMS_PER_BATCH; training sets it, for parts that change with the epoch
     S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
     S.CHECKPOINT_EPOCHS = 1
     S.CHECKPOINT_KEEP = 3  # so many of the latest periodic checkpoints stay; 0: all
