@@ -91,7 +91,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
-    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR).
+    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR);
+    # "gelu" (ASAG).
     D.ACTIVATION = "relu"
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
@@ -154,6 +155,11 @@ def _add_model_keys(cfg: CN) -> None:
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
     D.CODEC = "logit"
+    # (x, y, z, r) of boxes: x, y and 2^z in units of so many pixels, r = R_SCALE log2(h / w). AdaMixer 1 and 1, ASAG 4
+    # and 0.5.
+    D.XYZR = CN()
+    D.XYZR.UNIT = 1.0
+    D.XYZR.R_SCALE = 1.0
 
     D.DECODER = CN()
     # "cascade": each layer goes on where the one before stopped. "parallel": each reads the source's queries.
@@ -171,7 +177,19 @@ def _add_model_keys(cfg: CN) -> None:
     # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);
     # several in order as "dehomo + self_attention".
     D.DECODER.INTERACTION = ["self_attention"]
-    D.DECODER.CROSS_ATTENTION = "deformable"  # or "conditional" (DAB-DETR), which needs QUERY_POSITION dab
+    # How a layer's queries read the memory, likewise one entry or one for each: "deformable"; "conditional" (DAB-DETR),
+    # which needs QUERY_POSITION dab; "none".
+    D.DECODER.CROSS_ATTENTION = ["deformable"]
+    # "mlp": DETR's heads, one linear layer to the classes and three to the box; "towers" (TOWERS.*).
+    D.DECODER.HEADS = "mlp"
+    # Towers of (linear, LayerNorm, ACTIVATION) layers, so many before each head's last linear layer; Sparse R-CNN 1 and
+    # 3 without bias, AdaMixer 1 and 1 with.
+    D.DECODER.TOWERS = CN()
+    D.DECODER.TOWERS.CLASS_LAYERS = 1
+    D.DECODER.TOWERS.BOX_LAYERS = 3
+    D.DECODER.TOWERS.BIAS = False
+    # How the box head's last layer starts: "zeros" (boxes start at their references) or "xavier" (Sparse R-CNN).
+    D.DECODER.TOWERS.BOX_INIT = "zeros"
     # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
     D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.

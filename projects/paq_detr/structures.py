@@ -11,13 +11,13 @@ Boxes are cxcywh in [0, 1] of the un-padded image; any other convention is in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What the image gives
@@ -47,6 +47,7 @@ class Grid:
         self.strides = tuple(strides)
         self.image_sizes = tuple((int(h), int(w)) for h, w in image_sizes)
         self.padded_size = tuple(padded_size)
+        self.valid_sizes = tuple(tuple((int(h), int(w)) for h, w in levels) for levels in valid_shapes)  # on the host
         valid = torch.tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes)).flip(-1).to(torch.float32)
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
@@ -106,9 +107,9 @@ class Memory:
     maps: dict[str, Tensor] = field(default_factory=dict)  # the backbone's maps by name, (B, C_i, H_i, W_i)
     _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
-    def once(self, owner: nn.Module, compute: Callable[[Memory], Any]) -> Any:
-        """``compute(self)``, computed at the first call for ``owner`` and kept as long as this memory: what several
-        routes of a step need (an encoder's proposals, an attention's value projection)."""
+    def once(self, owner: Hashable, compute: Callable[[Memory], Any]) -> Any:
+        """``compute(self)``, computed at the first call for ``owner`` (a module, a function) and kept as long as this
+        memory: what several layers or routes of a step need (an encoder's proposals, a value projection)."""
         if id(owner) not in self._once:
             self._once[id(owner)] = owner, compute(self)  # the owner is kept, so that its id stays its own
         return self._once[id(owner)][1]

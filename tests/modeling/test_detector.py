@@ -258,7 +258,7 @@ def test_ignore_regions_are_no_objects():
             {"MODEL.DETR.DECODER.INTERACTION": ["dehom"]},
             'INTERACTION is "dehom", must be one of .*dehomo, .*none, .*self_attention',
         ),
-        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dens"}, 'CROSS_ATTENTION is "dens", must be one of .*deformable'),
+        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": ["dens"]}, 'CROSS_ATTENTION is "dens", must be one of .*deformable'),
         (
             {"MODEL.DETR.DECODER.QUERY_POSITION": "sine"},
             'QUERY_POSITION is "sine", must be one of .*fixed, .*sine_mlp',

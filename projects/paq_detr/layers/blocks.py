@@ -24,7 +24,7 @@ class MLP(nn.Sequential):
 
 
 #: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
-ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
 
 
 class FeedForward(nn.Module):

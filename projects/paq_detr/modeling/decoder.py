@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from ..checks import check_choice
 from ..errors import UserError
 from ..layers import ACTIVATIONS, FeedForward
-from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
+from ..registry import (
+    CODECS,
+    CROSS_ATTENTIONS,
+    DECODERS,
+    HEADS,
+    INTERACTIONS,
+    POSITIONS,
+    SOURCES,
+    Kit,
+    needs_of,
+    per_layer,
+)
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
-from .heads import ClassHead, build_box_head
+from .interactions import build_cross_attention
 from .route import Borrowed
 
 
@@ -191,7 +202,7 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
                     f'{INTERACTIONS.key} is {list(D.DECODER.INTERACTION)}, but "{name}" reads what the layer before '
                     "predicted and cannot stand in the first one, nor in a parallel decoder"
                 )
-        cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
+        cross_attention = build_cross_attention(cfg, kit)
         ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, activation)
         present = [interaction for interaction in interactions if interaction is not None]
         layers.append(DecoderLayer(present, cross_attention, ffn))
@@ -209,15 +220,15 @@ def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
     for key in ("BOX_LAYERS", "TEST_LAYERS"):
         if not 0 <= D.DECODER[key] <= num_layers:
             raise UserError(f"MODEL.DETR.DECODER.{key} is {D.DECODER[key]}, must be in 0..{num_layers} (0: all layers)")
-    layers = build_layers(cfg, kit, cascade)
+    layers, heads = build_layers(cfg, kit, cascade), HEADS.build(D.DECODER.HEADS, cfg, kit)
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if separate_heads else (1, 1)
     # Queries that start as points have no size yet: heads that read them begin at a small box.
     from_queries = 1 if cascade else box_heads
     sizes = [-2.0 if "boxes" not in source.provides and i < from_queries else 0.0 for i in range(box_heads)]
     parts = {
         "layers": layers,
-        "class_heads": [ClassHead(D.HIDDEN_DIM, kit.num_classes) for _ in range(class_heads)],
-        "box_heads": [build_box_head(D.HIDDEN_DIM, size) for size in sizes],
+        "class_heads": [heads.class_head() for _ in range(class_heads)],
+        "box_heads": [heads.box_head(size) for size in sizes],
         "codec": CODECS.build(D.CODEC, cfg, kit),
         "position": POSITIONS.build(D.DECODER.QUERY_POSITION, cfg, kit),
         "output_norm": nn.LayerNorm(D.HIDDEN_DIM) if D.DECODER.OUTPUT_NORM else None,
@@ -228,6 +239,7 @@ def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
         (POSITIONS.key, D.DECODER.QUERY_POSITION, parts["position"]),
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
+        *((CROSS_ATTENTIONS.key, list(D.DECODER.CROSS_ATTENTION), layer.cross_attention) for layer in layers),
     ):
         missing = needs_of(part) - source.provides - {"previous"}
         if missing:
