@@ -116,6 +116,33 @@ MR_DINO = {
     "MODEL.DETR.MR.LOSS_SCALE": 1 / 3,
 }
 
+ASAG_SOURCE = {
+    "MODEL.DETR.QUERIES.NAME": "AdaptiveSparseAnchors",
+    "MODEL.DETR.QUERIES.CONTENT": "roi",
+    "MODEL.DETR.ASAG.PATCH_SIZE": 6,
+    "MODEL.DETR.ASAG.COMPRESS_DIM": 4,
+    "MODEL.DETR.ASAG.MLP_DIM": 24,
+    "MODEL.DETR.ASAG.FIXED_ANCHORS": 6,
+    "MODEL.DETR.ASAG.PROBED_ANCHORS": 5,
+    "MODEL.DETR.ASAG.MIN_ANCHORS": 4,
+}
+ASAG_A = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.ACTIVATION": "gelu",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": 0,
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.XYZR.UNIT": 4.0,
+    "MODEL.DETR.XYZR.R_SCALE": 0.5,
+    "MODEL.DETR.DECODER.NAME": "parallel",
+    "MODEL.DETR.DECODER.STEM_LAYERS": 1,
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "deformable", "deformable"],
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.MATCHER.COST": ["area_weighted"],
+    "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
+}
+
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
     "refine": REFINE,
@@ -209,6 +236,7 @@ ASSEMBLIES = {
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
+    "asag_a": ASAG_A,
 }
 
 

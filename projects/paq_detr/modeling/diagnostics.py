@@ -26,7 +26,9 @@ def log_scalars(compute: Callable[[], Mapping[str, float | Tensor]]) -> None:
     """Put what ``compute`` returns into Detectron2's event storage; ``compute`` runs only when it is wanted."""
     now = iteration()
     if now is not None and now % PERIOD == 0:
-        get_event_storage().put_scalars(**{name: float(value) for name, value in compute().items()}, smoothing_hint=False)
+        get_event_storage().put_scalars(
+            **{name: float(value) for name, value in compute().items()}, smoothing_hint=False
+        )
 
 
 class MatchedSlots(nn.Module):

@@ -3,8 +3,8 @@
 """Patches of ASAG's anchor generator: where they lie, and what they cut out of a feature map.
 
 A patch is a window of ``size`` x ``size`` cells of one level. Which patches a step has is decided on the host, for the
-whole batch at once: it is a handful of boxes, and their number must be known there anyway. Windows and boxes in cells or
-pixels are (x, y); a level's maps are (y, x).
+whole batch at once: they are a handful of boxes, and their number must be known there anyway. Windows and boxes in
+cells or pixels are (x, y); a level's maps are (y, x).
 
 Shape legend beside structures.py's: P patches of the batch, n boxes of one image.
 """
@@ -204,7 +204,7 @@ def cut_out(memory: Memory, level: int, patches: Patches, margin: int = 0) -> tu
 
 
 def resized(maps: Tensor, grid: Grid, level: int, size: int) -> Tensor:
-    """(B, C, size, size): what of (B, C, H, W) maps of a level is no padding, bilinearly resized (half-pixel centres)."""
+    """(B, C, size, size): what of (B, C, H, W) maps of a level is no padding, resized (bilinear, half-pixel rule)."""
 
     def weights(valid: Tensor, cells: int) -> Tensor:
         """(B, size, cells) how much each cell of an axis, of which (B,) are ``valid``, counts at each place."""

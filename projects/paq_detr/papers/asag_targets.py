@@ -6,7 +6,7 @@
 |---|---|---|
 | objects of a patch | ``objects_in`` | ASAG.* |
 | the whole image and its three flips | ``flipped_objects`` | ASAG.LEGACY_P6_FLIP |
-| area factor (code only) | ``area_factor``, ``AreaWeightedCost`` | MATCHER.COST area_weighted, QUERY_WEIGHTING.AREA_WEIGHT |
+| area factor (code only) | ``AreaWeightedCost`` | MATCHER.COST area_weighted, QUERY_WEIGHTING.AREA_WEIGHT |
 | query weighting (Eq. 1-3) | ``QueryWeighting`` | LOSS.CLASSIFICATION query_weighting, QUERY_WEIGHTING.* |
 | losses of the anchors | ``AnchorQuality`` | ASAG.CLASS_WEIGHT, ... |
 
@@ -40,7 +40,8 @@ def add_config(cfg: CN) -> None:
     cfg.MODEL.DETR.QUERY_WEIGHTING = Q = CN()
     Q.GAMMA_SCORE = 0.4  # gamma_1 of Eq. 1
     Q.GAMMA_IOU = 0.6
-    # Cost and losses of an object grow from 1, where it fills the image, to this as it shrinks; 1: off, as in the paper.
+    # Cost and losses of an object grow from 1, where it fills the image, to this as it shrinks; the paper has 1, no
+    # such factor.
     Q.AREA_WEIGHT = 4.0
 
 
@@ -76,8 +77,8 @@ def to_device(targets: Targets, device: torch.device) -> Targets:
 def objects_in(windows: Tensor, image: Tensor, targets: Targets, whole: bool) -> Targets:
     """The objects of P patches, in shares of their patch.
 
-    An object belongs to every patch of its image that its centre lies in, borders included; what of it sticks out is cut
-    off. Ignore regions are not: a region counts where it reaches.
+    An object belongs to every patch of its image that its centre lies in, borders included; what of it sticks out is
+    cut off. Ignore regions are not: a region counts where it reaches.
 
     Args:
         windows: (P, 4) x, y, x, y in shares of the image.
@@ -180,9 +181,7 @@ class QueryWeighting(ClassificationLoss):
     factor. Every other entry has ``-s^2 log(1 - s)``, s^2 not detached.
     """
 
-    def __init__(
-        self, gamma_score: float = 0.4, gamma_iou: float = 0.6, area_weight: float = 4.0, large: bool = False
-    ):
+    def __init__(self, gamma_score: float = 0.4, gamma_iou: float = 0.6, area_weight: float = 4.0, large: bool = False):
         self.gamma_score, self.gamma_iou, self.area_weight, self.large = gamma_score, gamma_iou, area_weight, large
 
     def area(self, matches: Matches) -> Tensor:
