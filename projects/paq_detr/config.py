@@ -170,9 +170,13 @@ def _add_model_keys(cfg: CN) -> None:
     D.XYZR.R_SCALE = 1.0
 
     D.DECODER = CN()
-    # "cascade": each layer goes on where the one before stopped. "parallel": each reads the source's queries.
+    # "cascade": each layer goes on where the one before stopped. "parallel": STEM_LAYERS first ones do, and behind them
+    # stand copies of COPY_LAYERS layers side by side, of which READ_OUT.LAYER keeps one (ASAG).
     D.DECODER.NAME = "cascade"
     D.DECODER.NUM_LAYERS = 6
+    D.DECODER.STEM_LAYERS = 0
+    D.DECODER.COPY_LAYERS = 1
+    D.DECODER.STEM_CODEC = ""  # of the STEM_LAYERS, where it is another than CODEC
     D.DECODER.FFN_DIM = 1024
     D.DECODER.NUM_POINTS = 4
     # Each layer refines the boxes of the one before, with heads of its own. False: every layer starts at the query's
@@ -298,6 +302,7 @@ def _add_training_keys(cfg: CN) -> None:
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0
+    S.ITERS_PER_EPOCH = 0.0  # images / IMS_PER_BATCH; training sets it, for parts that change with the epoch
     S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
     S.CHECKPOINT_EPOCHS = 1
     S.CHECKPOINT_KEEP = 3  # so many of the latest periodic checkpoints stay; 0: all

@@ -4,8 +4,8 @@
 
 A source is called once a step with the memory and, in training, the targets, and returns a ``QuerySet``; what it
 predicts on the way (encoder proposals) it returns there as well, to be supervised. ``provides`` tells what its queries
-have: "boxes" (else points) and "position" (a fixed code). The content is a part of its own, so that learned tables and
-PaQ-DETR's patterns go with every source.
+have: "boxes" (else points), "position" (a fixed code) and "contents from boxes" (its ``codes`` make some). The content
+is a part of its own, so that learned tables and PaQ-DETR's patterns go with every source.
 """
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ class EncoderTopN(nn.Module):
         num_queries_test = num_queries_test or num_queries
         if num_queries_test > num_queries and content is not None:
             raise ValueError("more queries at inference than in training need contents from the proposals")
-        self.provides = frozenset({"boxes", "position"} if position else {"boxes"})
+        has = {"boxes": True, "position": position, "contents from boxes": content is None}
+        self.provides = frozenset(name for name, there in has.items() if there)
         self.num_queries, self.score, self.objective, self.supervise = num_queries, score, objective, supervise
         self.num_queries_test, self.match_on_priors, self.eps = num_queries_test, match_on_priors, eps
         self.keep, self.keep_test = keep, keep_test
@@ -253,12 +254,13 @@ def build_no_augmenter(cfg, kit: Kit) -> None:
     return None
 
 
-def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
-    """The content of a source that has no proposals; what only proposals could use is refused."""
+def content_for(cfg, kit: Kit, offered: frozenset[str] = frozenset()) -> ContentSource:
+    """The content of a source without proposals, which needs no more than is ``offered``; what only proposals could use
+    is refused."""
     D = cfg.MODEL.DETR
     content = build_content(cfg, kit)
     idle = {
-        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or "proposals" in needs_of(content) else "",
+        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or needs_of(content) - offered else "",
         "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
         "QUERIES.MATCH_ON_PRIORS": D.QUERIES.MATCH_ON_PRIORS,
@@ -275,7 +277,7 @@ def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
 @SOURCES.register("LearnedQueries")
 def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
     D = cfg.MODEL.DETR
-    content = _content_without_proposals(cfg, kit)
+    content = content_for(cfg, kit)
     return LearnedQueries(num_queries=D.QUERIES.NUM, embed_dim=D.HIDDEN_DIM, content=content)
 
 
@@ -283,7 +285,7 @@ def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
 def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
     Q = cfg.MODEL.DETR.QUERIES
     init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, LearnedAnchors.INITS)
-    return LearnedAnchors(num_queries=Q.NUM, content=_content_without_proposals(cfg, kit), init=init)
+    return LearnedAnchors(num_queries=Q.NUM, content=content_for(cfg, kit), init=init)
 
 
 @SOURCES.register("EncoderTopN")
