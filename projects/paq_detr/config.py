@@ -125,7 +125,8 @@ def _add_model_keys(cfg: CN) -> None:
 
     D.QUERIES = CN()
     # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
-    # "LearnedAnchors": a table of boxes (DAB-DETR).  "EncoderTopN": the encoder's best tokens (two-stage).
+    # "LearnedAnchors": a table of boxes (DAB-DETR); "PatternedAnchors": with DAB.PATTERNS queries at each of them.
+    # "EncoderTopN": the encoder's best tokens (two-stage).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
