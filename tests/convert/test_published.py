@@ -34,7 +34,6 @@ class Case:
     classes: int = field(default=91)
 
 
-PLUSPLUS = ("deformable_detr_plusplus_r50_12ep", ("QUERIES.NUM", 900))
 DAB, DN, DINO = "dab_deformable_detr_r50_50ep", "dn_deformable_detr_r50_50ep", "dino_{}scale_{}_12ep"
 ORIGINAL = "the original Deformable-DETR repository, "
 CASES = {
@@ -78,10 +77,11 @@ CASES = {
         published.detrex_dab_deformable(denoising=True), 605, 47_409_387, "detrex's DN-Deformable-DETR", DN, classes=80
     ),
     "mr_detr": lambda: Case(
-        published.mr_detr(), 687, 54_188_128, "Mr. DETR, two-stage", *PLUSPLUS, dropped=56, classes=80
+        published.mr_detr(), 687, 54_188_128, "Mr. DETR, two-stage", "mr_detr_deformable_900_r50_12ep", classes=80
     ),
     "mr_detr_dino": lambda: Case(
-        published.mr_detr(denoising=True), 688, 54_208_608, "Mr. DETR, two-stage", *PLUSPLUS, dropped=57, classes=80
+        published.mr_detr(denoising=True), 688, 54_208_608, "Mr. DETR, two-stage, denoising", "mr_detr_dino_r50_12ep",
+        classes=80,
     ),
     "deformable": lambda: Case(
         published.official_deformable(refine=False), 561, 40_069_665, ORIGINAL + "single stage",

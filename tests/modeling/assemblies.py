@@ -6,7 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
@@ -46,6 +46,11 @@ DEHOMO = {
     "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal",
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
+KEPT = {
+    "MODEL.DETR.QUERIES.KEEP.WHEN": "always",
+    "MODEL.DETR.QUERIES.KEEP.MIN_SCORE": 0.65,
+    "MODEL.DETR.QUERIES.KEEP.MIN": 2,
+}
 
 DAB = {
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
@@ -57,7 +62,7 @@ DAB = {
     "MODEL.DETR.QUERIES.NAME": "LearnedAnchors",
     "MODEL.DETR.DECODER.QUERY_POSITION": "dab",
     "MODEL.DETR.DECODER.INTERACTION": ["conditional_self_attention"],
-    "MODEL.DETR.DECODER.CROSS_ATTENTION": "conditional",
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["conditional"],
     "MODEL.DETR.QUERIES.CONTENT": "zeros",
     "MODEL.DETR.DECODER.OUTPUT_NORM": True,
     "MODEL.DETR.DECODER.SHARED_HEADS": True,
@@ -114,6 +119,35 @@ MR_DINO = {
     "MODEL.DETR.QUERIES.AUGMENT": "cdn",
     "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
     "MODEL.DETR.MR.LOSS_SCALE": 1 / 3,
+}
+
+MASKS = {"MODEL.DETR.MASK.ENABLED": True, "MODEL.DETR.MASK.NUM_POINTS": 40}
+
+ASAG_SOURCE = {
+    "MODEL.DETR.QUERIES.NAME": "AdaptiveSparseAnchors",
+    "MODEL.DETR.QUERIES.CONTENT": "roi",
+    "MODEL.DETR.ASAG.PATCH_SIZE": 6,
+    "MODEL.DETR.ASAG.COMPRESS_DIM": 4,
+    "MODEL.DETR.ASAG.MLP_DIM": 24,
+    "MODEL.DETR.ASAG.FIXED_ANCHORS": 6,
+    "MODEL.DETR.ASAG.PROBED_ANCHORS": 5,
+    "MODEL.DETR.ASAG.MIN_ANCHORS": 4,
+}
+ASAG_A = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.ACTIVATION": "gelu",
+    "MODEL.DETR.ENCODER.NUM_LAYERS": 0,
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.XYZR.UNIT": 4.0,
+    "MODEL.DETR.XYZR.R_SCALE": 0.5,
+    "MODEL.DETR.DECODER.NAME": "parallel",
+    "MODEL.DETR.DECODER.STEM_LAYERS": 1,
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "deformable", "deformable"],
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.MATCHER.COST": ["area_weighted"],
+    "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
 }
 
 ASSEMBLIES = {
@@ -192,6 +226,9 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
     },
+    "mr_dino_paq_kept": {**MR_DINO, **PATTERNS, **ASSIGNMENT, **KEPT},
+    "dehomo_kept": {**DEHOMO, **KEPT},
+    "ddq_kept": {**DDQ, **KEPT},
     "mr_learned_queries": {
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
         "MODEL.DETR.MR.OWN_PROPOSALS": False,
@@ -209,6 +246,21 @@ ASSEMBLIES = {
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
+    "plusplus_mask": {**PLUSPLUS, **MASKS},
+    "paq_mask": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 2},
+    "mr_mask": {**MR, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 3},
+    "dino_mask": {**DINO, **MASKS},
+    "dab_mask": {**DAB, **MASKS, "MODEL.DETR.MASK.HALVE_MAPS": False},
+    "dehomo_paq_hybrid_mask": {**DEHOMO, **PATTERNS, **ASSIGNMENT, **HYBRID, **MASKS},
+    "ddq_mask": {**DDQ, **MASKS},
+    "parallel_mask": {
+        **PLUSPLUS,
+        **MASKS,
+        "MODEL.DETR.DECODER.NAME": "parallel",
+        "MODEL.DETR.READ_OUT.LAYER": 2,
+        "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
+    },
+    "asag_a": ASAG_A,
 }
 
 
@@ -260,13 +312,21 @@ def wake_up(model, seed=1):
 
 
 def make_image(height, width, boxes=(), labels=(), seed=0):
-    """One input dict; ``boxes`` are xyxy in pixels."""
+    """One input dict; ``boxes`` are xyxy in pixels. Masks are the ellipses that fill them."""
     generator = torch.Generator().manual_seed(seed)
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    instances.gt_masks = BitMasks(ellipses(instances.gt_boxes.tensor, height, width))
     image = (torch.rand(3, height, width, generator=generator) * 255).to(torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def ellipses(boxes, height, width):
+    """(M, height, width) bool: those that fill boxes (M, 4), xyxy in pixels."""
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    x0, y0, x1, y1 = boxes[..., None, None].unbind(1)
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 < 1
 
 
 def make_objective(assigner=None, **options):

@@ -125,9 +125,13 @@ def test_training_only_parts_deleted_gives_the_same_output(options, two_images):
     before = detections(model, two_images)
     slim = copy.deepcopy(model)
     slim.drop_training_parts()
-    has_such_parts = bool(options.get("MODEL.DETR.ROUTES")) or "dn" in options.get("MODEL.DETR.QUERIES.AUGMENT", "")
-    fewer = len(slim.state_dict()) < len(model.state_dict())
-    assert fewer == has_such_parts or options.get("MODEL.DETR.QUERIES.AUGMENT") == "box_dn"  # which has no parameters
+    augmenter = options.get("MODEL.DETR.QUERIES.AUGMENT", "none")
+    has_such_parts = (
+        bool(options.get("MODEL.DETR.ROUTES"))
+        or augmenter not in ("none", "box_dn")  # which has no parameters
+        or options.get("MODEL.DETR.DECODER.NAME") == "parallel"
+    )
+    assert (len(slim.state_dict()) < len(model.state_dict())) == has_such_parts
     for a, b in zip(before, detections(slim, two_images)):
         assert torch.equal(a.scores, b.scores) and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
 
@@ -258,7 +262,7 @@ def test_ignore_regions_are_no_objects():
             {"MODEL.DETR.DECODER.INTERACTION": ["dehom"]},
             'INTERACTION is "dehom", must be one of .*dehomo, .*none, .*self_attention',
         ),
-        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": "dens"}, 'CROSS_ATTENTION is "dens", must be one of .*deformable'),
+        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": ["dens"]}, 'CROSS_ATTENTION is "dens", must be one of .*deformable'),
         (
             {"MODEL.DETR.DECODER.QUERY_POSITION": "sine"},
             'QUERY_POSITION is "sine", must be one of .*fixed, .*sine_mlp',
@@ -291,7 +295,10 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
             {"MODEL.DETR.QUERIES.AUGMENT": "cdn"},
             "AUGMENT cdn needs queries with boxes, .* LearnedQueries does not",
         ),
-        ({**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "box_dn"}, "box_dn takes .*, which needs .*CONTENT proposal"),
+        (
+            {**PLUSPLUS, "MODEL.DETR.QUERIES.AUGMENT": "box_dn"},
+            "box_dn needs queries with contents from boxes, which .*learned",
+        ),
         ({"MODEL.DETR.QUERIES.CONTENT": "token"}, "QUERIES.CONTENT token needs queries from the encoder"),
         ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["hybrid", "hybrid"]}, "each route can be there once"),
         ({"MODEL.DETR.QUERIES.NAME": "LearnedAnchors"}, "QUERY_POSITION fixed needs queries with position"),
@@ -301,14 +308,14 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
         ({"MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal"}, "LOSS.ENCODER_CLASSIFICATION soft_focal needs"),
         ({"MODEL.DETR.ASSIGNER.ENCODER": "quality_count"}, "ASSIGNER.ENCODER quality_count needs"),
         ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "QUERIES.NUM_TEST 20 needs"),
-        ({**PLUSPLUS, "MODEL.DETR.DECODER.INTERACTION": ["dehomo"]}, "cannot stand in the first one"),
+        ({**PLUSPLUS, "MODEL.DETR.DECODER.INTERACTION": ["dehomo"]}, "and layer 1 has none before it"),
         (
             {
                 **PLUSPLUS,
                 "MODEL.DETR.DECODER.NAME": "parallel",
                 "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "self_attention"],
             },
-            "nor in a parallel decoder",
+            "and layer 2 has none before it",
         ),
         (
             {**PLUSPLUS, "MODEL.DETR.DECODER.NAME": "parallel", "MODEL.DETR.DECODER.BOX_LAYERS": 1},

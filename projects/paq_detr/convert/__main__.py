@@ -73,9 +73,9 @@ def write(conversion: Conversion, path: str, overwrite: bool) -> None:
     write_checkpoint({"model": model, **names}, path, overwrite)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python -m paq_detr.convert") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m paq_detr.convert", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("weights", metavar="IN", help="weight file, as published (.pth, .safetensors, ...)")
     parser.add_argument("out", metavar="OUT", help="file to write (.pth)")
     parser.add_argument("--class-names", nargs="+", metavar="NAME", help="of the rows of the class heads, in order")

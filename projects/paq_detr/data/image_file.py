@@ -62,14 +62,23 @@ def read_picture(file_name: str, image_format: str) -> np.ndarray:
     Raises:
         ValueError: naming the file, if it is missing, broken or too large, or holds NaN.
     """
-    from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
-
     with opened(file_name) as image:
-        turn = _TURNS.get(_orientation(image))
         if _is_deep(image):
             _tell_of_depth(file_name, image.mode)
-            image = Image.fromarray(to_8_bit(np.asarray(image)))
-        return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
+        return picture_pixels(image, image_format, _TURNS.get(_orientation(image)))
+
+
+def picture_pixels(image: Image.Image, image_format: str, turn: Image.Transpose | None = None) -> np.ndarray:
+    """The pixels of Pillow's image of any mode as (H, W, C) uint8 in ``image_format``, turned by ``turn``.
+
+    Raises:
+        ValueError: it holds NaN.
+    """
+    from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
+
+    if _is_deep(image):
+        image = Image.fromarray(to_8_bit(np.asarray(image)))
+    return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:

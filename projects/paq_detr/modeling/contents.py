@@ -14,7 +14,7 @@ from ..structures import LayerOutput, Memory
 
 
 class ContentSource(nn.Module):
-    """Makes the content of N queries. ``needs`` may hold "proposals"."""
+    """Makes the content of N queries. ``needs`` may hold "proposals", or "boxes" where these are all it reads."""
 
     needs: frozenset[str] = frozenset()
 

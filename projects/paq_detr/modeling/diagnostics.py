@@ -14,14 +14,21 @@ from ..structures import Assignment, LayerOutput, Prediction, Targets
 PERIOD = 20
 
 
+def iteration() -> int | None:
+    """The training loop's, from 0 and kept by checkpoints; None outside of one."""
+    try:
+        return get_event_storage().iter
+    except AssertionError:
+        return None
+
+
 def log_scalars(compute: Callable[[], Mapping[str, float | Tensor]]) -> None:
     """Put what ``compute`` returns into Detectron2's event storage; ``compute`` runs only when it is wanted."""
-    try:
-        storage = get_event_storage()
-    except AssertionError:  # outside a training loop there is none
-        return
-    if storage.iter % PERIOD == 0:
-        storage.put_scalars(**{name: float(value) for name, value in compute().items()}, smoothing_hint=False)
+    now = iteration()
+    if now is not None and now % PERIOD == 0:
+        get_event_storage().put_scalars(
+            **{name: float(value) for name, value in compute().items()}, smoothing_hint=False
+        )
 
 
 class MatchedSlots(nn.Module):

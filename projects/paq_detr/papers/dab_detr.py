@@ -33,7 +33,7 @@ from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit
+from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit, per_layer
 from ..structures import DecoderState, Memory
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -301,7 +301,8 @@ def build_conditional_cross_attention(cfg, kit: Kit) -> ConditionalCrossAttentio
 def _check_pair(cfg) -> None:
     """The spatial query has one maker and one reader."""
     D = cfg.MODEL.DETR.DECODER
-    if (D.QUERY_POSITION == "dab") != (D.CROSS_ATTENTION == "conditional"):
+    names = per_layer(CROSS_ATTENTIONS.key, D.CROSS_ATTENTION, D.NUM_LAYERS)
+    if (D.QUERY_POSITION == "dab") != ("conditional" in names):
         raise UserError(
             f"{CROSS_ATTENTIONS.key} {D.CROSS_ATTENTION} and {POSITIONS.key} {D.QUERY_POSITION} do not fit each other: "
             "conditional reads what dab makes, and needs it"

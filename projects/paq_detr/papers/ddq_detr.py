@@ -292,7 +292,7 @@ def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
         candidates=check_choice("MODEL.DETR.DDQ.CANDIDATES", D.DDQ.CANDIDATES, DistinctCascade.CANDIDATES),
         refine_boxes=D.DECODER.BOX_REFINE,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
-        **decoder_parts(cfg, kit, cascade=True),
+        **decoder_parts(cfg, kit),
     )
 
 
