@@ -12,8 +12,9 @@ from torch import nn
 from paq_detr import add_paq_detr_config
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.modeling.objective import Objective
-from paq_detr.structures import Assignment, Prediction
+from paq_detr.structures import Assignment, Memory, Prediction
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -340,3 +341,10 @@ def decode(model, images):
 def predictions_of(model, images, targets=None):
     """What a training step supervises, by name."""
     return {p.name: p for p in model.predictions(memory_of(model, images), targets)[0]}
+
+
+def memory_from_maps(maps, strides, image_sizes):
+    """A memory of maps (B, C, H, W), which the largest image of the batch fills, without position codes."""
+    padded = tuple(max(sides) for sides in zip(*image_sizes))
+    grid = measure_grid([x.shape[-2:] for x in maps], strides, image_sizes, padded, "cpu", by_stride=True)
+    return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid)
