@@ -96,10 +96,10 @@ CASES = {
         "deformable_detr_two_stage_r50_50ep",
     ),
     "sparse_rcnn": lambda: Case(
-        published.sparse_rcnn(), 473, 106_237_768, "the official Sparse R-CNN", "sparse_rcnn_100_r50_36ep", classes=80
+        published.sparse_rcnn(), 523, 106_237_768, "the official Sparse R-CNN", "sparse_rcnn_100_r50_36ep", classes=80
     ),
     "adamixer": lambda: Case(  # its batch norms, 53,120 parameters there, are taken for buffers
-        published.adamixer(), 444, 134_790_904 - 53_120, "the official AdaMixer", "adamixer_100_r50_12ep", dropped=1,
+        published.adamixer(), 475, 134_790_904 - 53_120, "the official AdaMixer", "adamixer_100_r50_12ep", dropped=1,
         classes=80,
     ),
 }  # fmt: skip
