@@ -10,9 +10,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
+from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.modeling.objective import Objective
-from paq_detr.structures import Assignment, Prediction
+from paq_detr.structures import Assignment, Memory, Prediction
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -149,6 +151,35 @@ ASAG_A = {
     "MODEL.DETR.MATCHER.COST": ["area_weighted"],
     "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
 }
+SPARSE_RCNN = {
+    "MODEL.DETR.NECK.NAME": "fpn",
+    "MODEL.DETR.NECK.NUM_LEVELS": 3,
+    "MODEL.DETR.ENCODER.NAME": "none",
+    "MODEL.DETR.QUERIES.NAME": "LearnedBoxes",
+    "MODEL.DETR.CODEC": "rcnn_delta",
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["dynamic_conv"],
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "xavier",
+    "MODEL.DETR.LOSS.L1_FORMAT": "corners",
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
+}
+ADAMIXER = {
+    **SPARSE_RCNN,
+    "MODEL.DETR.NECK.NAME": "lateral",
+    "MODEL.DETR.QUERIES.LEARN_BOXES": False,
+    "MODEL.DETR.QUERIES.CONTENT_NORM": True,
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["adaptive_mixing"],
+    "MODEL.DETR.DECODER.TOWERS.BOX_LAYERS": 1,
+    "MODEL.DETR.DECODER.TOWERS.BIAS": True,
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "zeros",
+    "MODEL.DETR.LOSS.NORMALIZER": "pairs",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
+}
 
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
@@ -239,6 +270,21 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",
         "MODEL.DETR.CODEC": "rcnn_delta",
     },
+    "sparse_rcnn": SPARSE_RCNN,
+    "sparse_rcnn_paq": {**SPARSE_RCNN, **PATTERNS, **ASSIGNMENT},
+    "sparse_rcnn_dehomo_dn": {
+        **SPARSE_RCNN,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "dehomo"],
+        "MODEL.DETR.QUERIES.AUGMENT": "dn",
+        "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+    },
+    "adamixer": ADAMIXER,
+    "adamixer_paq": {**ADAMIXER, **PATTERNS, **ASSIGNMENT},
+    "adamixer_dehomo": {
+        **ADAMIXER,
+        "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "dehomo", "dehomo + iof_self_attention"],
+    },
+    "adamixer_mr": {**ADAMIXER, "MODEL.DETR.ROUTES": ["mr_ffn"]},
     "parallel_xyzr": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.NAME": "parallel",
@@ -301,13 +347,14 @@ def make_model(options=None, seed=0, **more):
 def wake_up(model, seed=1):
     """Random values where the initialisation has zeros, so that a comparison has something to compare."""
     generator = torch.Generator().manual_seed(seed)
+    bounded = isinstance(model.routes["main"].decoder.codec, LogitCodec)  # other boxes would leave the image
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
                 parameter.add_(noise * 0.1)
             elif "_head" in name:
-                parameter.add_(noise * 0.3)
+                parameter.add_(noise * (0.3 if bounded or "box_head" not in name else 0.03))
     return model
 
 
@@ -353,3 +400,10 @@ def decode(model, images):
 def predictions_of(model, images, targets=None):
     """What a training step supervises, by name."""
     return {p.name: p for p in model.predictions(memory_of(model, images), targets)[0]}
+
+
+def memory_from_maps(maps, strides, image_sizes):
+    """A memory of maps (B, C, H, W), which the largest image of the batch fills, without position codes."""
+    padded = tuple(max(sides) for sides in zip(*image_sizes))
+    grid = measure_grid([x.shape[-2:] for x in maps], strides, image_sizes, padded, "cpu", by_stride=True)
+    return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid)
