@@ -31,5 +31,13 @@ def check_range(key: str, value: float, interval: str) -> float:
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):
-        raise UserError(f"{key} is {value}, must be {f'at least {low:g}' if high == math.inf else f'in {interval}'}")
+        raise UserError(f"{key} is {value}, must be {_in_words(low, high, interval)}")
     return value
+
+
+def _in_words(low: float, high: float, interval: str) -> str:
+    if low == -math.inf:
+        return "finite" if high == math.inf else f"at most {high:.10g}"
+    if high == math.inf:
+        return f"{'at least' if interval[0] == '[' else 'above'} {low:g}"
+    return f"in {interval}"

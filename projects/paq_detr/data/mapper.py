@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from ..checks import check_choice
-from .image_file import MAX_PIXELS, allow_pixels, read_picture
+from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
 from .synthetic_crowd import is_synthetic, read_url
 
 
@@ -167,14 +167,7 @@ def _flips(mode: str) -> list[T.Augmentation]:
 
 def _check_size(expected: dict, image: np.ndarray) -> None:
     height, width = image.shape[:2]
-    want = expected.get("height", height), expected.get("width", width)
-    if (height, width) != want:
-        hint = (
-            "; perhaps the annotations swap them, or are of the image before its EXIF rotation"
-            if (width, height) == want
-            else ""
-        )
-        raise ValueError(
-            f"{expected['file_name']} is {height} x {width} (height x width), its annotations say "
-            f"{want[0]} x {want[1]}{hint}"
-        )
+    wanted = expected.get("width", width), expected.get("height", height)
+    fault = size_fault(expected["file_name"], (width, height), wanted)
+    if fault:
+        raise ValueError(fault)

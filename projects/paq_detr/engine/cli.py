@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
@@ -26,7 +27,7 @@ from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
-from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
+from .output import claim, full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         make_folder(cfg.OUTPUT_DIR)
         if not getattr(args, "eval_only", False):
+            claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
@@ -121,7 +123,7 @@ def save_config(cfg: CfgNode) -> None:
     """Write config.yaml and environment.txt into the output folder: what a training about to start runs with."""
     if comm.is_main_process():
         for file, text in (("config.yaml", cfg.dump()), ("environment.txt", collect_env_info())):
-            with open(os.path.join(cfg.OUTPUT_DIR, file), "w") as stream:
+            with open(os.path.join(cfg.OUTPUT_DIR, file), "w", encoding="utf-8") as stream:
                 stream.write(text)
         logger.info("The full config and the environment are in %s", cfg.OUTPUT_DIR)
 
@@ -148,7 +150,8 @@ def run_cli(main: Callable[[], int | None], program: str) -> int:
 
 
 def _tell(program: str, sentence: str, code: int) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
     return code
 
 
