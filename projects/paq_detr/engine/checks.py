@@ -20,6 +20,8 @@ from ..evaluation.crowd.protocols import PROTOCOLS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",
+    "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN": "[0, 10000000]",
+    "DATASETS.SYNTHETIC_CROWD.NUM_VAL": "[0, 10000000]",
     "INPUT.MAX_PIXELS": "[0, inf)",
     "INPUT.MAX_SIZE_TEST": "[1, inf)",
     "INPUT.MAX_SIZE_TRAIN": "[1, inf)",
@@ -83,6 +85,9 @@ def check_values(cfg: CfgNode) -> None:
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         check_choice(key, value_of(cfg, key), [name for name, _ in known])
     _check_part_names(cfg)
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
+        if not all(isinstance(name, str) for name in value_of(cfg, key)):
+            raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         _check_number_list(key, value_of(cfg, key), "[0, inf)")
         if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
