@@ -137,7 +137,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
         if not self.output_dir:
             return
         path = self._path("per_class_ap.csv")
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             for name, *values in rows:

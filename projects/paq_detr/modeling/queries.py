@@ -316,7 +316,7 @@ def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
 @SOURCES.register("LearnedBoxes")
 def build_learned_boxes(cfg, kit: Kit) -> LearnedBoxes:
     Q = cfg.MODEL.DETR.QUERIES
-    return LearnedBoxes(num_queries=Q.NUM, content=_content_without_proposals(cfg, kit), learned=Q.LEARN_BOXES)
+    return LearnedBoxes(num_queries=Q.NUM, content=content_for(cfg, kit), learned=Q.LEARN_BOXES)
 
 
 @SOURCES.register("EncoderTopN")
