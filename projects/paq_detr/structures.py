@@ -102,7 +102,7 @@ class Memory:
     """What sources and decoders read: the flattened feature levels of a batch, encoded or straight from the neck."""
 
     tokens: Tensor  # (B, S, C)
-    position: Tensor  # (B, S, C) sine code plus level vector
+    position: Tensor | None  # (B, S, C) sine code plus level vector; None from necks that make none
     grid: Grid
     maps: dict[str, Tensor] = field(default_factory=dict)  # the backbone's maps by name, (B, C_i, H_i, W_i)
     _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)

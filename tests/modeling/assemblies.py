@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
+from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.losses import FocalLoss
 from paq_detr.modeling.objective import Objective
 from paq_detr.structures import Assignment, Prediction
@@ -118,6 +119,8 @@ MR_DINO = {
 
 ASAG_SOURCE = {
     "MODEL.DETR.QUERIES.NUM": 30,
+    "MODEL.DETR.XYZR.UNIT": 4.0,
+    "MODEL.DETR.XYZR.R_SCALE": 0.5,
     "MODEL.DETR.QUERIES.NAME": "AdaptiveSparseAnchors",
     "MODEL.DETR.QUERIES.CONTENT": "roi",
     "MODEL.DETR.ASAG.PATCH_SIZE": 6,
@@ -134,14 +137,14 @@ ASAG_A = {
     "MODEL.DETR.NECK.NUM_LEVELS": 3,
     "MODEL.DETR.ENCODER.NAME": "none",
     "MODEL.DETR.CODEC": "xyzr",
-    "MODEL.DETR.XYZR.UNIT": 4.0,
-    "MODEL.DETR.XYZR.R_SCALE": 0.5,
     "MODEL.DETR.DECODER.NAME": "parallel",
     "MODEL.DETR.DECODER.STEM_LAYERS": 1,
     "MODEL.DETR.DECODER.HEADS": "towers",
     "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
     "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "adaptive_mixing", "adaptive_mixing"],
     "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
     "MODEL.DETR.MATCHER.COST": ["area_weighted"],
     "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
 }
@@ -151,11 +154,11 @@ ASAG_S = {
     "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
     "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "self_attention", "self_attention"],
     "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "dynamic_conv", "dynamic_conv"],
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
 }
 ASAG_D = {
     **ASAG_SOURCE,
-    "MODEL.DETR.XYZR.UNIT": 4.0,
-    "MODEL.DETR.XYZR.R_SCALE": 0.5,
     "MODEL.DETR.DECODER.NAME": "parallel",
     "MODEL.DETR.DECODER.STEM_LAYERS": 1,
     "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
@@ -171,6 +174,35 @@ ASAG_DH = {
     "MODEL.DETR.DECODER.BOX_LAYERS": 1,
     "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
     "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "center_inside", "center_inside"],
+}
+SPARSE_RCNN = {
+    "MODEL.DETR.NECK.NAME": "fpn",
+    "MODEL.DETR.NECK.NUM_LEVELS": 3,
+    "MODEL.DETR.ENCODER.NAME": "none",
+    "MODEL.DETR.QUERIES.NAME": "LearnedBoxes",
+    "MODEL.DETR.CODEC": "rcnn_delta",
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["dynamic_conv"],
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "xavier",
+    "MODEL.DETR.LOSS.L1_FORMAT": "corners",
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
+}
+ADAMIXER = {
+    **SPARSE_RCNN,
+    "MODEL.DETR.NECK.NAME": "lateral",
+    "MODEL.DETR.QUERIES.LEARN_BOXES": False,
+    "MODEL.DETR.QUERIES.CONTENT_NORM": True,
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["adaptive_mixing"],
+    "MODEL.DETR.DECODER.TOWERS.BOX_LAYERS": 1,
+    "MODEL.DETR.DECODER.TOWERS.BIAS": True,
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "zeros",
+    "MODEL.DETR.LOSS.NORMALIZER": "pairs",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
 }
 
 ASSEMBLIES = {
@@ -259,6 +291,21 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",
         "MODEL.DETR.CODEC": "rcnn_delta",
     },
+    "sparse_rcnn": SPARSE_RCNN,
+    "sparse_rcnn_paq": {**SPARSE_RCNN, **PATTERNS, **ASSIGNMENT},
+    "sparse_rcnn_dehomo_dn": {
+        **SPARSE_RCNN,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "dehomo"],
+        "MODEL.DETR.QUERIES.AUGMENT": "dn",
+        "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+    },
+    "adamixer": ADAMIXER,
+    "adamixer_paq": {**ADAMIXER, **PATTERNS, **ASSIGNMENT},
+    "adamixer_dehomo": {
+        **ADAMIXER,
+        "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "dehomo", "dehomo + iof_self_attention"],
+    },
+    "adamixer_mr": {**ADAMIXER, "MODEL.DETR.ROUTES": ["mr_ffn"]},
     "parallel_xyzr": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.NAME": "parallel",
@@ -327,13 +374,14 @@ def make_model(options=None, seed=0, **more):
 def wake_up(model, seed=1):
     """Random values where the initialisation has zeros, so that a comparison has something to compare."""
     generator = torch.Generator().manual_seed(seed)
+    bounded = isinstance(model.routes["main"].decoder.codec, LogitCodec)  # other boxes would leave the image
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
                 parameter.add_(noise * 0.1)
             elif "_head" in name:
-                parameter.add_(noise * 0.3)
+                parameter.add_(noise * (0.3 if bounded or "box_head" not in name else 0.03))
     return model
 
 

@@ -388,7 +388,7 @@ def test_images_without_objects_have_no_dense_loss():
 def test_a_second_sigmoid_makes_the_dense_class_cost_flat(score, intended, released):
     output, targets = layer_of(dense_scene([(score, 1.0, 0)]))
     for second, cost in ((False, intended), (True, released)):
-        assert DenseCost(2.0, 5.0, 0.0, second)(output, targets).item() == pytest.approx(cost, abs=5e-6)
+        assert DenseCost(2.0, 5.0, 0.0, second_sigmoid=second)(output, targets).item() == pytest.approx(cost, abs=5e-6)
 
 
 def test_the_dense_cost_measures_l1_between_corners():

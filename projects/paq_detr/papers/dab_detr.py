@@ -33,7 +33,7 @@ from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit, per_layer
+from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit, check_map_positions, per_layer
 from ..structures import DecoderState, Memory
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -294,6 +294,7 @@ def build_conditional_self_attention(cfg, kit: Kit) -> ConditionalSelfAttention:
 @CROSS_ATTENTIONS.register("conditional")
 def build_conditional_cross_attention(cfg, kit: Kit) -> ConditionalCrossAttention:
     _check_pair(cfg)
+    check_map_positions(kit, CROSS_ATTENTIONS.key, "conditional")
     D = cfg.MODEL.DETR
     return ConditionalCrossAttention(D.HIDDEN_DIM, D.NUM_HEADS, D.DROPOUT, first=kit.layer == 0)
 
