@@ -16,11 +16,11 @@ from paq_detr.papers.asag import AdaptiveSparseAnchors, RoIContent
 from paq_detr.papers.asag_anchors import Anchors
 from paq_detr.structures import QuerySet, stack_instances
 
-from ..modeling.assemblies import ASAG_D, make_image, make_model, memory_of, predictions_of, wake_up
+from ..modeling.assemblies import ASAG_D, make_image, make_model, memory_of, predictions_of
 from ..modeling.test_transfers import Transfers
 
 HOST = {**ASAG_D, "MODEL.DETR.QUERIES.NUM": 60}
-SIZES = [(200, 310), (150, 130), (20, 300)]
+SIZES = [(200, 310), (150, 130), (40, 300)]
 
 
 def images_of(sizes=SIZES):
@@ -32,11 +32,12 @@ def images_of(sizes=SIZES):
 
 def source_of(seed=0, **options):
     """A detector whose anchors are small and score everything between 0 and 1, and its anchor source."""
-    model = wake_up(make_model({**HOST, **{f"MODEL.DETR.ASAG.{k}": v for k, v in options.items()}}, seed))
+    model = make_model({**HOST, **{f"MODEL.DETR.ASAG.{k}": v for k, v in options.items()}}, seed)
     source = model.sources["main"]
     with torch.no_grad():
         for head in (source.fixed_head, source.probe_head):
-            head.last.bias.view(-1, 5)[:, 2:4] -= 1.5
+            head.last.weight.mul_(3)
+            head.last.bias.view(-1, 5)[:, 2:4] -= 2
     return model.eval(), source
 
 
@@ -133,7 +134,7 @@ def test_the_anchors_of_a_batch_are_those_of_the_loop_over_its_images(options):
         assert valid.sum() == len(expected) and valid[: len(expected)].all()
         torch.testing.assert_close(queries.reference[image][valid], expected, atol=1e-5, rtol=1e-4)
         assert (queries.reference[image][~valid] == torch.tensor([0.5, 0.5, 1, 1])).all()
-    assert len(set(counts)) > 1 or options.get("TEST_LEVELS") == 0
+    assert len(set(counts)) > 1 or {"TEST_LEVELS": 0}.items() <= options.items() or "MIN_ANCHORS" in options
 
 
 def test_without_a_range_nothing_is_selected_and_p5_and_p6_remain():
