@@ -126,6 +126,9 @@ MR_DINO = {
 MASKS = {"MODEL.DETR.MASK.ENABLED": True, "MODEL.DETR.MASK.NUM_POINTS": 40}
 
 ASAG_SOURCE = {
+    "MODEL.DETR.QUERIES.NUM": 30,
+    "MODEL.DETR.XYZR.UNIT": 4.0,
+    "MODEL.DETR.XYZR.R_SCALE": 0.5,
     "MODEL.DETR.QUERIES.NAME": "AdaptiveSparseAnchors",
     "MODEL.DETR.QUERIES.CONTENT": "roi",
     "MODEL.DETR.ASAG.PATCH_SIZE": 6,
@@ -138,18 +141,47 @@ ASAG_SOURCE = {
 ASAG_A = {
     **ASAG_SOURCE,
     "MODEL.DETR.ACTIVATION": "gelu",
-    "MODEL.DETR.ENCODER.NUM_LAYERS": 0,
+    "MODEL.DETR.NECK.NAME": "fpn",
+    "MODEL.DETR.NECK.NUM_LEVELS": 3,
+    "MODEL.DETR.ENCODER.NAME": "none",
     "MODEL.DETR.CODEC": "xyzr",
-    "MODEL.DETR.XYZR.UNIT": 4.0,
-    "MODEL.DETR.XYZR.R_SCALE": 0.5,
     "MODEL.DETR.DECODER.NAME": "parallel",
     "MODEL.DETR.DECODER.STEM_LAYERS": 1,
     "MODEL.DETR.DECODER.HEADS": "towers",
     "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
-    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "deformable", "deformable"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "adaptive_mixing", "adaptive_mixing"],
     "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
     "MODEL.DETR.MATCHER.COST": ["area_weighted"],
     "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
+}
+ASAG_S = {
+    **ASAG_A,
+    "MODEL.DETR.CODEC": "rcnn_delta",
+    "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "self_attention", "self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "dynamic_conv", "dynamic_conv"],
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
+}
+ASAG_D = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.DECODER.NAME": "parallel",
+    "MODEL.DETR.DECODER.STEM_LAYERS": 1,
+    "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "self_attention", "self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "deformable", "deformable"],
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.MATCHER.COST": ["area_weighted"],
+    "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
+}
+ASAG_DH = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "dehomo"],
+    "MODEL.DETR.DECODER.BOX_LAYERS": 1,
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "center_inside", "center_inside"],
 }
 SPARSE_RCNN = {
     "MODEL.DETR.NECK.NAME": "fpn",
@@ -307,6 +339,26 @@ ASSEMBLIES = {
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
     "asag_a": ASAG_A,
+    "asag_a_two_layers_read_first": {
+        **ASAG_A,
+        "MODEL.DETR.DECODER.NUM_LAYERS": 5,
+        "MODEL.DETR.DECODER.COPY_LAYERS": 2,
+        "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", *["adaptive_mixing"] * 4],
+        "MODEL.DETR.READ_OUT.LAYER": 3,
+    },
+    "asag_a_dn": {**ASAG_A, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
+    "asag_a_patterns": {**ASAG_A, **PATTERNS},
+    "asag_s": ASAG_S,
+    "asag_d": ASAG_D,
+    "asag_dh": ASAG_DH,
+    "all_four": {
+        **ASAG_DH,
+        **PATTERNS,
+        **ASSIGNMENT,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
+        "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
+        "MODEL.DETR.MR.OWN_PROPOSALS": False,
+    },
 }
 
 
