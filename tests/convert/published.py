@@ -355,5 +355,5 @@ def num_parameters(shapes, shared=False):
 
 
 def is_buffer(name):
-    buffers = r"backbone\..*(\.bn\d\.|layer\d.*\.downsample\.1\.|(conv\d|shortcut)\.norm\.|position_index$).*"
+    buffers = r"backbone\..*(\bbn\d\.|layer\d.*\.downsample\.1\.|(conv\d|shortcut)\.norm\.|position_index$).*"
     return re.fullmatch(buffers, name) is not None
