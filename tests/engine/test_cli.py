@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import re
 import runpy
 import sys
 from argparse import Namespace
@@ -374,6 +375,32 @@ def test_expected_errors_become_a_line_and_an_exit_code(capsys, error, code):
 
     assert run_cli(main, "program") == code
     assert capsys.readouterr().err == "program: This is wrong.\n"
+
+
+NO_MEMORY = {
+    "a GPU": RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 1 GiB."),
+    "the machine": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 256 bytes. Error"),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_memory_that_does_not_suffice_is_one_sentence(capsys, error):
+    def main():
+        raise error
+
+    assert run_cli(main, "program") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("program: The memory does not suffice") and said.count("\n") == 1
+    assert "tried" not in str(error).lower() or re.search(" for (2.00 GiB|256 bytes) more: lower SOLVER", said)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main():
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError):
+        run_cli(main, "program")
 
 
 @pytest.fixture
