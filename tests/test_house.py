@@ -18,6 +18,7 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
+    ("export",),
 )
 # Hosts that anything below must not need: operators and data types are wanted without them.
 WITHOUT_DETECTRON2 = ("errors", "checks", "structures", "ops", "layers", "registry")

@@ -93,7 +93,7 @@ def _unpadded(value: Tensor, padding_mask: Tensor | None) -> Tensor:
 def neighbor_select_by_topk(
     boxes: Tensor, scores: Tensor, k: int, iou_threshold: float, low_score: float
 ) -> tuple[Tensor, Tensor]:
-    """``neighbor_select`` with ``topk`` in place of a stable sort: of equal overlaps ONNX takes the lower index, too."""
+    """``neighbor_select`` with ``topk`` in place of a stable sort: of equals ONNX takes the lower index, too."""
     iou, _ = iou_and_giou(boxes[:, :, None], boxes[:, None])
     more_confident = (scores[:, :, None] < scores[:, None]) & (scores[:, None] > low_score)
     overlap = torch.where(more_confident & (iou >= iou_threshold), iou, -1.0)

@@ -103,14 +103,14 @@ class DistinctTopN(EncoderTopN):
         Whether a proposal is distinct depends on better ones alone, so that the best few are looked at first; an
         exported program, which cannot ask for more, looks at all.
         """
-        wanted, exporting = skip + num_queries, torch.compiler.is_exporting()
-        looked_at = proposals.logits.shape[1] if exporting else 4 * wanted
+        wanted = skip + num_queries
+        looked_at = proposals.logits.shape[1] if torch.compiler.is_exporting() else 4 * wanted
         while True:
             index, usable = self.best_of_all(proposals, looked_at)
             boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))
             places = torch.arange(index.shape[1], device=index.device).expand_as(index)
             kept = distinct(boxes, -places, usable, self.iou_threshold)
-            if exporting or bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()) or looked_at >= proposals.logits.shape[1]:
+            if looked_at >= proposals.logits.shape[1] or bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()):
                 break
             looked_at *= 4
         order = places + places.shape[1] * ~kept  # those that are kept come first
