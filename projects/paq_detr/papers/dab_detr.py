@@ -144,12 +144,12 @@ class AnchorPosition(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B, N, C) position code and (B, N, C) spatial query."""
-        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4)
+        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4).to(state.content.dtype)
         center = code.chunk(2, -1)[0]
         if state.history:
             center = center * self.content_scale(state.content)
         size = (self.size_scale(state.content).sigmoid() / state.reference[..., 2:]).flip(-1)  # (B, N, 2) of y, of x
-        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2)
+        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2).to(code.dtype)
 
 
 class ConditionalSelfAttention(nn.Module):
