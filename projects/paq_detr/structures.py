@@ -56,11 +56,9 @@ class Grid:
         if not isinstance(image_sizes, Tensor):
             self.image_sizes = tuple((_size(h), _size(w)) for h, w in image_sizes)
             self.has_padding = any(size != self.padded_size for size in self.image_sizes)
-        self.valid_sizes: tuple | None = None  # the same as ``valid_shapes``, on the host; None where they are data
-        if not isinstance(valid_shapes, Tensor):
-            self.valid_sizes = tuple(tuple((_size(h), _size(w)) for h, w in levels) for levels in valid_shapes)
         valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
+        self._valid_shapes = valid  # on the host, unless images' sizes are data
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
         self.valid_ratios: Tensor = ratios.to(device)  # (B, L, 2) share of (width, height) that is no padding
 
@@ -72,6 +70,11 @@ class Grid:
     def level_sizes(self) -> list[int]:
         """Tokens of each level."""
         return [h * w for h, w in self.shapes]
+
+    @cached_property
+    def valid_sizes(self) -> list[list[list[int]]]:
+        """``valid_shapes`` as numbers of the host."""
+        return self._valid_shapes.tolist()
 
     @cached_property
     def masks(self) -> list[Tensor]:
