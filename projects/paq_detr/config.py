@@ -101,7 +101,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.PLUGINS = []
 
     D.NECK = CN()
-    D.NECK.NAME = "channel_mapper"  # or "single_level", the last map alone (DAB-DETR)
+    # "channel_mapper"; "single_level", the last map alone (DAB-DETR). One level of each map and no position codes, so
+    # that no encoder can follow: "fpn" (Sparse R-CNN), and "lateral", with one norm for all levels (AdaMixer).
+    D.NECK.NAME = "channel_mapper"
     # The backbone's maps to read, by name; empty: all, finest first.
     D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
@@ -116,7 +118,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
-    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR)
+    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR), "none"
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -125,8 +127,9 @@ def _add_model_keys(cfg: CN) -> None:
 
     D.QUERIES = CN()
     # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
-    # "LearnedAnchors": a table of boxes (DAB-DETR); "PatternedAnchors": with DAB.PATTERNS queries at each of them.
-    # "EncoderTopN": the encoder's best tokens (two-stage).
+    # "LearnedAnchors": a table of boxes (DAB-DETR).  "PatternedAnchors": one with DAB.PATTERNS queries at each box.
+    # "LearnedBoxes": one whose boxes start as the whole image (Sparse R-CNN, AdaMixer).  "EncoderTopN": the encoder's
+    # best tokens (two-stage).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
@@ -137,6 +140,10 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.CONTENT_INIT = "normal"
     # The content's last channel tells denoising queries (1) from the others (0), as in DN-DETR.
     D.QUERIES.INDICATOR = False
+    # A LayerNorm without parameters on the content (AdaMixer).
+    D.QUERIES.CONTENT_NORM = False
+    # LearnedBoxes only. False: the boxes stay the whole image (AdaMixer).
+    D.QUERIES.LEARN_BOXES = True
     # LearnedAnchors only, in logits: "uniform_center" (detrex's DAB-DETR: sizes N(0, 1)), "normal" (DAB-DETR, DN-DETR:
     # all N(0, 1)), "uniform" (detrex's deformable models: all uniform, clipped to +-3).
     D.QUERIES.ANCHOR_INIT = "uniform_center"
@@ -245,6 +252,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.LOSS.CLASS_WEIGHT = 2.0
     D.LOSS.L1_WEIGHT = 5.0
     D.LOSS.GIOU_WEIGHT = 2.0
+    # What the L1 distance of two boxes is taken of, in cost and loss: "cxcywh" (DETR) or "corners" (Sparse R-CNN,
+    # AdaMixer), both in shares of the image.
+    D.LOSS.L1_FORMAT = "cxcywh"
     # Layers that hand boxes on (DECODER.BOX_LAYERS) repeat the box losses on them under their own matching (DH-DETR's
     # code). False: box losses only in the layers that predict boxes.
     D.LOSS.REPEAT_BOX_LOSSES = True

@@ -36,6 +36,7 @@ class Kit:
     sources: dict[str, Any] = field(default_factory=dict)  # query sources by name; the main route's is "main"
     routes: dict[str, Any] = field(default_factory=dict)  # routes by name, "main" first
     augmenters: dict[str, Any] = field(default_factory=dict)  # by the name of the source that they stand before
+    map_positions: bool = True  # whether the neck gives its tokens position codes
     layer: int = 0  # the decoder layer, counted from 0, whose parts are being built
     decoder: Any = None  # the main route's
 
@@ -128,6 +129,16 @@ def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
             ) from error
         if cfg is not None:
             add_plugin_keys(cfg, since=known)
+
+
+def check_map_positions(kit: Kit, key: str, name: str) -> None:
+    """Called by builders of parts that read the position codes of the maps.
+
+    Raises:
+        UserError: the neck makes none.
+    """
+    if not kit.map_positions:
+        raise UserError(f"{key} {name} reads position codes of the maps, which the neck ({NECKS.key}) does not make")
 
 
 def needs_of(part: object) -> frozenset[str]:

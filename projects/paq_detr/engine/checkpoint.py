@@ -161,6 +161,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if self.has_checkpoint():
             with open(os.path.join(self.save_dir, LAST_CHECKPOINT), errors="replace") as file:
                 name = file.read(4096).strip()
+            name = name if name.isprintable() else repr(name)
         if not name:
             raise UserError(f"--resume: OUTPUT_DIR {self.save_dir} holds no checkpoint.")
         path = os.path.join(self.save_dir, name)

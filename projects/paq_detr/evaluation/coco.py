@@ -99,7 +99,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
             logger.warning("no detections on %s: every AP is 0", name)
 
     def _write_results(self, results: list[dict]) -> None:
-        """COCO results in original ids; boxes to 1/1000 pixel, scores to 6 digits, masks as compressed run lengths."""
+        """COCO results in original ids: boxes to 1/1000 pixel, scores to 6 digits, masks as compressed run lengths."""
         rows = [
             {
                 "image_id": self._truth.image_ids[r["image_id"]],
@@ -137,7 +137,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
         if not self.output_dir:
             return
         path = self._path("per_class_ap.csv")
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             for name, *values in rows:

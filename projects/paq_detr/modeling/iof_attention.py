@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Self-attention of queries that are boxes, by their place and overlap (AdaMixer, section 3.3; also ASAG)."""
+"""Self-attention of queries that are boxes, by their place and overlap (AdaMixer, ASAG)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class IoFSelfAttention(SelfAttention):
         super().__init__(embed_dim, num_heads, dropout)
         self.geometry = geometry
         self.tau = nn.Parameter(torch.empty(num_heads).uniform_(0, 4))
+        nn.init.uniform_(self.attention.out_proj.bias, -(embed_dim**-0.5), embed_dim**-0.5)
 
     def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
         boxes = state.reference.detach()

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_box_code
 from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, SOURCES, Kit, needs_of, per_layer
 from ..structures import LayerOutput, Memory, Prediction, QuerySet, Targets
-from .assignment import MatchCost
+from .assignment import MatchCost, cost_terms
 from .contents import ContentSource, build_content
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
@@ -57,7 +57,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         return QuerySet(
             content=self.content(memory),
             reference=self.reference_points(self.position).sigmoid().expand(batch, -1, -1),
@@ -90,7 +90,32 @@ class LearnedAnchors(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         return QuerySet(
             content=self.content(memory),
-            reference=self.anchors.sigmoid().expand(len(memory.tokens), -1, -1),
+            reference=self.anchors.sigmoid().expand(memory.tokens.shape[0], -1, -1),
+            losses=self.content.losses() if self.training else {},
+        )
+
+
+class LearnedBoxes(nn.Module):
+    """A table of boxes that start as the whole image, each; learned (Sparse R-CNN) or not (AdaMixer).
+
+    In contrast to anchors they are no logits: nothing keeps them in the image.
+    """
+
+    provides = frozenset({"boxes"})
+
+    def __init__(self, *, num_queries: int, content: ContentSource, learned: bool = True):
+        super().__init__()
+        boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)
+        if learned:
+            self.boxes = nn.Parameter(boxes)
+        else:
+            self.register_buffer("boxes", boxes, persistent=False)
+        self.content = content
+
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        return QuerySet(
+            content=self.content(memory),
+            reference=self.boxes.expand(len(memory.tokens), -1, -1),
             losses=self.content.losses() if self.training else {},
         )
 
@@ -197,8 +222,10 @@ class EncoderTopN(nn.Module):
         least one), and (B, N) whether each may be used."""
         scores = self.scores(proposals)
         scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
-        count = scores.shape[1]
-        scores, index = scores.topk(min(skip + num_queries, count), dim=1)
+        wanted, count = skip + num_queries, scores.shape[1]
+        if isinstance(count, torch.SymInt):  # a program for all sizes that hold as many tokens
+            torch._check(count >= wanted)
+        scores, index = scores.topk(wanted if count >= wanted else count, dim=1)
         scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         return index, scores > -torch.inf
 
@@ -235,7 +262,7 @@ def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
     """(B, S, 4) prior box of every token, and (B, S) whether it may be used."""
     centers = memory.grid.centers
     sizes = [
-        centers.new_full((len(centers), tokens, 2), 0.05 * 2**level)
+        centers.new_full((centers.shape[0], tokens, 2), 0.05 * 2**level)
         for level, tokens in enumerate(memory.grid.level_sizes)
     ]
     priors = torch.cat([centers, torch.cat(sizes, 1)], -1)
@@ -288,6 +315,12 @@ def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
     return LearnedAnchors(num_queries=Q.NUM, content=content_for(cfg, kit), init=init)
 
 
+@SOURCES.register("LearnedBoxes")
+def build_learned_boxes(cfg, kit: Kit) -> LearnedBoxes:
+    Q = cfg.MODEL.DETR.QUERIES
+    return LearnedBoxes(num_queries=Q.NUM, content=content_for(cfg, kit), learned=Q.LEARN_BOXES)
+
+
 @SOURCES.register("EncoderTopN")
 def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
     return EncoderTopN(**top_n_parts(cfg, kit))
@@ -325,7 +358,7 @@ def build_encoder_objective(cfg, kit: Kit) -> Objective:
     D = cfg.MODEL.DETR
     cost = COSTS.build(per_layer(COSTS.key, D.MATCHER.COST, D.DECODER.NUM_LAYERS)[0], cfg, kit)
     if D.QUERIES.MATCH_ON_PRIORS:  # a prior has no class
-        cost = MatchCost(0.0, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST)
+        cost = MatchCost(**{**cost_terms(cfg), "class_weight": 0.0})
     key, classification = CLASS_LOSSES.key, D.LOSS.CLASSIFICATION
     if D.LOSS.ENCODER_CLASSIFICATION:
         key, classification = "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION", D.LOSS.ENCODER_CLASSIFICATION

@@ -32,13 +32,13 @@ from torch.nn import functional as F
 from ..checks import check_range
 from ..errors import UserError
 from ..layers import MLP
-from ..modeling.assignment import HungarianAssigner
+from ..modeling.assignment import HungarianAssigner, cost_terms
 from ..modeling.contents import ContentSource
 from ..modeling.diagnostics import iteration, log_scalars
 from ..modeling.objective import Objective, box_losses
 from ..modeling.queries import content_for
 from ..modeling.roi import MultiLevelRoIAlign
-from ..registry import CONTENTS, NECKS, SOURCES, Kit, adds_config
+from ..registry import CONTENTS, NECKS, SOURCES, Kit, adds_config, needs_of
 from ..structures import Grid, LayerOutput, Memory, Prediction, QuerySet, Targets
 from .asag_anchors import Anchors, Compress, PatchCode, anchors_of, leading_anchors
 from .asag_patches import Patches, Window, around, cut_out, for_training, quadrants, resized, to_image
@@ -131,7 +131,7 @@ class AdaptiveSparseAnchors(nn.Module):
         """
         super().__init__()
         self.content, self.objective, self.whole_objective = content, objective, whole_objective
-        from_boxes = {"contents from boxes"} if isinstance(content, RoIContent) else set()
+        from_boxes = {"contents from boxes"} if "boxes" in needs_of(content) else set()
         self.provides = frozenset({"boxes"} | from_boxes)
         self.max_anchors, self.min_anchors, self.min_score = max_anchors, min_anchors, min_score
         self.score_range, self.patch_iou, self.max_patches = score_range, patch_iou, max_patches
@@ -353,6 +353,6 @@ def anchor_objective(cfg: CN, kit: Kit, large: bool) -> Objective:
         assigner=HungarianAssigner(build_area_weighted_cost(cfg, kit, large)),
         classification=AnchorQuality(**weighting_numbers(cfg), large=large),
         class_weight=A.CLASS_WEIGHT,
-        pair_losses=box_losses(A.L1_WEIGHT, A.GIOU_WEIGHT),
+        pair_losses=box_losses(A.L1_WEIGHT, A.GIOU_WEIGHT, cost_terms(cfg)["corners"]),
         ignore_ioa=cfg.MODEL.DETR.LOSS.IGNORE_IOA,
     )

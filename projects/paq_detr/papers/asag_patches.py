@@ -138,7 +138,8 @@ def around(window: Window, centers: Tensor, scores: Tensor, max_iou: float, most
 
 
 def upon_objects(window: Window, boxes: Tensor, max_iou: float) -> Tensor:
-    """(P, 2) corners of patches that each hold one of the (n, 4) objects, cxcywh in pixels, at a random place.
+    """(P, 2) corners of patches that each hold one of the (n, 4) objects, cxcywh in pixels, at a random place; at its
+    right and bottom less than a cell may be missing.
 
     Objects of half a patch or more are left out, and so are those that overlap another one by more than ``max_iou``; of
     these the one stays that is nearer to all others.

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..checks import check_range
 from ..layers import boxes_cxcywh_to_xyxy
-from ..modeling.assignment import MatchCost
+from ..modeling.assignment import MatchCost, cost_terms
 from ..modeling.losses import ClassificationLoss, Matches
 from ..registry import CLASS_LOSSES, COSTS, Kit, adds_config
 from ..structures import LayerOutput, Targets
@@ -161,8 +161,7 @@ class AreaWeightedCost(MatchCost):
 
 @COSTS.register("area_weighted")
 def build_area_weighted_cost(cfg: CN, kit: Kit, large: bool = False) -> AreaWeightedCost:
-    M = cfg.MODEL.DETR.MATCHER
-    return AreaWeightedCost(M.CLASS_COST, M.L1_COST, M.GIOU_COST, area_weight(cfg), large)
+    return AreaWeightedCost(**cost_terms(cfg), area_weight=area_weight(cfg), large=large)
 
 
 def area_weight(cfg: CN) -> float:

@@ -46,6 +46,7 @@ from ..registry import (
     SOURCES,
     Kit,
     adds_config,
+    check_map_positions,
     per_layer,
 )
 from ..structures import DecoderState, Memory, QuerySet, Targets
@@ -178,12 +179,12 @@ class AnchorPosition(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B, N, C) position code and (B, N, C) spatial query."""
-        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4)
+        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4).to(state.content.dtype)
         center = code.chunk(2, -1)[0]
         if state.history:
             center = center * self.content_scale(state.content)
         size = (self.size_scale(state.content).sigmoid() / state.reference[..., 2:]).flip(-1)  # (B, N, 2) of y, of x
-        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2)
+        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2).to(code.dtype)
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -301,6 +302,7 @@ def build_single_level(cfg, kit: Kit) -> SingleLevel:
 
 @ENCODERS.register("dense")
 def build_dense_encoder(cfg, kit: Kit) -> DenseEncoder:
+    check_map_positions(kit, ENCODERS.key, "dense")
     D = cfg.MODEL.DETR
     num_layers = check_range("MODEL.DETR.ENCODER.NUM_LAYERS", D.ENCODER.NUM_LAYERS, "[1, inf)")
     activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
@@ -344,6 +346,7 @@ def build_conditional_self_attention(cfg, kit: Kit) -> ConditionalSelfAttention:
 @CROSS_ATTENTIONS.register("conditional")
 def build_conditional_cross_attention(cfg, kit: Kit) -> ConditionalCrossAttention:
     _check_pair(cfg)
+    check_map_positions(kit, CROSS_ATTENTIONS.key, "conditional")
     D = cfg.MODEL.DETR
     return ConditionalCrossAttention(D.HIDDEN_DIM, D.NUM_HEADS, D.DROPOUT, first=kit.layer == 0)
 
