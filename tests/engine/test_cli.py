@@ -79,6 +79,7 @@ ROOT = Path(__file__).parents[2]
         (["DATASETS.COCO_JSON", "[[5, 'x.json', '.']]"], "the name of .* is 5, must be a text"),
         (["DATASETS.COCO_JSON", "[['a', 'x.json', 20240101]]"], "the image folder of .* is 20240101, must be a text"),
         (["DATASETS.CROWDHUMAN", "[['a', None, '.', 'full']]"], "the annotation odgt of .* is null, must be a text"),
+        (["SOLVER.BASE_LR", "1" + "0" * 400], "SOLVER.BASE_LR is a number of 401 digits, must be a number"),
         (["DATASETS.TRAIN", "[7]"], "DATASETS.TRAIN is .7,?., must be a list of names"),
         (["DATASETS.TEST", "[['a']]"], "DATASETS.TEST is .*, must be a list of names"),
         (["MODEL.DETR.CLASS_NAMES", "[1, 2]"], "MODEL.DETR.CLASS_NAMES is .1, 2., must be a list of names"),
