@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -337,11 +336,9 @@ def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_
 
 def test_train_net_trains_and_evaluates_what_it_wrote(train_net, config_file, tmp_path):
     out = tmp_path / "out"
-    options = ["--config-file", config_file, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[]", "OUTPUT_DIR", str(out)]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    options = ["--config-file", config_file, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[]", "OUTPUT_DIR", out]
+    code, _, said = train_net(*options)
+    assert code == 0, said
     assert (out / "model_final.pth").is_file() and (out / "metrics.json").is_file()
     weights = "MODEL.WEIGHTS", out / "model_final.pth"
     code, _, said = train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")

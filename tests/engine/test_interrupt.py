@@ -247,7 +247,7 @@ def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tm
     command = [sys.executable, "-W", "ignore", ROOT / "train_net.py", "--config-file", config_file, *options]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
     for line in run.stdout:
-        if "iteration 20/" in line:
+        if "The first iteration took" in line:
             break
     # Schedulers send it to the program alone, or to the loader's processes as well.
     os.killpg(run.pid, signal.SIGTERM) if whole_group else run.send_signal(signal.SIGTERM)

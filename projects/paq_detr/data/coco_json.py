@@ -18,15 +18,17 @@ from detectron2.structures import BoxMode
 
 from .coco_file import CocoFile, CocoImage, read_coco
 from .image_file import image_size
+from .json_values import Unfit
 from .pictures import hint_at, local_name
 from .plausible import doubt_about_areas, doubt_about_boxes
+from .segmentation import check_mask_size
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 3  # dropped boxes that the warning names
 
 
-def register_coco_json(name: str, json_file: str, image_root: str) -> None:
+def register_coco_json(name: str, json_file: str, image_root: str, masks: bool = False) -> None:
     """Register a COCO-format dataset with Detectron2's catalogs.
 
     Classes are the json's ``categories`` sorted by id, whatever the gaps between the ids; the map from ids to
@@ -40,6 +42,7 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: COCO annotations with ``images``, ``annotations`` and ``categories``.
         image_root: folder that the images' ``file_name`` start at.
+        masks: the dicts hold segmentations too, which every object must have.
 
     Raises:
         FileNotFoundError: the json or the folder is missing.
@@ -48,8 +51,11 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
     """
     if name in DatasetCatalog:
         _check_same(name, DatasetCatalog[name], json_file, image_root)
-        return
-    dataset = CocoJsonDataset(name, json_file, image_root)
+        if DatasetCatalog[name].masks or not masks:
+            return
+        DatasetCatalog.remove(name)  # to read its segmentations, too
+        MetadataCatalog.remove(name)
+    dataset = CocoJsonDataset(name, json_file, image_root, masks)
     DatasetCatalog.register(name, dataset)
     _set_metadata(name, dataset)
 
@@ -73,13 +79,13 @@ class CocoJsonDataset:
     copy of its own, and two copies of a large dataset would fill the memory.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str) -> None:
+    def __init__(self, name: str, json_file: str, image_root: str, masks: bool = False) -> None:
         if not os.path.isfile(json_file):
             raise FileNotFoundError(f"dataset {name!r}: the annotation file {json_file} does not exist")
         if not os.path.isdir(image_root or "."):
             raise FileNotFoundError(f"dataset {name!r}: the image folder {image_root} does not exist")
-        self.name, self.json_file, self.image_root = name, json_file, image_root
-        content = read_coco(json_file)
+        self.name, self.json_file, self.image_root, self.masks = name, json_file, image_root, masks
+        content = read_coco(json_file, masks)
         self.annotated = content.annotated
         self.class_names = list(content.categories.values())
         self.contiguous_ids = {category: index for index, category in enumerate(content.categories)}
@@ -91,7 +97,7 @@ class CocoJsonDataset:
 
     def __call__(self) -> list[dict]:
         dicts, self._dicts = self._dicts, None
-        return self._build(read_coco(self.json_file))[0] if dicts is None else dicts
+        return self._build(read_coco(self.json_file, self.masks))[0] if dicts is None else dicts
 
     def reorder_classes(self, classes: Sequence[str]) -> None:
         names = dict(zip(self.contiguous_ids, self.class_names))
@@ -121,6 +127,13 @@ class CocoJsonDataset:
                     "iscrowd": annotation.iscrowd,
                 }
             )
+            if annotation.segmentation is not None:
+                try:
+                    check_mask_size(annotation.segmentation, record["height"], record["width"])
+                except Unfit as error:
+                    text = f"the segmentation of annotation {annotation.id} is {error}"
+                    raise ValueError(f"{self.json_file}: {text}") from None
+                record["annotations"][-1]["segmentation"] = annotation.segmentation
         return list(records.values()), dropped
 
     def _record(self, image: CocoImage) -> dict:

@@ -84,6 +84,8 @@ class CrowdHumanDataset:
         ValueError: a line is broken, a picture is missing or unreadable, or a box is not of the chosen kind.
     """
 
+    masks = False  # it has none
+
     def __init__(self, name: str, odgt: str, image_root: str, box: str) -> None:
         self.kind = box_kind(box, f"dataset {name!r}")
         if not os.path.isfile(odgt):

@@ -61,18 +61,26 @@ def read_picture(file_name: str, image_format: str) -> np.ndarray:
     Raises:
         ValueError: naming the file, if it is missing, broken or too large, or holds NaN.
     """
-    from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
-
     with opened(file_name) as image:
-        depth, unsigned = _depth(image), _raw_mode(image) == "I;32N"
-        turn = _TURNS.get(_orientation(image))
+        depth = _depth(image)
         if depth:
             _tell_of_depth(file_name, depth)
-        if _is_deep(image):
-            pixels = np.asarray(image)
-            # Pillow counts on from 2^31 below 0.
-            image = Image.fromarray(to_8_bit(pixels.view(np.uint32) if unsigned else pixels))
-        return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
+        return picture_pixels(image, image_format, _TURNS.get(_orientation(image)))
+
+
+def picture_pixels(image: Image.Image, image_format: str, turn: Image.Transpose | None = None) -> np.ndarray:
+    """The pixels of Pillow's image of any mode as (H, W, C) uint8 in ``image_format``, turned by ``turn``.
+
+    Raises:
+        ValueError: it holds NaN.
+    """
+    from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
+
+    if _is_deep(image):
+        unsigned = _raw_mode(image) == "I;32N"  # which Pillow counts on from 2^31 below 0
+        pixels = np.asarray(image)
+        image = Image.fromarray(to_8_bit(pixels.view(np.uint32) if unsigned else pixels))
+    return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:

@@ -162,8 +162,14 @@ def _tell(program: str, sentence: str, code: int) -> int:
 def resume_command() -> str:
     """The command line of this process, with --resume."""
     script, *arguments = sys.argv
+    if os.path.basename(script) == "__main__.py":
+        command = ["python", "-m", "paq_detr"]
+    else:
+        command = ["python", script] if script.endswith(".py") else [os.path.basename(script)]
+    if arguments[:1] == ["train"]:  # of paq-detr
+        command.append(arguments.pop(0))
     arguments = arguments if "--resume" in arguments else ["--resume", *arguments]
-    return shlex.join(["python", script, *arguments])
+    return shlex.join([*command, *arguments])
 
 
 def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:

@@ -19,6 +19,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..evaluation.thresholds import read_thresholds
 from ..whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class BestCheckpoint(HookBase):
     """Saves the weights as model_best whenever an evaluation gives a better ``metric`` than all before.
 
     Goes after the hook that evaluates. ``metric`` is its name in the event storage, such as "bbox/AP"; a leading minus
-    means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it.
+    means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it; with it
+    stand the score thresholds that this evaluation found, as later ones write over them.
     """
 
     def __init__(self, metric: str):
@@ -101,6 +103,7 @@ class BestCheckpoint(HookBase):
             self._best = self.sign * value
             logger.info("%s is %.5g, the best so far: saved as model_best.pth", self.metric, value)
             record = {"metric": self.metric, "value": value, "iteration": iteration}
+            record["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
             self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
             with whole_file(self._record) as part, open(part, "w") as file:
                 json.dump(record, file)

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -28,9 +28,22 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else []
         hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
         raise UserError(f"The config file {path} does not exist{hint}.")
-    try:
+
+    def load() -> dict:
         _check_file(path)
-        given = CfgNode(_dates_to_texts(CfgNode.load_yaml_with_base(path, allow_unsafe=False)))
+        return CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+
+    _merge(cfg, load, path)
+
+
+def merge_text(cfg: CfgNode, text: str, where: str) -> None:
+    """As ``merge_file``, of a whole config's yaml; ``where`` is what messages call it."""
+    _merge(cfg, lambda: yaml.safe_load(text), where)
+
+
+def _merge(cfg: CfgNode, load: Callable[[], dict], path: str) -> None:
+    try:
+        given = CfgNode(_dates_to_texts(load()))
         _load_plugins(cfg, _plugins_of(given))
         _fit_all(given, cfg)
         cfg.merge_from_other_cfg(given)
@@ -172,6 +185,9 @@ def _like(value: Any) -> str:
 
 
 def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    flag = next((key for key in opts[::2] if str(key).startswith("--")), None)
+    if flag:
+        raise UserError(f"{flag} stands behind KEY VALUE pairs: flags go before the first of them.")
     if len(opts) % 2:
         raise UserError(f"Options come as pairs KEY VALUE, but these are {len(opts)}: {' '.join(opts)}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
