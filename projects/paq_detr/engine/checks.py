@@ -41,9 +41,13 @@ RANGES = {
 }
 
 CHOICES = {
+    "INPUT.CROP.TYPE": ("absolute_range", "absolute", "relative", "relative_range"),
     "INPUT.FORMAT": ("RGB", "BGR", "L"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
+    "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,
 }
 

@@ -101,6 +101,12 @@ def _font(unit: float, least: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(max(min(14 * unit, 28), least))
 
 
+def _ink(ground: Color) -> Color:
+    """Black or white, whichever is read better on ``ground``."""
+    light = np.dot(ground, (0.299, 0.587, 0.114))  # ITU-R BT.601 luma
+    return (0, 0, 0) if light > 115 else (255, 255, 255)
+
+
 def _write_labels(
     picture: Image.Image, boxes: np.ndarray, texts: list[str], colors: list[Color], order: list[int], unit: float
 ) -> int:
@@ -116,7 +122,7 @@ def _write_labels(
             continue
         taken.append(place)
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colors[i])
-        draw.text((place[0] + pad - left, place[1] + pad - top), texts[i], fill=(0, 0, 0), font=font)
+        draw.text((place[0] + pad - left, place[1] + pad - top), texts[i], fill=_ink(colors[i]), font=font)
     return len(order) - len(taken)
 
 

@@ -132,7 +132,10 @@ class Detector:
         if batch < 1:
             raise UserError(f"batch is {batch}, must be at least 1.")
         if tile:
-            tiles_of(1, 1, tile, overlap)  # says what is wrong with them
+            try:
+                tiles_of(1, 1, tile, overlap)
+            except UserError as error:
+                raise UserError(f"{error}.") from error
         return self._stream(images, lowest, wanted, tile, overlap, batch, channels)
 
     def class_indices(self, names: Sequence[str]) -> list[int]:
