@@ -23,10 +23,16 @@ def written(monkeypatch):
     """The texts that are drawn, and the rectangles below them."""
     texts, grounds = [], []
     rectangle, text = ImageDraw.ImageDraw.rectangle, ImageDraw.ImageDraw.text
-    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle",
-                        lambda self, box, **k: (grounds.append(box), rectangle(self, box, **k)))  # fmt: skip
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text",
-                        lambda self, place, words, **k: (texts.append(words), text(self, place, words, **k)))  # fmt: skip
+    def draw_rectangle(self, box, **options):
+        grounds.append(box)
+        rectangle(self, box, **options)
+
+    def draw_text(self, place, words, **options):
+        texts.append(words)
+        text(self, place, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", draw_rectangle)
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", draw_text)
     return texts, grounds
 
 

@@ -17,9 +17,7 @@ from pycocotools.coco import COCO
 
 from paq_detr import cli
 
-from .data.conftest import clean_catalogs  # noqa: F401  (a fixture)
-from .engine.conftest import config_file, loggers, make_cfg  # noqa: F401  (fixtures)
-from .predict.conftest import NAMES, pictures, run_folder  # noqa: F401  (fixtures)
+from .conftest import NAMES
 
 
 @pytest.fixture
@@ -189,6 +187,6 @@ def test_averages_are_written(command, tmp_path):
 
 
 def test_the_console_script_is_this_function():
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     assert '[project.scripts]\npaq-detr = "paq_detr.cli:main"' in project
     assert 'video = ["opencv-python-headless"]' in project
