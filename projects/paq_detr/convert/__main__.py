@@ -20,7 +20,7 @@ from tabulate import tabulate
 from ..errors import UserError
 from . import LAYOUTS, Conversion, convert_if_foreign, part_of
 from .files import read_checkpoint, strip_wrappers, write_checkpoint
-from .layout import DECODER
+from .layout import number_of_classes
 
 OWN = re.compile(r"(module\.)?(sources|routes)\.\w+\.")
 
@@ -44,10 +44,9 @@ def convert_file(path: str, class_names: list[str] | None = None) -> Conversion:
             f"{', '.join(layout.title for layout in LAYOUTS if not layout.refusal)}."
         )
     names = class_names or content.get("class_names") or conversion.class_names
-    head = conversion.weights.get(f"{DECODER}.class_heads.0.weight")
-    if names and (head is None or len(names) != len(head)):
-        classes = "no classes" if head is None else f"{len(head)} classes"
-        raise UserError(f"There are {len(names)} class names for weight file {path}, which has {classes}.")
+    classes = number_of_classes(conversion.weights) or "no"
+    if names and len(names) != classes:
+        raise UserError(f"There are {len(names)} class names for weight file {path}, which has {classes} classes.")
     conversion.class_names = names and list(names)
     return conversion
 

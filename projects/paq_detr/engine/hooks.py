@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
@@ -48,7 +49,7 @@ class PeriodicCheckpoint(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Ends training after the step in which Ctrl-C or SIGTERM came, its state saved. Goes after what saves anyway."""
+    """Ends training after the step in which a signal to end came, its state saved. Goes after what saves anyway."""
 
     def after_step(self) -> None:
         if self.trainer.must_stop():
@@ -69,10 +70,13 @@ class BestCheckpoint(HookBase):
 
     def before_train(self) -> None:
         if self.trainer.start_iter and os.path.isfile(self._record):
-            with open(self._record) as file:
-                record = json.load(file)
-            if record["metric"] == self.metric and record["iteration"] <= self.trainer.start_iter:
-                self._best = self.sign * record["value"]
+            with open(self._record, "rb") as file:
+                record = _object_of(file.read())
+            value, iteration = record.get("value"), record.get("iteration")
+            if not isinstance(value, float) or not isinstance(iteration, int):
+                logger.warning("%s cannot be read: the next evaluation counts as the best so far", self._record)
+            elif record.get("metric") == self.metric and iteration <= self.trainer.start_iter:
+                self._best = self.sign * value
 
     def after_step(self) -> None:
         self._check()
@@ -101,7 +105,7 @@ class BestCheckpoint(HookBase):
             record = {"metric": self.metric, "value": value, "iteration": iteration}
             record["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
             self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
-            with open(self._record, "w") as file:
+            with whole_file(self._record) as part, open(part, "w") as file:
                 json.dump(record, file)
 
 
@@ -128,12 +132,12 @@ class MetricsWriter(EventWriter):
 
     def go_on_from(self, iteration: int) -> None:
         """Cut off what a killed run wrote of ``iteration`` and later ones, which come once more, and half lines."""
-        with open(self._path) as file:
+        with open(self._path, "rb") as file:
             lines = file.readlines()
-        kept = [line for line in lines if line.endswith("\n") and _iteration_of(line) < iteration]
+        kept = [line for line in lines if line.endswith(b"\n") and _iteration_of(line) < iteration]
         if kept != lines:
             self._file.close()
-            with whole_file(self._path) as part, open(part, "w") as file:
+            with whole_file(self._path) as part, open(part, "wb") as file:
                 file.writelines(kept)
             self._file = open(self._path, "a")
 
@@ -151,11 +155,18 @@ class MetricsWriter(EventWriter):
         self._file.close()
 
 
-def _iteration_of(line: str) -> float:
+def _iteration_of(line: bytes) -> float:
+    iteration = _object_of(line).get("iteration")
+    return iteration if isinstance(iteration, int) else math.inf
+
+
+def _object_of(text: bytes) -> dict[str, Any]:
+    """The json object; an empty one where the text is none."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 class ProgressWriter(EventWriter):
