@@ -23,6 +23,7 @@ def written(monkeypatch):
     """The texts that are drawn, and the rectangles below them."""
     texts, grounds = [], []
     rectangle, text = ImageDraw.ImageDraw.rectangle, ImageDraw.ImageDraw.text
+
     def draw_rectangle(self, box, **options):
         grounds.append(box)
         rectangle(self, box, **options)

@@ -233,6 +233,15 @@ def test_tiles_find_what_the_whole_picture_holds(detector, monkeypatch):
     assert alike(detector.predict(image, threshold=0.0, tile=1000), detector.predict(image, threshold=0.0))
 
 
+def test_tiles_say_that_they_have_no_masks(detector, monkeypatch):
+    def forward(views):
+        return [found([(0, 0, 5, 5)], [0.9], [0], v.shape[:2], pred_masks=torch.zeros(1, *v.shape[:2])) for v in views]
+
+    monkeypatch.setattr(detector, "_forward", forward)
+    with pytest.warns(UserWarning, match="tiles have no masks yet"):
+        assert detector.predict(np.zeros((60, 80), np.uint8), tile=40).masks is None
+
+
 @pytest.fixture
 def result(detector, monkeypatch):
     boxes, masks = [(4.5, 5, 20, 30.25), (0, 0, 10, 10)], torch.zeros(2, 60, 80, dtype=torch.bool)
@@ -258,6 +267,7 @@ def test_results_tell_names_and_coco_reads_them(result, tmp_path):
     }
     truth.createIndex()
     read = truth.loadRes(rows)
+    assert result.masks.sum() == 25 * 15 and result.masks.dtype == bool
     assert read.annToMask(read.anns[1]).sum() == 25 * 15 and read.annToMask(read.anns[2]).sum() == 0
 
 

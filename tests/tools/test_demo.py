@@ -90,7 +90,7 @@ def test_the_ground_truth_keeps_regions_apart():
 
 def test_the_demo_needs_a_test_set_and_is_found_from_any_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["demo", "DATASETS.TEST", "[]"])
+    monkeypatch.setattr(sys, "argv", ["demo", "DATASETS.TEST", "[]", "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN", "2"])
     with pytest.raises(UserError, match="DATASETS.TEST is empty: the demo draws pictures of a test set."):
         main()
     assert not (tmp_path / "output").exists()

@@ -32,7 +32,7 @@ def draw_detections(
     scores: np.ndarray,
     class_names: Sequence[str],
     *,
-    masks: np.ndarray | None = None,
+    masks: Sequence | None = None,
     labels: str = "auto",
     show_scores: bool = False,
 ) -> Image.Image:
@@ -41,7 +41,7 @@ def draw_detections(
     Args:
         image: (H, W, 3) uint8 RGB; stays as it is.
         boxes_xyxy, classes, scores: (N, 4) pixels, (N,) indices into ``class_names``, (N,) in [0, 1].
-        masks: (N, H, W) bool.
+        masks: N masks, (H, W) bool each.
         labels: "on"; "off"; "auto": on for up to 15 detections. Those that find no free place are left out.
         show_scores: also in labels.
     """
@@ -53,7 +53,7 @@ def draw_detections(
     order = np.argsort(-sizes.prod(1), kind="stable").tolist()  # the largest first
     if masks is not None:
         for i in order:
-            inside = masks[i]
+            inside = np.asarray(masks[i])
             pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + np.array(colors[i]) * MASK_ALPHA).astype(np.uint8)
     for i in order:
         line = 1 if len(order) > MANY else max(round(float(np.clip(sizes[i].min() / 24, 1.5, 4)) * unit), 1)
