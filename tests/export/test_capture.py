@@ -9,6 +9,7 @@ import torch
 from paq_detr.errors import UserError
 from paq_detr.export.check import Tolerance, compare
 from paq_detr.export.wrapper import DetectionProgram, Shape, capture, stride_of
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.ops.export_forms import FORMS
 
 from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
@@ -21,9 +22,15 @@ OF_TRAINING = (
 )  # fmt: skip
 
 
-def without_nms(options):
-    """A read-out that suppresses is refused (below)."""
-    return {key: value for key, value in options.items() if key != "MODEL.DETR.READ_OUT.NMS_IOU"}
+def smaller(options):
+    """The assembly with two levels and two decoder layers, where it can have them; without a read-out that suppresses,
+    which is refused (below)."""
+    fewer = {"MODEL.DETR.NECK.NUM_LEVELS": 2, "MODEL.DETR.DECODER.NUM_LAYERS": 2}
+    fewer["MODEL.RESNETS.OUT_FEATURES"] = ["res4", "res5"]
+    options = {**fewer, **options, "MODEL.DETR.READ_OUT.NMS_IOU": 0.0}
+    if len(options.get("MODEL.DETR.DECODER.INTERACTION", [])) == 3 or "MODEL.DETR.MR.TOKEN_LAYERS" in options:
+        options["MODEL.DETR.DECODER.NUM_LAYERS"] = 3
+    return options
 
 
 def different_at_inference():
@@ -55,7 +62,7 @@ def captured(model, shape):
 
 @pytest.mark.parametrize("name", different_at_inference())
 def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
-    model = wake_up(make_model(without_nms(ASSEMBLIES[name]))).eval()
+    model = wake_up(make_model(smaller(ASSEMBLIES[name]))).eval()
     program = captured(model, Shape((64, 96)))
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not any("paq_detr" in target for target in targets)
@@ -65,7 +72,7 @@ def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
 
 @pytest.mark.parametrize("name", ["plusplus_paq", "dehomo", "dab"])
 def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
-    model = wake_up(make_model(ASSEMBLIES[name])).eval()
+    model = wake_up(make_model(smaller(ASSEMBLIES[name]))).eval()
     stride = stride_of(model)
     run = runner(captured(model, Shape((2 * stride, 3 * stride), dynamic=True)).module())
     height, width = 3 * stride, 4 * stride
@@ -76,6 +83,18 @@ def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
         assert all(np.allclose(a[i], b[0], atol=2e-3) for a, b in zip(together[1:], run(*alone)[1:]))
         found = compare(model, run, [alone], Tolerance(2e-3, 1e-5))
         assert found.total > 0 and found.alone == 0
+
+
+@pytest.mark.parametrize("by_stride", [True, False])
+def test_image_sizes_as_data_give_the_same_geometry(by_stride):
+    shapes, strides, sizes = [(8, 12), (4, 6), (2, 3)], [8, 16, 32], [(64, 96), (41, 70), (8, 9)]
+    numbers, data = (
+        measure_grid(shapes, strides, given, (64, 96), torch.device("cpu"), by_stride)
+        for given in (sizes, torch.tensor(sizes))
+    )
+    for name in ("valid_shapes", "valid_ratios", "padding", "centers", "image_scale"):
+        assert torch.equal(getattr(numbers, name), getattr(data, name))
+    assert numbers.valid_shapes[1].tolist() == [[6, 9], [3, 5], [2, 3]]
 
 
 def test_half_keeps_boxes_in_fp32_and_near():
