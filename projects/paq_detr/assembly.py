@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,12 +13,14 @@ from torch import nn
 from . import modeling  # noqa: F401  (its parts register themselves)
 from .errors import UserError
 from .modeling.backbone import build_backbone
+from .modeling.masks import build_mask_head, build_mask_losses
 from .modeling.objective import Objective, build_objective
-from .modeling.route import Route
+from .modeling.route import Borrowed, Route
 from .registry import (
     ASSIGNERS,
     AUGMENTERS,
     CLASS_LOSSES,
+    CONTENTS,
     COSTS,
     DECODERS,
     ENCODERS,
@@ -43,9 +46,10 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
     load_plugins(D.PLUGINS)  # in a process that was handed a finished config
     backbone = build_backbone(cfg)
     kit = Kit(num_classes, backbone.output_shape())
+    kit.neck = NECKS.build(D.NECK.NAME, cfg, kit)
     parts = {
         "backbone": backbone,
-        "neck": NECKS.build(D.NECK.NAME, cfg, kit),
+        "neck": kit.neck,
         "encoder": ENCODERS.build(D.ENCODER.NAME, cfg, kit),
     }
     kit.sources["main"] = SOURCES.build(D.QUERIES.NAME, cfg, kit)
@@ -58,15 +62,17 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
         if name in kit.routes:
             raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once, and main always is")
         kit.routes[name] = ROUTES.build(name, cfg, kit)
+    if D.MASK.ENABLED:
+        add_masks(cfg, kit)
     return {**parts, "sources": kit.sources, "augmenters": kit.augmenters, "routes": list(kit.routes.values())}
 
 
 def build_main_route(cfg: CfgNode, kit: Kit) -> Route:
     D = cfg.MODEL.DETR
-    decoder = DECODERS.build(D.DECODER.NAME, cfg, kit)
+    kit.decoder = DECODERS.build(D.DECODER.NAME, cfg, kit)
     return Route(
         name="main",
-        decoder=decoder,
+        decoder=kit.decoder,
         objectives=layer_objectives(cfg, kit),
         read_out=READ_OUTS.build(D.READ_OUT.NAME, cfg, kit),
     )
@@ -92,10 +98,22 @@ def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
     return objectives
 
 
+def add_masks(cfg: CfgNode, kit: Kit) -> None:
+    """One mask head for all routes, learnt by the last layer of each; by that of the main one which is read out."""
+    D = cfg.MODEL.DETR
+    head, losses = build_mask_head(cfg, kit.feature_shapes), build_mask_losses(cfg)
+    for route in kit.routes.values():
+        main = route.name == "main"
+        layer = (D.READ_OUT.LAYER or D.DECODER.TEST_LAYERS if main else 0) or D.DECODER.NUM_LAYERS
+        route.mask_head = head if main else Borrowed(head)
+        route.objectives[layer - 1] = replace(route.objectives[layer - 1], mask_losses=losses)
+
+
 def _check_augmenter(cfg: CfgNode, kit: Kit, augmenter: nn.Module) -> None:
     missing = needs_of(augmenter) - kit.sources["main"].provides
     if missing:
+        Q = cfg.MODEL.DETR.QUERIES
         raise UserError(
-            f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} needs queries with {' and '.join(sorted(missing))}, "
-            f"which {SOURCES.key} {cfg.MODEL.DETR.QUERIES.NAME} does not make"
+            f"{AUGMENTERS.key} {Q.AUGMENT} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
+            f"{Q.NAME} with {CONTENTS.key} {Q.CONTENT} does not make"
         )

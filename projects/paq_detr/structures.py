@@ -11,13 +11,15 @@ Boxes are cxcywh in [0, 1] of the un-padded image; any other convention is in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from .window_masks import WindowMasks
 
 # ----------------------------------------------------------------------------------------------------------------------
 # What the image gives
@@ -56,12 +58,18 @@ class Grid:
             self.has_padding = any(size != self.padded_size for size in self.image_sizes)
         valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
+        self._valid = valid  # on the host
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
         self.valid_ratios: Tensor = ratios.to(device)  # (B, L, 2) share of (width, height) that is no padding
 
     @property
     def device(self) -> torch.device:
         return self.valid_shapes.device
+
+    @cached_property
+    def valid_sizes(self) -> list[list[list[int]]]:
+        """Per image and level the [rows, columns] that are no padding, as numbers."""
+        return self._valid.tolist()
 
     @property
     def level_sizes(self) -> list[int]:
@@ -112,14 +120,14 @@ class Memory:
     """What sources and decoders read: the flattened feature levels of a batch, encoded or straight from the neck."""
 
     tokens: Tensor  # (B, S, C)
-    position: Tensor  # (B, S, C) sine code plus level vector
+    position: Tensor | None  # (B, S, C) sine code plus level vector; None from necks that make none
     grid: Grid
     maps: dict[str, Tensor] = field(default_factory=dict)  # the backbone's maps by name, (B, C_i, H_i, W_i)
     _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
 
-    def once(self, owner: nn.Module, compute: Callable[[Memory], Any]) -> Any:
-        """``compute(self)``, computed at the first call for ``owner`` and kept as long as this memory: what several
-        routes of a step need (an encoder's proposals, an attention's value projection)."""
+    def once(self, owner: Hashable, compute: Callable[[Memory], Any]) -> Any:
+        """``compute(self)``, computed at the first call for ``owner`` (a module, a function) and kept as long as this
+        memory: what several layers or routes of a step need (an encoder's proposals, a value projection)."""
         if id(owner) not in self._once:
             self._once[id(owner)] = owner, compute(self)  # the owner is kept, so that its id stays its own
         return self._once[id(owner)][1]
@@ -172,6 +180,21 @@ class QuerySet:
         return max((group.stop for group in self.groups), default=0)
 
 
+class QueryMasks(Protocol):
+    """Masks of an output's queries, computed for those alone that are asked for; modeling/masks.py has the class."""
+
+    stride: int  # pixels per cell
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """(P, h, w) logits of the queries (P,) of the images (P,)."""
+
+    def sample(self, logits: Tensor, image: Tensor, points: Tensor) -> Tensor:
+        """(P, K) of these logits at points (P, K, 2), x, y in [0, 1] of the images (P,)."""
+
+    def slice(self, start: int, stop: int | None) -> QueryMasks:
+        """Those of the queries ``start:stop`` alone."""
+
+
 @dataclass
 class LayerOutput:
     """What one decoder layer, or the encoder, predicts for every query."""
@@ -180,6 +203,7 @@ class LayerOutput:
     boxes: Tensor  # (B, N, 4)
     content: Tensor | None = None  # (B, N, C) state after the layer
     valid: Tensor | None = None  # (B, N) False for queries that are out of matching, loss and output; None: none are
+    masks: QueryMasks | None = None  # None: a detector without masks
 
     def best_score(self) -> Tensor:
         """(B, N) score of each query's best class, detached."""
@@ -191,7 +215,8 @@ class LayerOutput:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[:, start:stop]
 
-        return LayerOutput(self.logits[:, start:stop], self.boxes[:, start:stop], cut(self.content), cut(self.valid))
+        masks = None if self.masks is None else self.masks.slice(start, stop)
+        return LayerOutput(cut(self.logits), cut(self.boxes), cut(self.content), cut(self.valid), masks)
 
 
 @dataclass
@@ -244,6 +269,9 @@ class Supervision(Protocol):
     def losses(self, matches: Any) -> dict[str, Tensor]:
         """Weighted sums by name, not yet divided."""
 
+    def of_group(self) -> Supervision:
+        """How a group of queries with known partners is supervised beside the others."""
+
 
 @dataclass
 class Targets:
@@ -258,6 +286,7 @@ class Targets:
     counts: tuple[int, ...]  # objects per image, on the host: their prefix sums are the segment offsets
     ignore_boxes: Tensor  # (R, 4) regions whose queries are neither right nor wrong
     ignore_image: Tensor  # (R,) int64
+    masks: WindowMasks | None = None  # of the M objects; None: a detector without masks
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -300,14 +329,20 @@ class Prediction:
     scale: float = 1.0  # factor on its losses
 
 
-def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:
+def stack_instances(
+    instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device, with_masks: bool = False
+) -> Targets:
     """Detectron2 ``Instances`` of a batch (gt_boxes in pixels, gt_classes, optional gt_ignore) as ``Targets``.
 
     Args:
         instances: one per image; the field ``gt_ignore`` (bool) marks ignore regions, which are no objects.
         image_sizes: un-padded (height, width) of each image.
+        with_masks: take the field ``gt_masks`` (``WindowMasks``, or Detectron2's ``BitMasks`` or ``PolygonMasks``).
+
+    Raises:
+        ValueError: ``gt_masks`` is missing or of no known kind.
     """
-    boxes, labels, image, counts, ignored, ignored_image = [], [], [], [], [], []
+    boxes, labels, image, counts, ignored, ignored_image, masks = [], [], [], [], [], [], []
     for index, (inst, (height, width)) in enumerate(zip(instances, image_sizes)):
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
         xyxy = inst.gt_boxes.tensor.to("cpu", torch.float32) / scale
@@ -319,6 +354,10 @@ def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]],
         image += [index] * counts[-1]
         ignored.append(cxcywh[ignore])
         ignored_image += [index] * int(ignore.sum())
+        if with_masks:
+            if not inst.has("gt_masks"):
+                raise ValueError("the instances have no gt_masks, which MODEL.DETR.MASK.ENABLED trains on")
+            masks.append(WindowMasks.of(inst.gt_masks, (height, width))[~ignore])
     objects, regions = len(image), len(ignored_image)
     floats = torch.cat([*boxes, *ignored]).to(device)  # one copy of all boxes, one of all numbers
     numbers = torch.cat([*labels, torch.tensor([*image, *ignored_image], dtype=torch.int64)]).to(device)
@@ -330,4 +369,5 @@ def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]],
         counts=tuple(counts),
         ignore_boxes=floats[objects:],
         ignore_image=region_image,
+        masks=WindowMasks.cat(masks).to(device) if with_masks else None,
     )

@@ -4,16 +4,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers import paired_giou, paired_iou
+from ..layers import corner_distance, paired_giou, paired_iou
 from ..registry import CLASS_LOSSES
 from ..structures import Assignment, LayerOutput, Targets
 
@@ -25,6 +26,13 @@ class Matches:
     output: LayerOutput
     pairs: Assignment
     targets: Targets
+    _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, owner: object, compute: Callable[[Matches], Any]) -> Any:
+        """``compute(self)``, computed at the first call for ``owner``: what several losses read."""
+        if id(owner) not in self._once:
+            self._once[id(owner)] = owner, compute(self)
+        return self._once[id(owner)][1]
 
     @cached_property
     def logits(self) -> Tensor:
@@ -111,6 +119,11 @@ class VarifocalLoss(ClassificationLoss):
 def l1_loss(matches: Matches) -> Tensor:
     """(P,) sum of the four distances, cxcywh."""
     return (matches.boxes - matches.wanted).abs().sum(-1)
+
+
+def corner_l1_loss(matches: Matches) -> Tensor:
+    """(P,) sum of the four distances of the corners (Sparse R-CNN, AdaMixer)."""
+    return corner_distance(matches.boxes, matches.wanted)
 
 
 def giou_loss(matches: Matches) -> Tensor:

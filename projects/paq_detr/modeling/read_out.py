@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..registry import READ_OUTS
 from ..structures import LayerOutput, Memory
+from .predicted_masks import PredictedMasks
 
 
 class ReadOut:
@@ -24,7 +25,7 @@ class ReadOut:
         """
         Args:
             top_k: detections kept per image.
-            layer: whose prediction, counted from 1; None: the last one that runs.
+            layer: whose prediction, counted from 1 among those that run at inference; None: the last one.
             nms_iou: class-wise suppression above this IoU; 0: none.
         """
         self.top_k, self.layer, self.nms_iou = top_k, layer, nms_iou
@@ -34,11 +35,33 @@ class ReadOut:
         return outputs[-1 if self.layer is None else self.layer - 1]
 
     def __call__(self, outputs: Sequence[LayerOutput], memory: Memory) -> list[Instances]:
-        """Per image ``Instances`` as of ``select_detections``, in pixels of the resized image."""
-        results = select_detections(self.combine(outputs, memory), memory.grid.image_sizes, self.top_k)
+        """Per image ``Instances`` as of ``select_detections``, in pixels of the resized image, and of a detector with
+        masks their ``PredictedMasks`` in the field mask_logits."""
+        output = self.combine(outputs, memory)
+        results = select_detections(output, memory.grid.image_sizes, self.top_k)
         if self.nms_iou:
             results = [r[batched_nms(r.pred_boxes.tensor, r.scores, r.pred_classes, self.nms_iou)] for r in results]
+        if output.masks is not None:
+            for image, result in enumerate(results):
+                result.mask_logits = detected_masks(output, image, result)
         return results
+
+
+def detected_masks(output: LayerOutput, image: int, result: Instances) -> PredictedMasks:
+    """The masks of an image's detections; a query that is detected as several classes has its mask computed once."""
+    query, place = result.query_indices.unique(return_inverse=True)
+    logits = output.masks(torch.full_like(query, image), query)
+    cells = tuple(side / output.masks.stride for side in result.image_size)
+    rows, columns = (-(-side // output.masks.stride) for side in result.image_size)
+    return PredictedMasks(logits[place, :rows, :columns], cells, result.image_size)
+
+
+def with_full_masks(result: Instances) -> Instances:
+    """Detections in the pixels of their image with ``mask_logits``, if any, as ``pred_masks`` of that size."""
+    if result.has("mask_logits"):
+        result.pred_masks = result.mask_logits.at_size(*result.image_size)
+        result.remove("mask_logits")
+    return result
 
 
 def select_detections(output: LayerOutput, image_sizes: Sequence[tuple[int, int]], top_k: int) -> list[Instances]:
@@ -75,11 +98,12 @@ def select_detections(output: LayerOutput, image_sizes: Sequence[tuple[int, int]
 @READ_OUTS.register("layer")
 def build_layer_read_out(cfg, kit) -> ReadOut:
     D = cfg.MODEL.DETR
-    running = D.DECODER.TEST_LAYERS or D.DECODER.NUM_LAYERS
-    if not 0 <= D.READ_OUT.LAYER <= running:
+    running = [number + 1 for number in kit.decoder.at_inference()]
+    if D.READ_OUT.LAYER not in (0, *running):
         raise UserError(
-            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{running}, the layers "
+            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{len(running)}, the layers "
             "that run at inference (0: the last)"
         )
+    place = running.index(D.READ_OUT.LAYER) + 1 if D.READ_OUT.LAYER else None
     nms_iou = check_range("MODEL.DETR.READ_OUT.NMS_IOU", D.READ_OUT.NMS_IOU, "[0, 1]")
-    return ReadOut(cfg.TEST.DETECTIONS_PER_IMAGE, D.READ_OUT.LAYER or None, nms_iou)
+    return ReadOut(cfg.TEST.DETECTIONS_PER_IMAGE, place, nms_iou)

@@ -31,7 +31,7 @@ from torchvision.ops import nms
 from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
-from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, solve_images
+from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, cost_terms, solve_images
 from ..modeling.contents import ContentSource
 from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
@@ -211,14 +211,12 @@ class DenseQueries(nn.Module):
 class DenseCost(MatchCost):
     """The matching cost with L1 between corners; ``second_sigmoid``: of the class scores in place of the logits."""
 
+    corners: bool = True
     second_sigmoid: bool = False
 
     def __call__(self, output: LayerOutput, targets: Targets) -> Tensor:
         logits = output.logits.float().sigmoid() if self.second_sigmoid else output.logits
-        others = MatchCost(self.class_weight, 0.0, self.giou_weight)(replace(output, logits=logits), targets)
-        corners = boxes_cxcywh_to_xyxy(output.boxes)[:, targets.image]  # (L, M, N, 4)
-        distance = (corners - boxes_cxcywh_to_xyxy(targets.boxes)[:, None]).abs().sum(-1)
-        return others + self.l1_weight * distance.nan_to_num(0.0, posinf=0.0)  # the others price what is not finite
+        return super().__call__(replace(output, logits=logits), targets)
 
 
 class DenseAssigner(HungarianAssigner):
@@ -294,7 +292,7 @@ def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
         candidates=check_choice("MODEL.DETR.DDQ.CANDIDATES", D.DDQ.CANDIDATES, DistinctCascade.CANDIDATES),
         refine_boxes=D.DECODER.BOX_REFINE,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
-        **decoder_parts(cfg, kit, cascade=True),
+        **decoder_parts(cfg, kit),
     )
 
 
@@ -333,7 +331,7 @@ def build_dense_route(cfg: CN, kit: Kit) -> Route:
 
 def build_dense_objective(cfg: CN) -> Objective:
     D, key = cfg.MODEL.DETR, "MODEL.DETR.DDQ"
-    cost = DenseCost(D.MATCHER.CLASS_COST, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST, D.DDQ.DENSE_SECOND_SIGMOID)
+    cost = DenseCost(**{**cost_terms(cfg), "corners": True}, second_sigmoid=D.DDQ.DENSE_SECOND_SIGMOID)
     copies = check_range(f"{key}.DENSE_COPIES", D.DDQ.DENSE_COPIES, "[1, inf)")
     loss = DenseLoss()
     objective = build_objective(cfg, assigner=DenseAssigner(cost, copies), classification=loss)

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..checks import check_choice, check_range
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou
-from ..modeling.assignment import FORBIDDEN, MatchCost
+from ..modeling.assignment import FORBIDDEN, MatchCost, cost_terms
 from ..modeling.interactions import separate_sets
 from ..modeling.losses import ClassificationLoss, Matches
 from ..registry import CLASS_LOSSES, COSTS, INTERACTIONS, Kit, adds_config
@@ -182,8 +182,7 @@ class AdmissibleCost(MatchCost):
 
 @COSTS.register("center_inside")
 def build_admissible_cost(cfg: CN, kit: Kit) -> AdmissibleCost:
-    M = cfg.MODEL.DETR.MATCHER
-    return AdmissibleCost(M.CLASS_COST, M.L1_COST, M.GIOU_COST)
+    return AdmissibleCost(**cost_terms(cfg))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
