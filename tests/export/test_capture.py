@@ -13,35 +13,30 @@ from paq_detr.modeling.neck import measure_grid
 from paq_detr.ops.export_forms import FORMS
 
 from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
+from .models import small_model
 
 # Keys that inference does not read: assemblies that differ in them alone are captured once.
 OF_TRAINING = (
-    "ASSIGNER", "DDQ.DENSE", "DENOISING", "HYBRID", "LOSS", "MATCHER", "MR", "QUALITY_ASSIGNMENT",
+    "ASSIGNER", "DDQ.DENSE", "DENOISING", "HYBRID", "LOSS", "MASK", "MATCHER", "MR.", "QUALITY_ASSIGNMENT",
     "QUERIES.ANCHOR_INIT", "QUERIES.AUGMENT", "QUERIES.CONTENT_INIT", "QUERIES.MATCH_ON_PRIORS", "QUERIES.SUPERVISE",
     "ROUTES", "SOFT_TARGET", "DECODER.LOOK_FORWARD_TWICE",
 )  # fmt: skip
-
-
-def smaller(options):
-    """The assembly with two levels and two decoder layers, where it can have them; without a read-out that suppresses,
-    which is refused (below)."""
-    fewer = {"MODEL.DETR.NECK.NUM_LEVELS": 2, "MODEL.DETR.DECODER.NUM_LAYERS": 2}
-    fewer["MODEL.RESNETS.OUT_FEATURES"] = ["res4", "res5"]
-    options = {**fewer, **options, "MODEL.DETR.READ_OUT.NMS_IOU": 0.0}
-    if len(options.get("MODEL.DETR.DECODER.INTERACTION", [])) == 3 or "MODEL.DETR.MR.TOKEN_LAYERS" in options:
-        options["MODEL.DETR.DECODER.NUM_LAYERS"] = 3
-    return options
+EVERY_TIME = {
+    "single_stage", "two_stage", "plusplus_patterns", "dehomo", "dab", "dab_deformable", "dino", "ddq",
+    "no_positions_rcnn_delta", "sparse_rcnn", "adamixer", "asag_a",
+}  # fmt: skip
 
 
 def different_at_inference():
-    """Names of assemblies, one of each kind."""
+    """Assemblies, one of each kind: one of each system every time, the others with the slow tests."""
     kinds = {}
     for name, options in ASSEMBLIES.items():
         read = [
             item for item in sorted(options.items()) if not item[0].removeprefix("MODEL.DETR.").startswith(OF_TRAINING)
         ]
         kinds.setdefault(repr(read), name)
-    return list(kinds.values())
+    assert EVERY_TIME <= set(kinds.values())
+    return [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in kinds.values()]
 
 
 def arrays(batch, height, width, seed=0):
@@ -62,7 +57,7 @@ def captured(model, shape):
 
 @pytest.mark.parametrize("name", different_at_inference())
 def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
-    model = wake_up(make_model(smaller(ASSEMBLIES[name]))).eval()
+    model = small_model(name)
     refusal = next((part.not_exported for part in model.modules() if hasattr(part, "not_exported")), None)
     if refusal:
         with pytest.raises(UserError, match=refusal):
@@ -77,7 +72,7 @@ def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
 
 @pytest.mark.parametrize("name", ["plusplus_paq", "dehomo", "dab"])
 def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
-    model = wake_up(make_model(smaller(ASSEMBLIES[name]))).eval()
+    model = small_model(name)
     stride = stride_of(model)
     run = runner(captured(model, Shape((2 * stride, 3 * stride), dynamic=True)).module())
     height, width = 3 * stride, 4 * stride
@@ -103,7 +98,7 @@ def test_image_sizes_as_data_give_the_same_geometry(by_stride):
 
 
 def test_half_keeps_boxes_in_fp32_and_near():
-    model = wake_up(make_model(ASSEMBLIES["dab"])).eval()
+    model = small_model("dab")
     program = captured(model, Shape((64, 96), half=True))
     weights = [tensor for name, tensor in program.state_dict.items() if name.endswith("weight")]
     assert weights and all(tensor.dtype == torch.float16 for tensor in weights)
