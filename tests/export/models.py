@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detectors that are small enough to be exported in seconds."""
 
+from paq_detr.modeling.heads import ClassHead
+
 from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
 
 
@@ -16,5 +18,9 @@ def smaller(options):
 
 
 def small_model(name):
-    """The assembly of that name, smaller, with weights that do something."""
-    return wake_up(make_model(smaller(ASSEMBLIES[name]))).eval()
+    """The assembly of that name, smaller, with weights that do something, and scores of which DH-DETR drops some."""
+    model = wake_up(make_model(smaller(ASSEMBLIES[name])))
+    for module in model.modules():
+        if isinstance(module, ClassHead):
+            module.bias.data += 2.0
+    return model.eval()

@@ -57,11 +57,11 @@ class DetectionProgram(nn.Module):
         """
         super().__init__()
         self.read_out = _read_out_of(model)
+        model = copy.deepcopy(model).to("cpu")
+        model.drop_training_parts()
         for part in model.modules():
             if getattr(part, "not_exported", None):
                 raise UserError(f"This model cannot be exported: {part.not_exported}.")
-        model = copy.deepcopy(model)
-        model.drop_training_parts()
         self.mean, self.std = model.pixel_mean.float(), model.pixel_std.float()
         self.model = halved(model) if half else model
         self.dtype = torch.float16 if half else torch.float32

@@ -63,7 +63,7 @@ def export_model(
     if msda == "plugin" and format != "onnx":
         raise UserError(f"--msda plugin is for TensorRT, which reads ONNX; --format is {format}.")
     _check_size(shape, stride_of(model))
-    program = DetectionProgram(model.to("cpu"), half=shape.half and not kind.half_weights_only)
+    program = DetectionProgram(model, half=shape.half and not kind.half_weights_only)
     metadata = describe(program, shape, msda)
     captured = capture(program, shape, FORMS[msda])
     try:
