@@ -70,7 +70,9 @@ def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
     assert found.total > 0 and found.alone == 0
 
 
-@pytest.mark.parametrize("name", ["plusplus_paq", "dehomo", "dab"])
+@pytest.mark.parametrize(
+    "name", ["dab", *(pytest.param(n, marks=pytest.mark.slow) for n in ("two_stage", "dehomo_paq"))]
+)
 def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
     model = small_model(name)
     stride = stride_of(model)
@@ -104,7 +106,7 @@ def test_half_keeps_boxes_in_fp32_and_near():
     assert weights and all(tensor.dtype == torch.float16 for tensor in weights)
     run = runner(program.module())
     assert run(arrays(1, 64, 96))[1].dtype == np.float32
-    found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(1.0, 0.05))
+    found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(5.0, 0.05))
     assert found.within() and found.box > 0
 
 
