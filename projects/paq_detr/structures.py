@@ -58,7 +58,7 @@ class Grid:
             self.has_padding = any(size != self.padded_size for size in self.image_sizes)
         valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
-        self._valid = valid  # on the host
+        self._valid_shapes = valid  # on the host, unless images' sizes are data
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
         self.valid_ratios: Tensor = ratios.to(device)  # (B, L, 2) share of (width, height) that is no padding
 
@@ -66,15 +66,15 @@ class Grid:
     def device(self) -> torch.device:
         return self.valid_shapes.device
 
-    @cached_property
-    def valid_sizes(self) -> list[list[list[int]]]:
-        """Per image and level the [rows, columns] that are no padding, as numbers."""
-        return self._valid.tolist()
-
     @property
     def level_sizes(self) -> list[int]:
         """Tokens of each level."""
         return [h * w for h, w in self.shapes]
+
+    @cached_property
+    def valid_sizes(self) -> list[list[list[int]]]:
+        """``valid_shapes`` as numbers of the host."""
+        return self._valid_shapes.tolist()
 
     @cached_property
     def masks(self) -> list[Tensor]:
