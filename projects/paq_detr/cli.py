@@ -23,7 +23,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
-    "export": ("write a trained run as ONNX, ExportedProgram, TorchScript or OpenVINO", "_export"),
+    "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
     "doctor": ("what this machine has, and what does not work", "_doctor"),
@@ -142,7 +142,7 @@ def _demo(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    from .export.__main__ import main
+    from .export import main
 
     return main(arguments)
 
