@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from paq_detr.structures import stack_instances
 
-from .assemblies import ASSIGNMENT, DEHOMO, HYBRID, MR, PATTERNS, PLUSPLUS, REFINE, make_image, make_model
+from .assemblies import ASSIGNMENT, DEHOMO, HYBRID, MASKS, MR, PATTERNS, PLUSPLUS, REFINE, make_image, make_model
 
 
 class Transfers(TorchFunctionMode):
@@ -55,7 +55,7 @@ def transfers_of_a_step(options, num_images):
     model = make_model(options)
     model(images)
     pixels = model.preprocess(images)
-    targets = stack_instances([x["instances"] for x in images], pixels.image_sizes, model.device)
+    targets = stack_instances([x["instances"] for x in images], pixels.image_sizes, model.device, "mask" in str(options).lower())
     with Transfers() as transfers:
         model._losses(model.encode(pixels), targets)
     return transfers
@@ -63,8 +63,9 @@ def transfers_of_a_step(options, num_images):
 
 @pytest.mark.parametrize(
     "options",
-    [REFINE, PLUSPLUS, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}, {**DEHOMO, **PATTERNS, **ASSIGNMENT}, MR],
-    ids=["refine", "plusplus", "paq_hybrid", "paq_dh", "mr"],
+    [REFINE, PLUSPLUS, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}, {**DEHOMO, **PATTERNS, **ASSIGNMENT}, MR,
+     {**MR, **MASKS}],
+    ids=["refine", "plusplus", "paq_hybrid", "paq_dh", "mr", "mr_mask"],
 )
 def test_a_step_waits_for_the_device_once_and_sends_a_handful(options):
     few, many = (transfers_of_a_step(options, count) for count in (2, 5))
