@@ -18,6 +18,9 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
+    ("predict", "export"),
+    ("cli",),
+    ("__main__",),
 )
 # Hosts that anything below must not need: operators and data types are wanted without them.
 WITHOUT_DETECTRON2 = ("errors", "checks", "structures", "window_masks", "ops", "layers", "registry")

@@ -50,7 +50,7 @@ def our_model(patterns):
     D.NECK.NAME, D.NECK.NUM_LEVELS = "single_level", 1
     D.QUERIES.NAME = "LearnedAnchors"
     D.QUERIES.NUM, D.QUERIES.CONTENT = (patterns * NUM_QUERIES, "learned") if patterns else (NUM_QUERIES, "zeros")
-    D.DECODER.INTERACTION, D.DECODER.CROSS_ATTENTION = ["conditional_self_attention"], "conditional"
+    D.DECODER.INTERACTION, D.DECODER.CROSS_ATTENTION = ["conditional_self_attention"], ["conditional"]
     D.DECODER.QUERY_POSITION = "dab"
     D.DECODER.OUTPUT_NORM = D.DECODER.SHARED_HEADS = D.DECODER.LOOK_FORWARD_TWICE = True
     return build_model(cfg).eval()

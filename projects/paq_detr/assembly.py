@@ -20,6 +20,7 @@ from .registry import (
     ASSIGNERS,
     AUGMENTERS,
     CLASS_LOSSES,
+    CONTENTS,
     COSTS,
     DECODERS,
     ENCODERS,
@@ -45,9 +46,10 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
     load_plugins(D.PLUGINS)  # in a process that was handed a finished config
     backbone = build_backbone(cfg)
     kit = Kit(num_classes, backbone.output_shape())
+    kit.neck = NECKS.build(D.NECK.NAME, cfg, kit)
     parts = {
         "backbone": backbone,
-        "neck": NECKS.build(D.NECK.NAME, cfg, kit),
+        "neck": kit.neck,
         "encoder": ENCODERS.build(D.ENCODER.NAME, cfg, kit),
     }
     kit.sources["main"] = SOURCES.build(D.QUERIES.NAME, cfg, kit)
@@ -67,10 +69,10 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
 
 def build_main_route(cfg: CfgNode, kit: Kit) -> Route:
     D = cfg.MODEL.DETR
-    decoder = DECODERS.build(D.DECODER.NAME, cfg, kit)
+    kit.decoder = DECODERS.build(D.DECODER.NAME, cfg, kit)
     return Route(
         name="main",
-        decoder=decoder,
+        decoder=kit.decoder,
         objectives=layer_objectives(cfg, kit),
         read_out=READ_OUTS.build(D.READ_OUT.NAME, cfg, kit),
     )
@@ -110,7 +112,8 @@ def add_masks(cfg: CfgNode, kit: Kit) -> None:
 def _check_augmenter(cfg: CfgNode, kit: Kit, augmenter: nn.Module) -> None:
     missing = needs_of(augmenter) - kit.sources["main"].provides
     if missing:
+        Q = cfg.MODEL.DETR.QUERIES
         raise UserError(
-            f"{AUGMENTERS.key} {cfg.MODEL.DETR.QUERIES.AUGMENT} needs queries with {' and '.join(sorted(missing))}, "
-            f"which {SOURCES.key} {cfg.MODEL.DETR.QUERIES.NAME} does not make"
+            f"{AUGMENTERS.key} {Q.AUGMENT} needs queries with {' and '.join(sorted(missing))}, which {SOURCES.key} "
+            f"{Q.NAME} with {CONTENTS.key} {Q.CONTENT} does not make"
         )

@@ -91,7 +91,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
-    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR).
+    # Of the feed-forward blocks in encoder and decoder: "relu"; "prelu", one learned slope each (DAB-DETR, DN-DETR);
+    # "gelu" (ASAG).
     D.ACTIVATION = "relu"
     D.INVERSE_SIGMOID_EPS = 1e-5  # Deformable DETR 1e-5; DINO, detrex and Mr. DETR 1e-3
 
@@ -100,7 +101,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.PLUGINS = []
 
     D.NECK = CN()
-    D.NECK.NAME = "channel_mapper"  # or "single_level", the last map alone (DAB-DETR)
+    # "channel_mapper"; "single_level", the last map alone (DAB-DETR). One level of each map and no position codes, so
+    # that no encoder can follow: "fpn" (Sparse R-CNN), and "lateral", with one norm for all levels (AdaMixer).
+    D.NECK.NAME = "channel_mapper"
     # The backbone's maps to read, by name; empty: all, finest first.
     D.NECK.IN_FEATURES = []
     # Number of feature levels; the ones beyond the backbone's come from 3x3 convolutions of stride 2.
@@ -115,7 +118,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.POSITION.OFFSET = -0.5
 
     D.ENCODER = CN()
-    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR)
+    D.ENCODER.NAME = "deformable"  # or "dense" (DAB-DETR), "none"
     D.ENCODER.NUM_LAYERS = 6  # 0: the decoder reads the neck's maps
     D.ENCODER.FFN_DIM = 1024
     D.ENCODER.NUM_POINTS = 4
@@ -124,7 +127,8 @@ def _add_model_keys(cfg: CN) -> None:
 
     D.QUERIES = CN()
     # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
-    # "LearnedAnchors": a table of boxes (DAB-DETR).  "EncoderTopN": the encoder's best tokens (two-stage).
+    # "LearnedAnchors": a table of boxes (DAB-DETR).  "LearnedBoxes": one whose boxes start as the whole image (Sparse
+    # R-CNN, AdaMixer).  "EncoderTopN": the encoder's best tokens (two-stage).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
@@ -135,6 +139,10 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.CONTENT_INIT = "normal"
     # The content's last channel tells denoising queries (1) from the others (0), as in DN-DETR.
     D.QUERIES.INDICATOR = False
+    # A LayerNorm without parameters on the content (AdaMixer).
+    D.QUERIES.CONTENT_NORM = False
+    # LearnedBoxes only. False: the boxes stay the whole image (AdaMixer).
+    D.QUERIES.LEARN_BOXES = True
     # LearnedAnchors only, in logits: "uniform_center" (detrex's DAB-DETR: sizes N(0, 1)), "normal" (DAB-DETR, DN-DETR:
     # all N(0, 1)), "uniform" (detrex's deformable models: all uniform, clipped to +-3).
     D.QUERIES.ANCHOR_INIT = "uniform_center"
@@ -147,6 +155,14 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.MATCH_ON_PRIORS = False
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
+    # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
+    # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
+    # Early in training scores are low, so that MIN counts; it must leave every object a query.
+    D.QUERIES.KEEP = CN()
+    D.QUERIES.KEEP.WHEN = "never"
+    D.QUERIES.KEEP.MIN_SCORE = 0.05
+    D.QUERIES.KEEP.FACTOR = 1.0
+    D.QUERIES.KEEP.MIN = 50
 
     # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
     # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).
@@ -154,11 +170,20 @@ def _add_model_keys(cfg: CN) -> None:
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
     D.CODEC = "logit"
+    # (x, y, z, r) of boxes: x, y and 2^z in units of so many pixels, r = R_SCALE log2(h / w). AdaMixer 1 and 1, ASAG 4
+    # and 0.5.
+    D.XYZR = CN()
+    D.XYZR.UNIT = 1.0
+    D.XYZR.R_SCALE = 1.0
 
     D.DECODER = CN()
-    # "cascade": each layer goes on where the one before stopped. "parallel": each reads the source's queries.
+    # "cascade": each layer goes on where the one before stopped. "parallel": STEM_LAYERS first ones do, and behind them
+    # stand copies of COPY_LAYERS layers side by side, of which READ_OUT.LAYER keeps one (ASAG).
     D.DECODER.NAME = "cascade"
     D.DECODER.NUM_LAYERS = 6
+    D.DECODER.STEM_LAYERS = 0
+    D.DECODER.COPY_LAYERS = 1
+    D.DECODER.STEM_CODEC = ""  # of the STEM_LAYERS, where it is another than CODEC
     D.DECODER.FFN_DIM = 1024
     D.DECODER.NUM_POINTS = 4
     # Each layer refines the boxes of the one before, with heads of its own. False: every layer starts at the query's
@@ -171,7 +196,19 @@ def _add_model_keys(cfg: CN) -> None:
     # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);
     # several in order as "dehomo + self_attention".
     D.DECODER.INTERACTION = ["self_attention"]
-    D.DECODER.CROSS_ATTENTION = "deformable"  # or "conditional" (DAB-DETR), which needs QUERY_POSITION dab
+    # How a layer's queries read the memory, likewise one entry or one for each: "deformable"; "conditional" (DAB-DETR),
+    # which needs QUERY_POSITION dab; "none".
+    D.DECODER.CROSS_ATTENTION = ["deformable"]
+    # "mlp": DETR's heads, one linear layer to the classes and three to the box; "towers" (TOWERS.*).
+    D.DECODER.HEADS = "mlp"
+    # Towers of (linear, LayerNorm, ACTIVATION) layers, so many before each head's last linear layer; Sparse R-CNN 1 and
+    # 3 without bias, AdaMixer 1 and 1 with.
+    D.DECODER.TOWERS = CN()
+    D.DECODER.TOWERS.CLASS_LAYERS = 1
+    D.DECODER.TOWERS.BOX_LAYERS = 3
+    D.DECODER.TOWERS.BIAS = False
+    # How the box head's last layer starts: "zeros" (boxes start at their references) or "xavier" (Sparse R-CNN).
+    D.DECODER.TOWERS.BOX_INIT = "zeros"
     # A norm between a layer's content and the heads, shared by all layers (DINO, DAB-DETR).
     D.DECODER.OUTPUT_NORM = False
     # Only so many first layers predict boxes (DH-DETR: 1), the others score these boxes anew; 0: all.
@@ -214,6 +251,9 @@ def _add_model_keys(cfg: CN) -> None:
     D.LOSS.CLASS_WEIGHT = 2.0
     D.LOSS.L1_WEIGHT = 5.0
     D.LOSS.GIOU_WEIGHT = 2.0
+    # What the L1 distance of two boxes is taken of, in cost and loss: "cxcywh" (DETR) or "corners" (Sparse R-CNN,
+    # AdaMixer), both in shares of the image.
+    D.LOSS.L1_FORMAT = "cxcywh"
     # Layers that hand boxes on (DECODER.BOX_LAYERS) repeat the box losses on them under their own matching (DH-DETR's
     # code). False: box losses only in the layers that predict boxes.
     D.LOSS.REPEAT_BOX_LOSSES = True
@@ -272,6 +312,7 @@ def _add_training_keys(cfg: CN) -> None:
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0
+    S.ITERS_PER_EPOCH = 0.0  # images / IMS_PER_BATCH; training sets it, for parts that change with the epoch
     S.EPOCH_STEPS = []  # epochs at which the learning rate is multiplied by SOLVER.GAMMA
     S.CHECKPOINT_EPOCHS = 1
     S.CHECKPOINT_KEEP = 3  # so many of the latest periodic checkpoints stay; 0: all

@@ -23,7 +23,7 @@ from .assembly import build_parts
 from .config import add_core_config
 from .data import check_image_array
 from .errors import UserError
-from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object
+from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
 from .modeling.objective import supervise
 from .modeling.read_out import with_full_masks
 from .modeling.route import Route, drop_train_only
@@ -175,6 +175,7 @@ class QueryDetector(nn.Module):
         self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
         log_scalars(lambda: alive_share(predictions))
+        log_scalars(lambda: slot_agreement(assignments, list(self.routes.values())))
         log_scalars(lambda: {"queries_ever_matched": self.matched_slots.share()})
         return {**own_losses, **losses}
 

@@ -32,10 +32,13 @@ class Kit:
 
     num_classes: int
     feature_shapes: dict[str, Any] = field(default_factory=dict)  # the backbone's ``output_shape()``
+    neck: Any = None  # its ``strides`` are those of the levels
     sources: dict[str, Any] = field(default_factory=dict)  # query sources by name; the main route's is "main"
     routes: dict[str, Any] = field(default_factory=dict)  # routes by name, "main" first
     augmenters: dict[str, Any] = field(default_factory=dict)  # by the name of the source that they stand before
+    map_positions: bool = True  # whether the neck gives its tokens position codes
     layer: int = 0  # the decoder layer, counted from 0, whose parts are being built
+    decoder: Any = None  # the main route's
 
 
 class Registry:
@@ -84,6 +87,7 @@ AUGMENTERS = Registry("MODEL.DETR.QUERIES.AUGMENT")
 POSITIONS = Registry("MODEL.DETR.DECODER.QUERY_POSITION")
 INTERACTIONS = Registry("MODEL.DETR.DECODER.INTERACTION")
 CROSS_ATTENTIONS = Registry("MODEL.DETR.DECODER.CROSS_ATTENTION")
+HEADS = Registry("MODEL.DETR.DECODER.HEADS")
 DECODERS = Registry("MODEL.DETR.DECODER.NAME")
 COSTS = Registry("MODEL.DETR.MATCHER.COST")
 ASSIGNERS = Registry("MODEL.DETR.ASSIGNER")
@@ -125,6 +129,16 @@ def load_plugins(modules: Iterable[str], cfg: Any = None) -> None:
             ) from error
         if cfg is not None:
             add_plugin_keys(cfg, since=known)
+
+
+def check_map_positions(kit: Kit, key: str, name: str) -> None:
+    """Called by builders of parts that read the position codes of the maps.
+
+    Raises:
+        UserError: the neck makes none.
+    """
+    if not kit.map_positions:
+        raise UserError(f"{key} {name} reads position codes of the maps, which the neck ({NECKS.key}) does not make")
 
 
 def needs_of(part: object) -> frozenset[str]:

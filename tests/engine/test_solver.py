@@ -102,7 +102,10 @@ def test_half_the_batch_is_twice_the_iterations(cfg):
 
 def test_without_epochs_the_iteration_keys_count(cfg):
     cfg.SOLVER.MAX_ITER = 123
-    assert resolve_schedule(cfg, 1000) is cfg
+    resolved = resolve_schedule(cfg, 1000)
+    assert resolved.SOLVER.MAX_ITER == 123 and resolved.SOLVER.ITERS_PER_EPOCH == 1000 / 16
+    cfg.SOLVER.ITERS_PER_EPOCH = 1000 / 16
+    assert resolved == cfg
 
 
 def test_the_learning_rate_starts_at_its_base_without_warm_up_and_drops_at_the_step(cfg):

@@ -6,7 +6,6 @@ import logging
 import math
 
 import numpy as np
-
 import pytest
 import torch
 from pycocotools import mask as rle
@@ -310,7 +309,9 @@ def test_masks_are_scored_beside_boxes(register_file, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "paq_detr"):
         results = feed(evaluator, {1: with_masks(instances([A], [0.9]), [box_mask(10, 10, 60, 41)])})
     assert (results["bbox"]["AP"], results["bbox"]["AP75"]) == pytest.approx((100, 100))
-    assert (results["segm"]["AP50"], results["segm"]["AP75"], results["segm"]["AP-person"]) == pytest.approx((100, 0, 30))
+    assert (results["segm"]["AP50"], results["segm"]["AP75"], results["segm"]["AP-person"]) == pytest.approx(
+        (100, 0, 30)
+    )
     assert "| mask AP" in caplog.text.replace("  ", " ")
     with open(tmp_path / "per_class_ap.csv", newline="") as file:
         person = next(row for row in csv.DictReader(file) if row["class"] == "person")

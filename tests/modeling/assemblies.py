@@ -10,9 +10,11 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
+from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.modeling.objective import Objective
-from paq_detr.structures import Assignment, Prediction
+from paq_detr.structures import Assignment, Memory, Prediction
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -46,6 +48,11 @@ DEHOMO = {
     "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal",
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
+KEPT = {
+    "MODEL.DETR.QUERIES.KEEP.WHEN": "always",
+    "MODEL.DETR.QUERIES.KEEP.MIN_SCORE": 0.65,
+    "MODEL.DETR.QUERIES.KEEP.MIN": 2,
+}
 
 DAB = {
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
@@ -57,7 +64,7 @@ DAB = {
     "MODEL.DETR.QUERIES.NAME": "LearnedAnchors",
     "MODEL.DETR.DECODER.QUERY_POSITION": "dab",
     "MODEL.DETR.DECODER.INTERACTION": ["conditional_self_attention"],
-    "MODEL.DETR.DECODER.CROSS_ATTENTION": "conditional",
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["conditional"],
     "MODEL.DETR.QUERIES.CONTENT": "zeros",
     "MODEL.DETR.DECODER.OUTPUT_NORM": True,
     "MODEL.DETR.DECODER.SHARED_HEADS": True,
@@ -117,6 +124,94 @@ MR_DINO = {
 }
 
 MASKS = {"MODEL.DETR.MASK.ENABLED": True, "MODEL.DETR.MASK.NUM_POINTS": 40}
+
+ASAG_SOURCE = {
+    "MODEL.DETR.QUERIES.NUM": 30,
+    "MODEL.DETR.XYZR.UNIT": 4.0,
+    "MODEL.DETR.XYZR.R_SCALE": 0.5,
+    "MODEL.DETR.QUERIES.NAME": "AdaptiveSparseAnchors",
+    "MODEL.DETR.QUERIES.CONTENT": "roi",
+    "MODEL.DETR.ASAG.PATCH_SIZE": 6,
+    "MODEL.DETR.ASAG.COMPRESS_DIM": 4,
+    "MODEL.DETR.ASAG.MLP_DIM": 24,
+    "MODEL.DETR.ASAG.FIXED_ANCHORS": 6,
+    "MODEL.DETR.ASAG.PROBED_ANCHORS": 5,
+    "MODEL.DETR.ASAG.MIN_ANCHORS": 4,
+}
+ASAG_A = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.ACTIVATION": "gelu",
+    "MODEL.DETR.NECK.NAME": "fpn",
+    "MODEL.DETR.NECK.NUM_LEVELS": 3,
+    "MODEL.DETR.ENCODER.NAME": "none",
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.DECODER.NAME": "parallel",
+    "MODEL.DETR.DECODER.STEM_LAYERS": 1,
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "adaptive_mixing", "adaptive_mixing"],
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
+    "MODEL.DETR.MATCHER.COST": ["area_weighted"],
+    "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
+}
+ASAG_S = {
+    **ASAG_A,
+    "MODEL.DETR.CODEC": "rcnn_delta",
+    "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "self_attention", "self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "dynamic_conv", "dynamic_conv"],
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
+}
+ASAG_D = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.DECODER.NAME": "parallel",
+    "MODEL.DETR.DECODER.STEM_LAYERS": 1,
+    "MODEL.DETR.DECODER.STEM_CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "self_attention", "self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", "deformable", "deformable"],
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.MATCHER.COST": ["area_weighted"],
+    "MODEL.DETR.LOSS.CLASSIFICATION": "query_weighting",
+}
+ASAG_DH = {
+    **ASAG_SOURCE,
+    "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "dehomo"],
+    "MODEL.DETR.DECODER.BOX_LAYERS": 1,
+    "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp",
+    "MODEL.DETR.MATCHER.COST": ["focal_l1_giou", "center_inside", "center_inside"],
+}
+SPARSE_RCNN = {
+    "MODEL.DETR.NECK.NAME": "fpn",
+    "MODEL.DETR.NECK.NUM_LEVELS": 3,
+    "MODEL.DETR.ENCODER.NAME": "none",
+    "MODEL.DETR.QUERIES.NAME": "LearnedBoxes",
+    "MODEL.DETR.CODEC": "rcnn_delta",
+    "MODEL.DETR.DECODER.QUERY_POSITION": "none",
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["dynamic_conv"],
+    "MODEL.DETR.DECODER.HEADS": "towers",
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "xavier",
+    "MODEL.DETR.LOSS.L1_FORMAT": "corners",
+    "MODEL.DETR.SPARSE_RCNN.POOL_SIZE": 3,
+    "MODEL.DETR.SPARSE_RCNN.INNER_DIM": 8,
+}
+ADAMIXER = {
+    **SPARSE_RCNN,
+    "MODEL.DETR.NECK.NAME": "lateral",
+    "MODEL.DETR.QUERIES.LEARN_BOXES": False,
+    "MODEL.DETR.QUERIES.CONTENT_NORM": True,
+    "MODEL.DETR.CODEC": "xyzr",
+    "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention"],
+    "MODEL.DETR.DECODER.CROSS_ATTENTION": ["adaptive_mixing"],
+    "MODEL.DETR.DECODER.TOWERS.BOX_LAYERS": 1,
+    "MODEL.DETR.DECODER.TOWERS.BIAS": True,
+    "MODEL.DETR.DECODER.TOWERS.BOX_INIT": "zeros",
+    "MODEL.DETR.LOSS.NORMALIZER": "pairs",
+    "MODEL.DETR.ADAMIXER.IN_POINTS": 6,
+    "MODEL.DETR.ADAMIXER.OUT_POINTS": 8,
+}
 
 ASSEMBLIES = {
     "single_stage": SINGLE_STAGE,
@@ -194,6 +289,9 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
     },
+    "mr_dino_paq_kept": {**MR_DINO, **PATTERNS, **ASSIGNMENT, **KEPT},
+    "dehomo_kept": {**DEHOMO, **KEPT},
+    "ddq_kept": {**DDQ, **KEPT},
     "mr_learned_queries": {
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
         "MODEL.DETR.MR.OWN_PROPOSALS": False,
@@ -204,6 +302,21 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.QUERY_POSITION": "none",
         "MODEL.DETR.CODEC": "rcnn_delta",
     },
+    "sparse_rcnn": SPARSE_RCNN,
+    "sparse_rcnn_paq": {**SPARSE_RCNN, **PATTERNS, **ASSIGNMENT},
+    "sparse_rcnn_dehomo_dn": {
+        **SPARSE_RCNN,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "dehomo"],
+        "MODEL.DETR.QUERIES.AUGMENT": "dn",
+        "MODEL.DETR.DENOISING.DN.GROUPS": 3,
+    },
+    "adamixer": ADAMIXER,
+    "adamixer_paq": {**ADAMIXER, **PATTERNS, **ASSIGNMENT},
+    "adamixer_dehomo": {
+        **ADAMIXER,
+        "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", "dehomo", "dehomo + iof_self_attention"],
+    },
+    "adamixer_mr": {**ADAMIXER, "MODEL.DETR.ROUTES": ["mr_ffn"]},
     "parallel_xyzr": {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.NAME": "parallel",
@@ -224,6 +337,27 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.NAME": "parallel",
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
+    },
+    "asag_a": ASAG_A,
+    "asag_a_two_layers_read_first": {
+        **ASAG_A,
+        "MODEL.DETR.DECODER.NUM_LAYERS": 5,
+        "MODEL.DETR.DECODER.COPY_LAYERS": 2,
+        "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", *["adaptive_mixing"] * 4],
+        "MODEL.DETR.READ_OUT.LAYER": 3,
+    },
+    "asag_a_dn": {**ASAG_A, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
+    "asag_a_patterns": {**ASAG_A, **PATTERNS},
+    "asag_s": ASAG_S,
+    "asag_d": ASAG_D,
+    "asag_dh": ASAG_DH,
+    "all_four": {
+        **ASAG_DH,
+        **PATTERNS,
+        **ASSIGNMENT,
+        "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
+        "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
+        "MODEL.DETR.MR.OWN_PROPOSALS": False,
     },
 }
 
@@ -265,13 +399,14 @@ def make_model(options=None, seed=0, **more):
 def wake_up(model, seed=1):
     """Random values where the initialisation has zeros, so that a comparison has something to compare."""
     generator = torch.Generator().manual_seed(seed)
+    bounded = isinstance(model.routes["main"].decoder.codec, LogitCodec)  # other boxes would leave the image
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
                 parameter.add_(noise * 0.1)
             elif "_head" in name:
-                parameter.add_(noise * 0.3)
+                parameter.add_(noise * (0.3 if bounded or "box_head" not in name else 0.03))
     return model
 
 
@@ -317,3 +452,10 @@ def decode(model, images):
 def predictions_of(model, images, targets=None):
     """What a training step supervises, by name."""
     return {p.name: p for p in model.predictions(memory_of(model, images), targets)[0]}
+
+
+def memory_from_maps(maps, strides, image_sizes):
+    """A memory of maps (B, C, H, W), which the largest image of the batch fills, without position codes."""
+    padded = tuple(max(sides) for sides in zip(*image_sizes))
+    grid = measure_grid([x.shape[-2:] for x in maps], strides, image_sizes, padded, "cpu", by_stride=True)
+    return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid)

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..checks import check_choice
+from ..checks import check_choice, expanded_path
 from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
@@ -64,7 +64,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
-    """An entry of ``DATASETS.COCO_JSON`` or ``CROWDHUMAN`` as texts, "~" in its paths replaced."""
+    """An entry of ``DATASETS.COCO_JSON`` or ``CROWDHUMAN`` as texts, "~" and "$NAME" in its paths replaced."""
     if not isinstance(entry, (list, tuple)) or len(entry) != len(parts):
         raise ValueError(f"DATASETS.{key} wants [{', '.join(parts)}] entries, got {entry!r}")
     texts = []
@@ -78,7 +78,7 @@ def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
             )
         if part.startswith("annotation") and not value:
             raise ValueError(f"DATASETS.{key}: the {part} of {list(entry)} is empty")
-        texts.append(value if part in ("name", "box") else os.path.expanduser(value))
+        texts.append(value if part in ("name", "box") else expanded_path(f"DATASETS.{key}: the {part}", value))
     return texts
 
 

@@ -20,7 +20,7 @@ from .coco_file import CocoFile, CocoImage, read_coco
 from .image_file import image_size
 from .json_values import Unfit
 from .pictures import hint_at, local_name
-from .plausible import doubt_about_boxes
+from .plausible import doubt_about_areas, doubt_about_boxes
 from .segmentation import check_mask_size
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,9 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: bool =
     """Register a COCO-format dataset with Detectron2's catalogs.
 
     Classes are the json's ``categories`` sorted by id, whatever the gaps between the ids; the map from ids to
-    0 .. K-1 is logged. Boxes without area or outside their image are dropped with one warning; another counts boxes
-    that are hardly [x, y, width, height] in pixels. Annotations with ``iscrowd`` or ``ignore`` 1 are ignore regions.
+    0 .. K-1 is logged. Boxes without area or outside their image are dropped with one warning; others count boxes that
+    are hardly [x, y, width, height] in pixels, and areas that are hardly theirs. Annotations with ``iscrowd`` or
+    ``ignore`` 1 are ignore regions.
     The metadata gets ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``,
     ``annotated`` (False: the json has no ``annotations``; fit for a test set alone) and ``evaluator_type``.
 
@@ -90,6 +91,7 @@ class CocoJsonDataset:
         self.contiguous_ids = {category: index for index, category in enumerate(content.categories)}
         self._dicts, dropped = self._build(content)
         self.file_names = [record["file_name"] for record in self._dicts]
+        self.sizes = [(record["width"], record["height"]) for record in self._dicts]
         self.objects_per_image = np.array([_count_objects(d) for d in self._dicts], dtype=np.int64)
         self._report(content, dropped)
 
@@ -166,9 +168,9 @@ class CocoJsonDataset:
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
                            "1", where, ignored, len(content.annotations))  # fmt: skip
-        doubt = doubt_about_boxes(*self._boxes_and_sizes())
-        if doubt:
-            logger.warning("%s: %s", where, doubt)
+        for doubt in (doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
+            if doubt:
+                logger.warning("%s: %s", where, doubt)
 
     def _boxes_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) XYWH and (N, 2) width and height of the image, of all boxes that were not dropped."""
@@ -176,6 +178,12 @@ class CocoJsonDataset:
         counts = [len(record["annotations"]) for record in self._dicts]
         sizes = np.array([(record["width"], record["height"]) for record in self._dicts], dtype=np.float64)
         return np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes.reshape(-1, 2).repeat(counts, 0)
+
+
+def _doubt_about_areas(content: CocoFile) -> str:
+    given = [annotation for annotation in content.annotations if annotation.area is not None]
+    boxes = np.array([annotation.bbox for annotation in given], dtype=np.float64).reshape(-1, 4)
+    return doubt_about_areas(np.array([annotation.area for annotation in given], dtype=np.float64), boxes)
 
 
 def _set_metadata(name: str, dataset: CocoJsonDataset) -> None:

@@ -18,7 +18,7 @@ from pycocotools import mask as rle
 
 from ..checks import check_choice
 from ..window_masks import WindowMasks, polygon_crop
-from .image_file import MAX_PIXELS, allow_pixels, read_picture
+from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
 from .json_values import Unfit
 from .segmentation import as_segmentation, check_mask_size
 from .synthetic_crowd import is_synthetic, read_url
@@ -211,14 +211,7 @@ def _flips(mode: str) -> list[T.Augmentation]:
 
 def _check_size(expected: dict, image: np.ndarray) -> None:
     height, width = image.shape[:2]
-    want = expected.get("height", height), expected.get("width", width)
-    if (height, width) != want:
-        hint = (
-            "; perhaps the annotations swap them, or are of the image before its EXIF rotation"
-            if (width, height) == want
-            else ""
-        )
-        raise ValueError(
-            f"{expected['file_name']} is {height} x {width} (height x width), its annotations say "
-            f"{want[0]} x {want[1]}{hint}"
-        )
+    wanted = expected.get("width", width), expected.get("height", height)
+    fault = size_fault(expected["file_name"], (width, height), wanted)
+    if fault:
+        raise ValueError(fault)

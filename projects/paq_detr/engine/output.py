@@ -9,8 +9,10 @@ import fnmatch
 import itertools
 import logging
 import os
+import re
 import shutil
 import tempfile
+from typing import IO
 
 from ..errors import UserError
 from ..whole_file import PART
@@ -18,8 +20,12 @@ from ..whole_file import PART
 logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE)
 
 LAST_CHECKPOINT = "last_checkpoint"
+
+_LOCK = ".lock"
+_claims: dict[tuple[int, int, int], IO] = {}  # open locks by process and file: to close one would give it up
 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
@@ -52,6 +58,39 @@ def make_folder(folder: str) -> None:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written to: {reason}.") from error
 
 
+def claim(folder: str) -> None:
+    """Keep other trainings out of ``folder`` until this process ends, in whatever way.
+
+    Where the file system or the platform has no locks, nothing is kept out.
+
+    Raises:
+        UserError: another training writes to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    path = os.path.join(folder, _LOCK)
+    if os.path.exists(path) and _identity(path) in _claims:
+        return
+    file = open(path, "a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(
+                f"OUTPUT_DIR {folder} is of a training that is still running: name another folder, or end it first."
+            ) from error
+        return
+    _claims[_identity(path)] = file
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    status = os.stat(path)
+    return os.getpid(), status.st_dev, status.st_ino
+
+
 def holds_checkpoint(folder: str) -> bool:
     """Whether ``--resume`` finds something to go on from."""
     return os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
@@ -76,9 +115,18 @@ def set_aside(folder: str, keep: str = "") -> str:
     return aside
 
 
-def full_disk(error: OSError) -> str:
-    """The sentence for a disk that takes no more; empty for an error of another kind."""
-    if error.errno not in _FULL:
+def fault_of_machine(error: BaseException) -> str:
+    """The sentence for a disk that takes no more, a path that nothing can be written to, or memory that does not
+    suffice; empty for an error of another kind."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        asked = re.search(r"tried to allocate (\S+ \w+)", text, re.IGNORECASE)
+        wanted = f" for {asked[1].removesuffix('.')} more" if asked else ""
+        return (
+            f"The memory does not suffice{wanted}: lower SOLVER.IMS_PER_BATCH, the sizes of the images (INPUT) or of "
+            "the model, or set SOLVER.AMP.ENABLED."
+        )
+    if not isinstance(error, OSError) or error.errno not in _FULL and not (error.filename and error.errno in _BARRED):
         return ""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; what was saved before stays as it is."

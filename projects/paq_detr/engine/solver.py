@@ -134,32 +134,34 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """``cfg`` with the iteration keys that follow from its epoch keys; ``cfg`` itself where ``SOLVER.EPOCHS`` is 0.
+    """``cfg`` with the iteration keys that follow from its epoch keys.
 
-    ``num_images`` images make one epoch of num_images / IMS_PER_BATCH iterations. Sets ``SOLVER.MAX_ITER``, ``STEPS``
-    and ``CHECKPOINT_PERIOD``, and ``TEST.EVAL_PERIOD``.
+    ``num_images`` images make one epoch of num_images / IMS_PER_BATCH iterations. Sets ``SOLVER.ITERS_PER_EPOCH`` and,
+    unless ``SOLVER.EPOCHS`` is 0, ``SOLVER.MAX_ITER``, ``STEPS`` and ``CHECKPOINT_PERIOD``, and ``TEST.EVAL_PERIOD``.
     """
-    solver = cfg.SOLVER
-    if not solver.EPOCHS:
-        return cfg
-    per_epoch = num_images / solver.IMS_PER_BATCH
-
-    def iterations(epochs: float) -> int:
-        return max(1, round(epochs * per_epoch))
-
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
+    cfg.SOLVER.ITERS_PER_EPOCH = num_images / cfg.SOLVER.IMS_PER_BATCH
+    if cfg.SOLVER.EPOCHS:
+        _resolve_epochs(cfg, num_images)
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def _resolve_epochs(cfg: CfgNode, num_images: int) -> None:
     solver = cfg.SOLVER
+
+    def iterations(epochs: float) -> int:
+        return max(1, round(epochs * solver.ITERS_PER_EPOCH))
+
     solver.MAX_ITER = iterations(solver.EPOCHS)
     solver.STEPS = tuple(iterations(epochs) for epochs in solver.EPOCH_STEPS)
     solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_EPOCHS) if solver.CHECKPOINT_EPOCHS else solver.MAX_ITER
     cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS) if cfg.TEST.EVAL_EPOCHS else 0
-    if frozen:
-        cfg.freeze()
     logger.info(
         "%g epochs of %d images at %d images per iteration: %d iterations, learning rate drops at %s, checkpoint every "
         "%d, evaluation every %s.",
         *(solver.EPOCHS, num_images, solver.IMS_PER_BATCH, solver.MAX_ITER, list(solver.STEPS) or "none"),
         *(solver.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD or "end only"),
     )
-    return cfg

@@ -23,6 +23,7 @@ from tabulate import tabulate
 
 from .coco_truth import GroundTruth
 from .records import Detections, RecordingEvaluator, check_detections, finite_detections
+from .thresholds import F1_FILE, f1_thresholds, write_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class CocoBoxEvaluator(RecordingEvaluator):
         max_detections: detections of a class in an image that count, COCO's maxDets (here
             ``cfg.TEST.DETECTIONS_PER_IMAGE``). Where it is not 100, AP at COCO's 100 is reported beside it as
             ``AP@100dets``, because published numbers use that.
-        output_dir: folder for ``per_class_ap.csv`` and ``coco_instances_results.json``; None writes nothing.
+        output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the
+            score of the best F1, which prediction reads); None writes nothing.
         masks: every object must have a segmentation, and the model's ``Instances`` the field ``pred_masks``.
     """
 
@@ -79,6 +81,9 @@ class CocoBoxEvaluator(RecordingEvaluator):
             summaries[task] = _summarize(evaluation, self.max_detections)
             self._report_task(task, summaries[task])
             summaries[task] = {**summaries[task], **classes}
+            if self.output_dir and task == "bbox":
+                names = dict(zip(self._truth.category_ids, self._truth.class_names))
+                write_thresholds(f1_thresholds(evaluation, self.max_detections, names), self._path(F1_FILE))
         self._report_classes(tables)
         return summaries
 
@@ -132,7 +137,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
         if not self.output_dir:
             return
         path = self._path("per_class_ap.csv")
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
             for name, *values in rows:

@@ -7,6 +7,7 @@ from .blocks import ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
+    corner_distance,
     intersection_over_own_area,
     inverse_sigmoid,
     paired_giou,
@@ -22,6 +23,7 @@ __all__ = [
     "MaskedGroupNorm",
     "boxes_cxcywh_to_xyxy",
     "boxes_xyxy_to_cxcywh",
+    "corner_distance",
     "intersection_over_own_area",
     "inverse_sigmoid",
     "paired_giou",

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """Linear layers with ReLU between them; no activation at the end."""
+    """Linear layers with an activation between them; none at the end."""
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
+    def __init__(
+        self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int, activation: type[nn.Module] = nn.ReLU
+    ):
         widths = [in_dim] + [hidden_dim] * (num_layers - 1) + [out_dim]
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
-            layers += [nn.Linear(narrow, wide), nn.ReLU()]
+            layers += [nn.Linear(narrow, wide), activation()]
         super().__init__(*layers[:-1])
 
     @property
@@ -24,7 +26,7 @@ class MLP(nn.Sequential):
 
 
 #: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
-ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU}
+ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
 
 
 class FeedForward(nn.Module):

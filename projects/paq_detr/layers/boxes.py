@@ -31,6 +31,11 @@ def boxes_xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
+def corner_distance(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """(...) L1 distance of the corners of (..., 4) boxes cxcywh; they broadcast."""
+    return (boxes_cxcywh_to_xyxy(boxes_a) - boxes_cxcywh_to_xyxy(boxes_b)).abs().sum(-1)
+
+
 def _exact(boxes: Tensor) -> Tensor:
     """``boxes`` in fp64; a gradient beyond fp32 (of a denormal side) is cut off at its largest number."""
     exact = boxes.double()

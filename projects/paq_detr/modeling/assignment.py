@@ -19,6 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .. import ops
+from ..checks import check_choice
+from ..layers import corner_distance
 from ..registry import ASSIGNERS, COSTS
 from ..structures import Assignment, LayerOutput, Prediction, Targets
 
@@ -48,11 +50,15 @@ class Assigner(Protocol):
 
 @dataclass(frozen=True)
 class MatchCost:
-    """Focal class cost, L1 and GIoU; the weights 2/5/2 are those of every published system (ops.match_cost)."""
+    """Focal class cost, L1 and GIoU; the weights 2/5/2 are those of every published system (ops.match_cost).
+
+    ``corners``: the L1 distance is that of the corners (Sparse R-CNN, AdaMixer), in place of centres and sizes.
+    """
 
     class_weight: float = 2.0
     l1_weight: float = 5.0
     giou_weight: float = 2.0
+    corners: bool = False
 
     def __call__(self, output: LayerOutput, targets: Targets) -> Tensor:
         """(L, M, N) costs; ``FORBIDDEN`` for slots that only fill up the batch."""
@@ -63,9 +69,12 @@ class MatchCost:
             targets.boxes,
             targets.image,
             class_weight=self.class_weight,
-            l1_weight=self.l1_weight,
+            l1_weight=0.0 if self.corners else self.l1_weight,
             giou_weight=self.giou_weight,
         )
+        if self.corners:
+            distance = corner_distance(output.boxes.float()[:, targets.image], targets.boxes[:, None])
+            cost = cost + self.l1_weight * distance.nan_to_num(0.0, posinf=0.0)  # the others price what is not finite
         if output.valid is None:
             return cost
         return cost.masked_fill(~output.valid[:, targets.image], FORBIDDEN)
@@ -200,10 +209,21 @@ def _to_assignments(found: Sequence[Pairs], images: Sequence[Tensor]) -> list[As
     ]
 
 
+def cost_terms(cfg) -> dict:
+    """The arguments of ``MatchCost``, and of what derives from it."""
+    D = cfg.MODEL.DETR
+    M = D.MATCHER
+    return {
+        "class_weight": M.CLASS_COST,
+        "l1_weight": M.L1_COST,
+        "giou_weight": M.GIOU_COST,
+        "corners": check_choice("MODEL.DETR.LOSS.L1_FORMAT", D.LOSS.L1_FORMAT, ("cxcywh", "corners")) == "corners",
+    }
+
+
 @COSTS.register("focal_l1_giou")
 def build_match_cost(cfg, kit) -> MatchCost:
-    M = cfg.MODEL.DETR.MATCHER
-    return MatchCost(M.CLASS_COST, M.L1_COST, M.GIOU_COST)
+    return MatchCost(**cost_terms(cfg))
 
 
 @ASSIGNERS.register("hungarian")

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_range
 from ..layers import inverse_sigmoid
 from ..registry import CODECS
 from ..structures import Grid
@@ -81,21 +82,23 @@ class XYZRCodec:
     """AdaMixer's (x, y, z, r): centre in pixels, z = log2 sqrt(w h), r = log2(h / w).
 
     The centre moves in units of 2^z; z and r move by their delta. ASAG's r is half as large (``r_scale`` 0.5) and its
-    pixels are those of stride 4, which cancels out between decode and encode.
+    ``unit`` is a pixel of stride 4, which cancels out between decode and encode but not in a code of (x, y, z, r).
     """
 
     needs = frozenset({"boxes"})
 
-    def __init__(self, r_scale: float = 1.0):
+    def __init__(self, r_scale: float = 1.0, unit: float = 1.0):
         """
         Args:
             r_scale: r = ``r_scale`` log2(h / w).
+            unit: of x, y and 2^z, in pixels.
         """
-        self.r_scale = r_scale
+        self.r_scale, self.unit = r_scale, unit
 
     def to_xyzr(self, boxes: Tensor, grid: Grid) -> Tensor:
-        """(B, N, 4) boxes to (x, y, z, r), in pixels of the resized image."""
-        x, y, w, h = (boxes.float() * grid.image_scale).unbind(-1)
+        """(B, N, 4) boxes to (x, y, z, r), in units of the resized image. A side counts as 1e-7 units at least."""
+        x, y, w, h = (boxes.float() * (grid.image_scale / self.unit)).unbind(-1)
+        w, h = w.clamp(min=1e-7), h.clamp(min=1e-7)
         z, r = (w.log2() + h.log2()) / 2, self.r_scale * (h.log2() - w.log2())
         return torch.stack([x, y, z, r], -1)
 
@@ -103,7 +106,7 @@ class XYZRCodec:
         """The inverse of :meth:`to_xyzr`."""
         x, y, z, r = xyzr.unbind(-1)
         half = r / (2 * self.r_scale)
-        return torch.stack([x, y, 2 ** (z - half), 2 ** (z + half)], -1) / grid.image_scale
+        return torch.stack([x, y, 2 ** (z - half), 2 ** (z + half)], -1) / (grid.image_scale / self.unit)
 
     def decode(self, delta: Tensor, reference: Tensor, grid: Grid) -> Tensor:
         """(B, N, 4) deltas at (B, N, 4) boxes to (B, N, 4) boxes, in fp32."""
@@ -129,4 +132,8 @@ def build_delta_codec(cfg, kit) -> DeltaCodec:
 
 @CODECS.register("xyzr")
 def build_xyzr_codec(cfg, kit) -> XYZRCodec:
-    return XYZRCodec()
+    X = cfg.MODEL.DETR.XYZR
+    return XYZRCodec(
+        check_range("MODEL.DETR.XYZR.R_SCALE", X.R_SCALE, "(0, inf)"),
+        check_range("MODEL.DETR.XYZR.UNIT", X.UNIT, "(0, inf)"),
+    )

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import check_choice
+from ..errors import UserError
 from ..registry import CONTENTS, Kit
 from ..structures import LayerOutput, Memory
 
 
 class ContentSource(nn.Module):
-    """Makes the content of N queries. ``needs`` may hold "proposals"."""
+    """Makes the content of N queries. ``needs`` may hold "proposals", or "boxes" where these are all it reads."""
 
     needs: frozenset[str] = frozenset()
 
@@ -44,7 +45,7 @@ class LearnedContent(ContentSource):
             nn.init.xavier_uniform_(self.table)
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        return self.table.expand(len(memory.tokens), -1, -1)
+        return self.table.expand(memory.tokens.shape[0], -1, -1)
 
 
 class SharedContent(ContentSource):
@@ -59,7 +60,7 @@ class SharedContent(ContentSource):
             self.register_buffer("table", torch.zeros(1, embed_dim), persistent=False)
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        return self.table.expand(len(memory.tokens), self.num_queries, -1)
+        return self.table.expand(memory.tokens.shape[0], self.num_queries, -1)
 
 
 class TokenContent(ContentSource):
@@ -71,8 +72,8 @@ class TokenContent(ContentSource):
         return chosen.content.detach()
 
 
-class Unmarked(ContentSource):
-    """Contents whose last channel is 0; denoising queries have a 1 there (DN-DETR's indicator)."""
+class ChangedContent(ContentSource):
+    """Contents of another source, changed."""
 
     def __init__(self, content: ContentSource):
         super().__init__()
@@ -80,16 +81,40 @@ class Unmarked(ContentSource):
         self.needs = content.needs
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        return F.pad(self.content(memory, chosen)[..., :-1], (0, 1))
+        return self.change(self.content(memory, chosen))
+
+    def change(self, content: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def losses(self) -> dict[str, Tensor]:
         return self.content.losses()
 
 
+class Normed(ChangedContent):
+    """Each content with mean 0 and variance 1 (AdaMixer's LayerNorm without parameters)."""
+
+    def change(self, content: Tensor) -> Tensor:
+        return F.layer_norm(content, content.shape[-1:])
+
+
+class Unmarked(ChangedContent):
+    """Contents whose last channel is 0; denoising queries have a 1 there (DN-DETR's indicator)."""
+
+    def change(self, content: Tensor) -> Tensor:
+        return F.pad(content[..., :-1], (0, 1))
+
+
 def build_content(cfg, kit: Kit) -> ContentSource | None:
     """The content that ``QUERIES.CONTENT`` names; None where the proposals' position map makes it."""
-    content = CONTENTS.build(cfg.MODEL.DETR.QUERIES.CONTENT, cfg, kit)
-    if cfg.MODEL.DETR.QUERIES.INDICATOR and content is not None:
+    Q = cfg.MODEL.DETR.QUERIES
+    content = CONTENTS.build(Q.CONTENT, cfg, kit)
+    if Q.CONTENT_NORM:
+        if content is None:
+            raise UserError(
+                f"MODEL.DETR.QUERIES.CONTENT_NORM is True, but {CONTENTS.key} {Q.CONTENT} is normed as it is"
+            )
+        content = Normed(content)
+    if Q.INDICATOR and content is not None:
         content = Unmarked(content)
     return content
 

@@ -4,17 +4,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice
+from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import ACTIVATIONS, FeedForward
-from ..registry import CODECS, CROSS_ATTENTIONS, DECODERS, INTERACTIONS, POSITIONS, SOURCES, Kit, needs_of, per_layer
+from ..registry import (
+    CODECS,
+    CROSS_ATTENTIONS,
+    DECODERS,
+    HEADS,
+    INTERACTIONS,
+    POSITIONS,
+    SOURCES,
+    Kit,
+    needs_of,
+    per_layer,
+)
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
-from .heads import ClassHead, build_box_head
+from .interactions import build_cross_attention
 from .route import Borrowed
 
 
@@ -82,6 +94,10 @@ class Decoder(nn.Module):
     def running(self) -> int:
         """How many layers run now."""
         return len(self.layers) if self.training else self.test_layers
+
+    def at_inference(self) -> list[int]:
+        """Which layers, counted from 0, predict at inference, in the order of their outputs."""
+        return list(range(self.test_layers))
 
     def step(self, layer: int, state: DecoderState, memory: Memory) -> DecoderState:
         """The state behind a layer."""
@@ -159,24 +175,78 @@ def over_borrowed(
     )
 
 
+class CopyVector(nn.Module):
+    """The interaction that tells copies of a decoder apart: a learned vector, N(0, 1), added to the content."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.vector = nn.Parameter(torch.randn(embed_dim))
+
+    def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
+        return state.with_content(state.content + self.vector)
+
+
 class ParallelDecoder(Decoder):
-    """Layers side by side, each on the source's own queries (ASAG has four, and READ_OUT.LAYER keeps one)."""
+    """A few layers that propose, and behind them copies of a decoder side by side (ASAG: one layer, four copies).
+
+    Every copy starts where the first layers stop, with the content as it is and the boxes detached, and is a cascade
+    in itself. At inference only the copy runs whose layer is read out; the others go with ``drop_training_parts``.
+    """
+
+    def __init__(self, *, stem: int = 0, depth: int = 1, read: int | None = None, stem_codec=None, **parts):
+        """
+        Args:
+            stem: so many first layers are common to all copies; 0: copies start at the source's queries.
+            depth: layers of a copy.
+            read: the layer, counted from 0, whose prediction is read out; None: the last.
+            stem_codec: of the first layers, where it is another one.
+            parts: as in ``Decoder``; all layers predict boxes.
+        """
+        super().__init__(**parts)
+        if stem > len(self.layers) or (len(self.layers) - stem) % depth:
+            raise ValueError(f"{len(self.layers)} layers are not {stem} and copies of {depth}")
+        self.stem, self.depth, self.stem_codec = stem, depth, stem_codec or self.codec
+        last = len(self.layers) - 1 if read is None else read
+        before = (last - stem) % depth if last >= stem else 0  # layers of its copy before it
+        kept = {*range(min(stem, last + 1)), *range(last - before, last + 1)}
+        for modules in (self.layers, self.class_heads, self.box_heads):
+            for number, module in enumerate(modules):
+                module.train_only = len(modules) > 1 and number not in kept
+
+    def at_inference(self) -> list[int]:
+        return [number for number, layer in enumerate(self.layers) if not layer.train_only]
+
+    def locate(self, layer: int, content: Tensor, start: Tensor, memory: Memory) -> Tensor:
+        codec = self.stem_codec if layer < self.stem else self.codec
+        return codec.decode(self.box_heads[layer % len(self.box_heads)](content), start, memory.grid)
 
     def forward(self, queries: QuerySet, memory: Memory) -> list[LayerOutput]:
-        """One ``LayerOutput`` per layer."""
+        """One ``LayerOutput`` for every layer that runs."""
         outputs = []
-        for layer in range(self.running()):
-            state = self.step(layer, DecoderState.of(queries), memory)
-            content = self.normed(state.content)
-            boxes = self.locate(layer, content, queries.reference.detach(), memory)
-            outputs.append(LayerOutput(self.classify(layer, content), boxes, state.content, state.alive))
+        state = trunk = DecoderState.of(queries)
+        for layer in range(len(self.layers)) if self.training else self.at_inference():
+            if layer >= self.stem and (layer - self.stem) % self.depth == 0:
+                state = trunk
+            state = self.advance(layer, state, memory)
+            trunk = state if layer < self.stem else trunk
+            outputs.append(state.history[-1])
         return outputs
 
+    def advance(self, layer: int, state: DecoderState, memory: Memory) -> DecoderState:
+        """The state behind a layer, at the boxes that it predicts, and with its output."""
+        start = state.reference.detach()
+        state = self.step(layer, state, memory)
+        content = self.normed(state.content)
+        boxes = self.locate(layer, content, start, memory)
+        output = LayerOutput(self.classify(layer, content), boxes, state.content, state.alive)
+        return replace(state, reference=boxes.detach(), history=(*state.history, output))
 
-def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
+
+def build_layers(cfg, kit: Kit, first: Collection[int] = (0,)) -> list[DecoderLayer]:
     """The layers that ``DECODER.INTERACTION`` and ``DECODER.CROSS_ATTENTION`` describe.
 
-    An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none".
+    An entry of INTERACTION is a name, several names in order ("dehomo + self_attention"), or "none". ``first``: the
+    layers, counted from 0, that read the source's queries.
     """
     D = cfg.MODEL.DETR
     activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
@@ -186,22 +256,24 @@ def build_layers(cfg, kit: Kit, cascade: bool = True) -> list[DecoderLayer]:
         names = [name.strip() for name in str(entry).split("+")]
         interactions = [INTERACTIONS.build(name, cfg, kit) for name in names]
         for name, interaction in zip(names, interactions):
-            if "previous" in needs_of(interaction) and (number == 1 or not cascade):
+            if "previous" in needs_of(interaction) and number - 1 in first:
                 raise UserError(
                     f'{INTERACTIONS.key} is {list(D.DECODER.INTERACTION)}, but "{name}" reads what the layer before '
-                    "predicted and cannot stand in the first one, nor in a parallel decoder"
+                    f"predicted, and layer {number} has none before it"
                 )
-        cross_attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit)
+        cross_attention = build_cross_attention(cfg, kit)
         ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, activation)
         present = [interaction for interaction in interactions if interaction is not None]
         layers.append(DecoderLayer(present, cross_attention, ffn))
     return layers
 
 
-def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
+def decoder_parts(cfg, kit: Kit, first: Collection[int] = (0,), cascade: bool = True) -> dict:
     """The arguments of every ``Decoder``, whose parts fit each other and the main route's queries.
 
-    ``cascade``: only the first layer reads the source's queries, the others go on from the layer before.
+    Args:
+        first: the layers, counted from 0, that read the source's queries; the others go on from the layer before.
+        cascade: whether ``DECODER.BOX_REFINE`` counts.
     """
     D = cfg.MODEL.DETR
     separate_heads = not (D.DECODER.SHARED_HEADS or cascade and not D.DECODER.BOX_REFINE)
@@ -209,15 +281,14 @@ def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
     for key in ("BOX_LAYERS", "TEST_LAYERS"):
         if not 0 <= D.DECODER[key] <= num_layers:
             raise UserError(f"MODEL.DETR.DECODER.{key} is {D.DECODER[key]}, must be in 0..{num_layers} (0: all layers)")
-    layers = build_layers(cfg, kit, cascade)
+    layers, heads = build_layers(cfg, kit, first), HEADS.build(D.DECODER.HEADS, cfg, kit)
     class_heads, box_heads = (num_layers, D.DECODER.BOX_LAYERS or num_layers) if separate_heads else (1, 1)
     # Queries that start as points have no size yet: heads that read them begin at a small box.
-    from_queries = 1 if cascade else box_heads
-    sizes = [-2.0 if "boxes" not in source.provides and i < from_queries else 0.0 for i in range(box_heads)]
+    sizes = [-2.0 if "boxes" not in source.provides and i in first else 0.0 for i in range(box_heads)]
     parts = {
         "layers": layers,
-        "class_heads": [ClassHead(D.HIDDEN_DIM, kit.num_classes) for _ in range(class_heads)],
-        "box_heads": [build_box_head(D.HIDDEN_DIM, size) for size in sizes],
+        "class_heads": [heads.class_head() for _ in range(class_heads)],
+        "box_heads": [heads.box_head(size) for size in sizes],
         "codec": CODECS.build(D.CODEC, cfg, kit),
         "position": POSITIONS.build(D.DECODER.QUERY_POSITION, cfg, kit),
         "output_norm": nn.LayerNorm(D.HIDDEN_DIM) if D.DECODER.OUTPUT_NORM else None,
@@ -228,6 +299,7 @@ def decoder_parts(cfg, kit: Kit, cascade: bool) -> dict:
         (POSITIONS.key, D.DECODER.QUERY_POSITION, parts["position"]),
         (CODECS.key, D.CODEC, parts["codec"]),
         *((INTERACTIONS.key, list(D.DECODER.INTERACTION), i) for layer in layers for i in layer.interactions),
+        *((CROSS_ATTENTIONS.key, list(D.DECODER.CROSS_ATTENTION), layer.cross_attention) for layer in layers),
     ):
         missing = needs_of(part) - source.provides - {"previous"}
         if missing:
@@ -242,15 +314,35 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
     return CascadeDecoder(
         refine_boxes=D.BOX_REFINE,
         look_forward_twice=D.LOOK_FORWARD_TWICE,
-        **decoder_parts(cfg, kit, cascade=True),
+        **decoder_parts(cfg, kit),
     )
 
 
 @DECODERS.register("parallel")
 def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
-    D = cfg.MODEL.DETR.DECODER
-    if D.BOX_LAYERS:
+    D, key = cfg.MODEL.DETR, "MODEL.DETR.DECODER"
+    number, stem, depth = D.DECODER.NUM_LAYERS, D.DECODER.STEM_LAYERS, D.DECODER.COPY_LAYERS
+    for name in ("BOX_LAYERS", "TEST_LAYERS"):
+        if D.DECODER[name]:
+            raise UserError(
+                f"{key}.{name} is {D.DECODER[name]}, but in a parallel decoder every layer predicts boxes, and which "
+                "of them run at inference follows from MODEL.DETR.READ_OUT.LAYER: 0"
+            )
+    check_range(f"{key}.COPY_LAYERS", depth, "[1, inf)")
+    if not 0 <= stem < number or (number - stem) % depth:
         raise UserError(
-            f"MODEL.DETR.DECODER.BOX_LAYERS is {D.BOX_LAYERS}, but in a parallel decoder every layer predicts boxes: 0"
+            f"{key}.NUM_LAYERS is {number}, must be that of the first layers, STEM_LAYERS {stem}, and a multiple of "
+            f"COPY_LAYERS {depth}"
         )
-    return ParallelDecoder(**decoder_parts(cfg, kit, cascade=False))
+    read = check_range("MODEL.DETR.READ_OUT.LAYER", D.READ_OUT.LAYER, f"[0, {number}]")
+    copies = range(stem, number, depth)
+    decoder = ParallelDecoder(
+        stem=stem,
+        depth=depth,
+        read=read - 1 if read else None,
+        stem_codec=CODECS.build(D.DECODER.STEM_CODEC or D.CODEC, cfg, kit, key=f"{key}.STEM_CODEC"),
+        **decoder_parts(cfg, kit, first=[0] if stem else copies, cascade=False),
+    )
+    for layer in copies:
+        decoder.layers[layer].interactions.insert(0, CopyVector(D.HIDDEN_DIM))
+    return decoder

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice
 from ..layers import ACTIVATIONS, DeformableAttention, FeedForward
-from ..registry import ENCODERS
+from ..registry import ENCODERS, check_map_positions
 from ..structures import Memory
 
 
@@ -65,9 +65,16 @@ class Encoder(nn.Module):
         return layer(memory)
 
 
+@ENCODERS.register("none")
+def build_no_encoder(cfg, kit) -> Encoder:
+    return Encoder([])
+
+
 @ENCODERS.register("deformable")
 def build_encoder(cfg, kit) -> Encoder:
     D = cfg.MODEL.DETR
+    if D.ENCODER.NUM_LAYERS:
+        check_map_positions(kit, ENCODERS.key, "deformable")
     layer = partial(
         EncoderLayer,
         embed_dim=D.HIDDEN_DIM,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import DeformableAttention
-from ..registry import CROSS_ATTENTIONS, INTERACTIONS
+from ..registry import CROSS_ATTENTIONS, INTERACTIONS, per_layer
 from ..structures import DecoderState, Memory
 
 
@@ -83,6 +83,24 @@ class CrossAttention(nn.Module):
         return memory.once(self, lambda memory: project(memory.tokens)) if self.training else project(memory.tokens)
 
 
+class NoCrossAttention(nn.Module):
+    """Queries that do not read the memory in this layer."""
+
+    def forward(self, state: DecoderState, memory: Memory) -> DecoderState:
+        return state
+
+
+def cross_attention_name(cfg, kit) -> str:
+    """What ``DECODER.CROSS_ATTENTION`` says of the layer that is being built."""
+    D = cfg.MODEL.DETR.DECODER
+    return per_layer(CROSS_ATTENTIONS.key, D.CROSS_ATTENTION, D.NUM_LAYERS)[kit.layer]
+
+
+def build_cross_attention(cfg, kit) -> nn.Module:
+    """The cross-attention of the layer that is being built."""
+    return CROSS_ATTENTIONS.build(cross_attention_name(cfg, kit), cfg, kit)
+
+
 @INTERACTIONS.register("none")
 def build_no_interaction(cfg, kit) -> None:
     return None
@@ -94,7 +112,12 @@ def build_self_attention(cfg, kit) -> SelfAttention:
     return SelfAttention(D.HIDDEN_DIM, D.NUM_HEADS, D.DROPOUT)
 
 
+@CROSS_ATTENTIONS.register("none")
+def build_no_cross_attention(cfg, kit) -> NoCrossAttention:
+    return NoCrossAttention()
+
+
 @CROSS_ATTENTIONS.register("deformable")
-def build_cross_attention(cfg, kit) -> CrossAttention:
+def build_deformable_attention(cfg, kit) -> CrossAttention:
     D = cfg.MODEL.DETR
     return CrossAttention(D.HIDDEN_DIM, D.NUM_HEADS, D.NECK.NUM_LEVELS, D.DECODER.NUM_POINTS, D.DROPOUT)

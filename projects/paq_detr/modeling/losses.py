@@ -14,7 +14,7 @@ from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..layers import paired_giou, paired_iou
+from ..layers import corner_distance, paired_giou, paired_iou
 from ..registry import CLASS_LOSSES
 from ..structures import Assignment, LayerOutput, Targets
 
@@ -119,6 +119,11 @@ class VarifocalLoss(ClassificationLoss):
 def l1_loss(matches: Matches) -> Tensor:
     """(P,) sum of the four distances, cxcywh."""
     return (matches.boxes - matches.wanted).abs().sum(-1)
+
+
+def corner_l1_loss(matches: Matches) -> Tensor:
+    """(P,) sum of the four distances of the corners (Sparse R-CNN, AdaMixer)."""
+    return corner_distance(matches.boxes, matches.wanted)
 
 
 def giou_loss(matches: Matches) -> Tensor:

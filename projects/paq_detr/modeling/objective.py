@@ -14,16 +14,18 @@ from torch import Tensor
 from ..checks import check_choice
 from ..layers import intersection_over_own_area
 from ..structures import Assignment, Prediction, Targets
-from .assignment import Assigner, assign
-from .losses import ClassificationLoss, Matches, giou_loss, l1_loss
+from .assignment import Assigner, assign, cost_terms
+from .losses import ClassificationLoss, Matches, corner_l1_loss, giou_loss, l1_loss
 
 #: A loss of the assigned pairs, (P,) each.
 PairLoss = Callable[[Matches], Tensor]
 
 
-def box_losses(l1_weight: float = 5.0, giou_weight: float = 2.0) -> dict[str, tuple[float, PairLoss]]:
-    """DETR's losses of the boxes, for ``Objective.pair_losses``."""
-    return {"l1": (l1_weight, l1_loss), "giou": (giou_weight, giou_loss)}
+def box_losses(
+    l1_weight: float = 5.0, giou_weight: float = 2.0, corners: bool = False
+) -> dict[str, tuple[float, PairLoss]]:
+    """DETR's losses of the boxes, for ``Objective.pair_losses``; ``corners``: L1 as ``MatchCost`` has it."""
+    return {"l1": (l1_weight, corner_l1_loss if corners else l1_loss), "giou": (giou_weight, giou_loss)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,7 @@ def build_objective(
         assigner=assigner,
         classification=classification,
         class_weight=L.CLASS_WEIGHT,
-        pair_losses=box_losses(L.L1_WEIGHT, L.GIOU_WEIGHT) if boxes else {},
+        pair_losses=box_losses(L.L1_WEIGHT, L.GIOU_WEIGHT, cost_terms(cfg)["corners"]) if boxes else {},
         view=view,
         scale=scale,
         normalizer=NORMALIZERS[check_choice("MODEL.DETR.LOSS.NORMALIZER", L.NORMALIZER, NORMALIZERS)],

@@ -4,8 +4,8 @@
 
 A source is called once a step with the memory and, in training, the targets, and returns a ``QuerySet``; what it
 predicts on the way (encoder proposals) it returns there as well, to be supervised. ``provides`` tells what its queries
-have: "boxes" (else points) and "position" (a fixed code). The content is a part of its own, so that learned tables and
-PaQ-DETR's patterns go with every source.
+have: "boxes" (else points), "position" (a fixed code) and "contents from boxes" (its ``codes`` make some). The content
+is a part of its own, so that learned tables and PaQ-DETR's patterns go with every source.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_box_code
 from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, SOURCES, Kit, needs_of, per_layer
 from ..structures import LayerOutput, Memory, Prediction, QuerySet, Targets
-from .assignment import MatchCost
+from .assignment import MatchCost, cost_terms
 from .contents import ContentSource, build_content
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
+from .query_count import KeptQueries, build_kept_queries
 
 
 class QuerySource(Protocol):
@@ -56,7 +57,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         return QuerySet(
             content=self.content(memory),
             reference=self.reference_points(self.position).sigmoid().expand(batch, -1, -1),
@@ -89,7 +90,32 @@ class LearnedAnchors(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         return QuerySet(
             content=self.content(memory),
-            reference=self.anchors.sigmoid().expand(len(memory.tokens), -1, -1),
+            reference=self.anchors.sigmoid().expand(memory.tokens.shape[0], -1, -1),
+            losses=self.content.losses() if self.training else {},
+        )
+
+
+class LearnedBoxes(nn.Module):
+    """A table of boxes that start as the whole image, each; learned (Sparse R-CNN) or not (AdaMixer).
+
+    In contrast to anchors they are no logits: nothing keeps them in the image.
+    """
+
+    provides = frozenset({"boxes"})
+
+    def __init__(self, *, num_queries: int, content: ContentSource, learned: bool = True):
+        super().__init__()
+        boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)
+        if learned:
+            self.boxes = nn.Parameter(boxes)
+        else:
+            self.register_buffer("boxes", boxes, persistent=False)
+        self.content = content
+
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        return QuerySet(
+            content=self.content(memory),
+            reference=self.boxes.expand(len(memory.tokens), -1, -1),
             losses=self.content.losses() if self.training else {},
         )
 
@@ -114,6 +140,8 @@ class EncoderTopN(nn.Module):
         position: bool = True,
         num_queries_test: int | None = None,
         match_on_priors: bool = False,
+        keep: KeptQueries | None = None,
+        keep_test: KeptQueries | None = None,
         eps: float = 1e-5,
     ):
         """
@@ -125,14 +153,17 @@ class EncoderTopN(nn.Module):
             position: make a fixed position code from the proposal's box.
             num_queries_test: another number of queries at inference; more than in training need content None.
             match_on_priors: proposals find their objects by their priors in place of their boxes (MS-DETR).
+            keep, keep_test: how many of the N best become queries, in training and at inference; None: all.
         """
         super().__init__()
         num_queries_test = num_queries_test or num_queries
         if num_queries_test > num_queries and content is not None:
             raise ValueError("more queries at inference than in training need contents from the proposals")
-        self.provides = frozenset({"boxes", "position"} if position else {"boxes"})
+        has = {"boxes": True, "position": position, "contents from boxes": content is None}
+        self.provides = frozenset(name for name, there in has.items() if there)
         self.num_queries, self.score, self.objective, self.supervise = num_queries, score, objective, supervise
         self.num_queries_test, self.match_on_priors, self.eps = num_queries_test, match_on_priors, eps
+        self.keep, self.keep_test = keep, keep_test
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
         self.class_head = (ObjectnessHead if score == "binary" else ClassHead)(embed_dim, num_classes)
@@ -154,9 +185,11 @@ class EncoderTopN(nn.Module):
         """The queries of the best proposals; in training with the proposals to be supervised."""
         index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
         chosen = taken(proposals, index, usable)
-        queries = self.queries(chosen)
+        keep = self.keep if self.training else self.keep_test
+        kept = chosen if keep is None else keep(chosen, self.scores(chosen).sigmoid())
+        queries = self.queries(kept)
         if self.content is not None:
-            queries.content = self.content(memory, chosen)[:, : index.shape[1]]
+            queries.content = self.content(memory, kept)[:, : kept.logits.shape[1]]
         if self.training:
             selected = self.supervise == "selected"
             priors = replace(proposals, boxes=self._read(memory)[0]) if self.match_on_priors else None
@@ -187,13 +220,19 @@ class EncoderTopN(nn.Module):
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """(B, N) tokens of the ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at
         least one), and (B, N) whether each may be used."""
-        scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
-        scores = scores.detach().float()
+        scores = self.scores(proposals)
         scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
-        count = scores.shape[1]
-        scores, index = scores.topk(min(skip + num_queries, count), dim=1)
+        wanted, count = skip + num_queries, scores.shape[1]
+        if isinstance(count, torch.SymInt):  # a program for all sizes that hold as many tokens
+            torch._check(count >= wanted)
+        scores, index = scores.topk(wanted if count >= wanted else count, dim=1)
         scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         return index, scores > -torch.inf
+
+    def scores(self, proposals: LayerOutput) -> Tensor:
+        """(B, N) what proposals are chosen by, as logits, detached."""
+        scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
+        return scores.detach().float()
 
     def queries(self, chosen: LayerOutput) -> QuerySet:
         """The queries of the chosen proposals, with content from their boxes where nothing else makes it."""
@@ -223,7 +262,7 @@ def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
     """(B, S, 4) prior box of every token, and (B, S) whether it may be used."""
     centers = memory.grid.centers
     sizes = [
-        centers.new_full((len(centers), tokens, 2), 0.05 * 2**level)
+        centers.new_full((centers.shape[0], tokens, 2), 0.05 * 2**level)
         for level, tokens in enumerate(memory.grid.level_sizes)
     ]
     priors = torch.cat([centers, torch.cat(sizes, 1)], -1)
@@ -242,15 +281,17 @@ def build_no_augmenter(cfg, kit: Kit) -> None:
     return None
 
 
-def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
-    """The content of a source that has no proposals; what only proposals could use is refused."""
+def content_for(cfg, kit: Kit, offered: frozenset[str] = frozenset()) -> ContentSource:
+    """The content of a source without proposals, which needs no more than is ``offered``; what only proposals could use
+    is refused."""
     D = cfg.MODEL.DETR
     content = build_content(cfg, kit)
     idle = {
-        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or "proposals" in needs_of(content) else "",
+        "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or needs_of(content) - offered else "",
         "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
         "QUERIES.MATCH_ON_PRIORS": D.QUERIES.MATCH_ON_PRIORS,
+        "QUERIES.KEEP.WHEN": "" if D.QUERIES.KEEP.WHEN == "never" else D.QUERIES.KEEP.WHEN,
         "ASSIGNER.ENCODER": "" if D.ASSIGNER.ENCODER == "hungarian" else D.ASSIGNER.ENCODER,
         "LOSS.ENCODER_CLASSIFICATION": D.LOSS.ENCODER_CLASSIFICATION,
     }
@@ -263,7 +304,7 @@ def _content_without_proposals(cfg, kit: Kit) -> ContentSource:
 @SOURCES.register("LearnedQueries")
 def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
     D = cfg.MODEL.DETR
-    content = _content_without_proposals(cfg, kit)
+    content = content_for(cfg, kit)
     return LearnedQueries(num_queries=D.QUERIES.NUM, embed_dim=D.HIDDEN_DIM, content=content)
 
 
@@ -271,7 +312,13 @@ def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
 def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
     Q = cfg.MODEL.DETR.QUERIES
     init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, LearnedAnchors.INITS)
-    return LearnedAnchors(num_queries=Q.NUM, content=_content_without_proposals(cfg, kit), init=init)
+    return LearnedAnchors(num_queries=Q.NUM, content=content_for(cfg, kit), init=init)
+
+
+@SOURCES.register("LearnedBoxes")
+def build_learned_boxes(cfg, kit: Kit) -> LearnedBoxes:
+    Q = cfg.MODEL.DETR.QUERIES
+    return LearnedBoxes(num_queries=Q.NUM, content=content_for(cfg, kit), learned=Q.LEARN_BOXES)
 
 
 @SOURCES.register("EncoderTopN")
@@ -301,6 +348,7 @@ def top_n_parts(cfg, kit: Kit) -> dict:
         "position": D.DECODER.QUERY_POSITION == "fixed",
         "num_queries_test": Q.NUM_TEST or None,
         "match_on_priors": Q.MATCH_ON_PRIORS,
+        **build_kept_queries(cfg),
         "eps": D.INVERSE_SIGMOID_EPS,
     }
 
@@ -310,7 +358,7 @@ def build_encoder_objective(cfg, kit: Kit) -> Objective:
     D = cfg.MODEL.DETR
     cost = COSTS.build(per_layer(COSTS.key, D.MATCHER.COST, D.DECODER.NUM_LAYERS)[0], cfg, kit)
     if D.QUERIES.MATCH_ON_PRIORS:  # a prior has no class
-        cost = MatchCost(0.0, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST)
+        cost = MatchCost(**{**cost_terms(cfg), "class_weight": 0.0})
     key, classification = CLASS_LOSSES.key, D.LOSS.CLASSIFICATION
     if D.LOSS.ENCODER_CLASSIFICATION:
         key, classification = "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION", D.LOSS.ENCODER_CLASSIFICATION

@@ -25,7 +25,7 @@ class ReadOut:
         """
         Args:
             top_k: detections kept per image.
-            layer: whose prediction, counted from 1; None: the last one that runs.
+            layer: whose prediction, counted from 1 among those that run at inference; None: the last one.
             nms_iou: class-wise suppression above this IoU; 0: none.
         """
         self.top_k, self.layer, self.nms_iou = top_k, layer, nms_iou
@@ -98,11 +98,12 @@ def select_detections(output: LayerOutput, image_sizes: Sequence[tuple[int, int]
 @READ_OUTS.register("layer")
 def build_layer_read_out(cfg, kit) -> ReadOut:
     D = cfg.MODEL.DETR
-    running = D.DECODER.TEST_LAYERS or D.DECODER.NUM_LAYERS
-    if not 0 <= D.READ_OUT.LAYER <= running:
+    running = [number + 1 for number in kit.decoder.at_inference()]
+    if D.READ_OUT.LAYER not in (0, *running):
         raise UserError(
-            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{running}, the layers "
+            f"MODEL.DETR.READ_OUT.LAYER is {D.READ_OUT.LAYER}, must be in 0..{len(running)}, the layers "
             "that run at inference (0: the last)"
         )
+    place = running.index(D.READ_OUT.LAYER) + 1 if D.READ_OUT.LAYER else None
     nms_iou = check_range("MODEL.DETR.READ_OUT.NMS_IOU", D.READ_OUT.NMS_IOU, "[0, 1]")
-    return ReadOut(cfg.TEST.DETECTIONS_PER_IMAGE, D.READ_OUT.LAYER or None, nms_iou)
+    return ReadOut(cfg.TEST.DETECTIONS_PER_IMAGE, place, nms_iou)

@@ -50,6 +50,9 @@ def drop_train_only(module: nn.Module) -> None:
 class Route(nn.Module):
     """One whole decoder pass: whose queries it reads, its decoder, how each layer is supervised, what is read out."""
 
+    #: Whether its slots have the main route's contents, so that the diagnostics may compare who has an object.
+    same_slots = False
+
     def __init__(
         self,
         *,

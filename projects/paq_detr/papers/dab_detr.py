@@ -33,7 +33,7 @@ from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit
+from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit, check_map_positions, per_layer
 from ..structures import DecoderState, Memory
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -144,12 +144,12 @@ class AnchorPosition(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B, N, C) position code and (B, N, C) spatial query."""
-        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4)
+        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4).to(state.content.dtype)
         center = code.chunk(2, -1)[0]
         if state.history:
             center = center * self.content_scale(state.content)
         size = (self.size_scale(state.content).sigmoid() / state.reference[..., 2:]).flip(-1)  # (B, N, 2) of y, of x
-        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2)
+        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2).to(code.dtype)
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -267,6 +267,7 @@ def build_single_level(cfg, kit: Kit) -> SingleLevel:
 
 @ENCODERS.register("dense")
 def build_dense_encoder(cfg, kit: Kit) -> DenseEncoder:
+    check_map_positions(kit, ENCODERS.key, "dense")
     D = cfg.MODEL.DETR
     num_layers = check_range("MODEL.DETR.ENCODER.NUM_LAYERS", D.ENCODER.NUM_LAYERS, "[1, inf)")
     activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
@@ -294,6 +295,7 @@ def build_conditional_self_attention(cfg, kit: Kit) -> ConditionalSelfAttention:
 @CROSS_ATTENTIONS.register("conditional")
 def build_conditional_cross_attention(cfg, kit: Kit) -> ConditionalCrossAttention:
     _check_pair(cfg)
+    check_map_positions(kit, CROSS_ATTENTIONS.key, "conditional")
     D = cfg.MODEL.DETR
     return ConditionalCrossAttention(D.HIDDEN_DIM, D.NUM_HEADS, D.DROPOUT, first=kit.layer == 0)
 
@@ -301,7 +303,8 @@ def build_conditional_cross_attention(cfg, kit: Kit) -> ConditionalCrossAttentio
 def _check_pair(cfg) -> None:
     """The spatial query has one maker and one reader."""
     D = cfg.MODEL.DETR.DECODER
-    if (D.QUERY_POSITION == "dab") != (D.CROSS_ATTENTION == "conditional"):
+    names = per_layer(CROSS_ATTENTIONS.key, D.CROSS_ATTENTION, D.NUM_LAYERS)
+    if (D.QUERY_POSITION == "dab") != ("conditional" in names):
         raise UserError(
             f"{CROSS_ATTENTIONS.key} {D.CROSS_ATTENTION} and {POSITIONS.key} {D.QUERY_POSITION} do not fit each other: "
             "conditional reads what dab makes, and needs it"

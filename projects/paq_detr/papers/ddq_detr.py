@@ -31,7 +31,7 @@ from torchvision.ops import nms
 from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
-from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, solve_images
+from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, cost_terms, solve_images
 from ..modeling.contents import ContentSource
 from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
@@ -71,9 +71,10 @@ def distinct(boxes: Tensor, scores: Tensor, candidates: Tensor, iou_threshold: f
         candidates: (B, N) False for queries that neither are distinct nor suppress others. Of an image that has any,
             one at least is distinct.
     """
-    lowest = torch.finfo(torch.float64).min
-    ranked = scores.double().nan_to_num(lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
-    corners = boxes_cxcywh_to_xyxy(boxes.double())
+    exact = torch.float32 if torch.compiler.is_exporting() else torch.float64  # ONNX knows no other suppression
+    lowest = torch.finfo(exact).min
+    ranked = scores.to(exact).nan_to_num(lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
+    corners = boxes_cxcywh_to_xyxy(boxes.to(exact))
     chosen = torch.zeros_like(candidates)
     for image, (image_corners, image_scores) in enumerate(zip(corners, ranked)):
         chosen[image].index_fill_(0, nms(image_corners, image_scores, iou_threshold), True)
@@ -99,20 +100,21 @@ class DistinctTopN(EncoderTopN):
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """As in ``EncoderTopN``, among the distinct ones.
 
-        Whether a proposal is distinct depends on better ones alone, so that the best few are looked at first.
+        Whether a proposal is distinct depends on better ones alone, so that the best few are looked at first; an
+        exported program, which cannot ask for more, looks at all.
         """
         wanted = skip + num_queries
-        looked_at = 4 * wanted
+        looked_at = proposals.logits.shape[1] if torch.compiler.is_exporting() else 4 * wanted
         while True:
             index, usable = self.best_of_all(proposals, looked_at)
             boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))
             places = torch.arange(index.shape[1], device=index.device).expand_as(index)
             kept = distinct(boxes, -places, usable, self.iou_threshold)
-            if bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()) or looked_at >= proposals.logits.shape[1]:
+            if looked_at >= proposals.logits.shape[1] or bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()):
                 break
             looked_at *= 4
-        front = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
-        front = front[:, min(skip, index.shape[1] - 1) : wanted]
+        order = places + places.shape[1] * ~kept  # those that are kept come first
+        front = order.topk(min(wanted, places.shape[1]), largest=False).indices[:, min(skip, index.shape[1] - 1) :]
         return index.gather(1, front), kept.gather(1, front)
 
 
@@ -209,14 +211,12 @@ class DenseQueries(nn.Module):
 class DenseCost(MatchCost):
     """The matching cost with L1 between corners; ``second_sigmoid``: of the class scores in place of the logits."""
 
+    corners: bool = True
     second_sigmoid: bool = False
 
     def __call__(self, output: LayerOutput, targets: Targets) -> Tensor:
         logits = output.logits.float().sigmoid() if self.second_sigmoid else output.logits
-        others = MatchCost(self.class_weight, 0.0, self.giou_weight)(replace(output, logits=logits), targets)
-        corners = boxes_cxcywh_to_xyxy(output.boxes)[:, targets.image]  # (L, M, N, 4)
-        distance = (corners - boxes_cxcywh_to_xyxy(targets.boxes)[:, None]).abs().sum(-1)
-        return others + self.l1_weight * distance.nan_to_num(0.0, posinf=0.0)  # the others price what is not finite
+        return super().__call__(replace(output, logits=logits), targets)
 
 
 class DenseAssigner(HungarianAssigner):
@@ -292,7 +292,7 @@ def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
         candidates=check_choice("MODEL.DETR.DDQ.CANDIDATES", D.DDQ.CANDIDATES, DistinctCascade.CANDIDATES),
         refine_boxes=D.DECODER.BOX_REFINE,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
-        **decoder_parts(cfg, kit, cascade=True),
+        **decoder_parts(cfg, kit),
     )
 
 
@@ -331,7 +331,7 @@ def build_dense_route(cfg: CN, kit: Kit) -> Route:
 
 def build_dense_objective(cfg: CN) -> Objective:
     D, key = cfg.MODEL.DETR, "MODEL.DETR.DDQ"
-    cost = DenseCost(D.MATCHER.CLASS_COST, D.MATCHER.L1_COST, D.MATCHER.GIOU_COST, D.DDQ.DENSE_SECOND_SIGMOID)
+    cost = DenseCost(**{**cost_terms(cfg), "corners": True}, second_sigmoid=D.DDQ.DENSE_SECOND_SIGMOID)
     copies = check_range(f"{key}.DENSE_COPIES", D.DDQ.DENSE_COPIES, "[1, inf)")
     loss = DenseLoss()
     objective = build_objective(cfg, assigner=DenseAssigner(cost, copies), classification=loss)

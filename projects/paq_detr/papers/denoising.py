@@ -24,9 +24,8 @@ from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_range
-from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh, inverse_sigmoid
-from ..registry import AUGMENTERS, CONTENTS, Kit, adds_config
+from ..registry import AUGMENTERS, Kit, adds_config
 from ..structures import Assignment, Memory, QueryGroup, QuerySet, Targets
 
 
@@ -275,6 +274,8 @@ class BoxDenoising(NoisedQueries):
     that one mask serves the batch.
     """
 
+    needs = frozenset({"boxes", "contents from boxes"})
+
     def __init__(self, *, queries: int = 200, box_noise: float = 0.4, **parts):
         super().__init__(num_classes=1, box_noise=box_noise, **parts)
         self.queries = queries
@@ -318,10 +319,4 @@ def build_contrastive_denoising(cfg: CN, kit: Kit) -> ContrastiveDenoising:
 
 @AUGMENTERS.register("box_dn")
 def build_box_denoising(cfg: CN, kit: Kit) -> BoxDenoising:
-    content = cfg.MODEL.DETR.QUERIES.CONTENT
-    if content != "proposal":
-        raise UserError(
-            f"{AUGMENTERS.key} box_dn takes the content of its queries from their boxes, which needs {CONTENTS.key} "
-            f"proposal in place of {content}"
-        )
     return BoxDenoising(**_numbers(cfg, "BOX_DN", {"QUERIES": "[1, inf)", "BOX_NOISE": "[0, inf)"}))

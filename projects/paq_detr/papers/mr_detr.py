@@ -33,14 +33,13 @@ from ..errors import UserError
 from ..layers import FeedForward, inverse_sigmoid
 from ..modeling.decoder import CascadeDecoder, DecoderLayer, over_borrowed
 from ..modeling.heads import build_box_head
-from ..modeling.interactions import SelfAttention
+from ..modeling.interactions import SelfAttention, build_cross_attention
 from ..modeling.queries import EncoderTopN
 from ..modeling.read_out import ReadOut, build_layer_read_out
 from ..modeling.route import Borrowed, Route
 from ..registry import (
     ASSIGNERS,
     COSTS,
-    CROSS_ATTENTIONS,
     DECODERS,
     INTERACTIONS,
     READ_OUTS,
@@ -148,6 +147,8 @@ class OwnProposals(nn.Module):
 class OneToManyRoute(Route):
     """A training-only route whose matching queries have losses of another scale than its groups."""
 
+    same_slots = True  # with proposals of its own the same contents, at other places
+
     def __init__(self, *, loss_scale: float = 1.0, **parts):
         super().__init__(**parts, train_only=True)
         self.loss_scale = loss_scale
@@ -228,7 +229,7 @@ def build_sharing_route(cfg: CN, kit: Kit, own: Sequence[str]) -> OneToManyRoute
     def layer_of(number: int, shared: DecoderLayer) -> DecoderLayer:
         kit.layer = number - 1
         interactions = own_interactions(number) if "sa" in own else map(Borrowed, _taken_over(shared))
-        attention = CROSS_ATTENTIONS.build(D.DECODER.CROSS_ATTENTION, cfg, kit) if "ca" in own else None
+        attention = build_cross_attention(cfg, kit) if "ca" in own else None
         ffn = own_feed_forward(shared.ffn) if "ffn" in own else None
         return DecoderLayer(
             list(interactions), attention or Borrowed(shared.cross_attention), ffn or Borrowed(shared.ffn)

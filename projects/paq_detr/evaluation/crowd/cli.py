@@ -18,6 +18,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -93,12 +94,17 @@ def _map(
         yield from map(_do_piece, pieces)
         return
     context = multiprocessing.get_context("fork")
-    with context.Pool(workers, initializer=_set_job, initargs=(file, rules)) as pool:
+    with context.Pool(workers, initializer=_set_job_of_worker, initargs=(file, rules)) as pool:
         yield from pool.imap(_do_piece, pieces)
 
 
 def _set_job(*job: Any) -> None:
     _do_piece.job = job
+
+
+def _set_job_of_worker(*job: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells of it and ends the others
+    _set_job(*job)
 
 
 def _do_piece(piece: Any) -> tuple[ImageResults, Noted]:
@@ -151,6 +157,9 @@ def _warn(results: ImageResults, dt: str, annotations: Annotations) -> None:
         logger.warning("the ground truth that %s carries itself (gtboxes, height, width) is not that of %s in %d "
                        "images, the first of which is %r; as published, JI goes by it, and AP, MR-2 and recall do not",
                        dt, annotations.path, len(differing), annotations.ids[differing[0]])  # fmt: skip
+    if len(results.person_found) and len(results.scores) and not results.person_found.any():
+        logger.warning("no detection of %s overlaps a person of %s by half: perhaps they are of other pictures, or of "
+                       "the same in another size", dt, annotations.path)  # fmt: skip
     if not results.num_counted.any():
         logger.warning("%s holds no person whose %s counts: AP, MR-2 and recall are undefined",
                        annotations.path, annotations.box)  # fmt: skip
@@ -172,10 +181,25 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", help="write all numbers, at full precision, to this file")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers is {options.workers}, must be at least 1")
     try:
+        if options.json:
+            _check_writable(options.json)
         summary = evaluate_files(options.gt, options.dt, options.box, options.protocol, options.images, options.workers)
         logger.info("protocol %s, boxes %s\n%s", summary["protocol"], summary["box"], describe(summary))
         if options.json:
             write_json(summary, options.json)
+    except KeyboardInterrupt:
+        parser.exit(128 + signal.SIGINT, "stopped\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def _check_writable(path: str) -> None:
+    """Before the work, not behind it, an ``OSError`` with the path says that a file cannot be written there."""
+    there = os.path.exists(path)
+    with open(path, "a"):
+        pass
+    if not there:
+        os.remove(path)
