@@ -3,11 +3,13 @@
 #   PYTHON=python3.12          the interpreter that makes the environment
 #   VENV=/path/to/env          use that environment; what is installed there is kept, only what is missing is added
 #   PYTEST_ARGS="-m slow"      more arguments for pytest
+#   JOBS=1                     processes that share the tests (2)
 #   PIP_EXTRA_INDEX_URL=...    read by pip itself, e.g. an index with CPU builds of torch
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?=
+JOBS ?= 2
 
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.paq_detr
@@ -47,8 +49,9 @@ install: $(STAMPS)/package
 demo: install
 	$(PY) tools/demo.py
 
+# A file's tests stay in one process: what they share is built once.
 test: install
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMPS)/requirements
 	$(PY) -m ruff check .

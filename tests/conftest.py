@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-# The tests' tensors are tiny: more threads only get into each other's way.
+# The tests' tensors are tiny: more threads only get into each other's way, here and in the programs that tests start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

@@ -7,9 +7,26 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
 
-from paq_detr import add_paq_detr_config
+from paq_detr import add_paq_detr_config, assembly
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_backbone_of_a_kind():
+    """A hundred configs share a few backbones, which nothing here changes: each is built once for all of them."""
+    build, built = assembly.build_backbone, {}
+
+    def once(cfg):
+        # Of what comes after it, a backbone reads the pyramid's width alone.
+        key = str([cfg.MODEL.DETR.HIDDEN_DIM, *((name, part) for name, part in cfg.MODEL.items() if name != "DETR")])
+        if key not in built:
+            built[key] = build(cfg)
+        return built[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assembly, "build_backbone", once)
+        yield
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "projects" / "paq_detr"
 
 # From the ground up; a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "_lazy", "whole_file"),
+    ("errors", "_lazy", "whole_file", "window_masks"),
     ("checks", "structures", "config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),
@@ -18,9 +18,12 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
+    ("predict",),
+    ("cli",),
+    ("__main__",),
 )
 # Hosts that anything below must not need: operators and data types are wanted without them.
-WITHOUT_DETECTRON2 = ("errors", "checks", "structures", "ops", "layers", "registry")
+WITHOUT_DETECTRON2 = ("errors", "checks", "structures", "window_masks", "ops", "layers", "registry")
 
 
 def modules():

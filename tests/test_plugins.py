@@ -50,7 +50,7 @@ MODEL:
     DECODER: {NUM_LAYERS: 1, INTERACTION: self_attention}
     QUERIES: {NUM: 5, CONTENT: PLUGIN_}
     LOUD: {FACTOR: 7}
-DATASETS: {TRAIN: [synthetic_crowd_train], TEST: []}
+DATASETS: {TRAIN: [synthetic_crowd_train], TEST: [], SYNTHETIC_CROWD: {NUM_TRAIN: 1}}
 """
 
 
@@ -145,7 +145,7 @@ def test_an_old_key_says_how_it_is_written_now(key, value, now, tmp_path):
 def test_one_name_may_stand_where_a_list_of_names_is_wanted(tmp_path):
     file = tmp_path / "one.yaml"
     file.write_text("MODEL: {DETR: {DECODER: {INTERACTION: none}, QUERIES: {NAME: EncoderTopN}}}\n"
-                    "DATASETS: {TRAIN: [synthetic_crowd_train], TEST: []}\n")  # fmt: skip
+                    "DATASETS: {TRAIN: [], TEST: []}\n")  # fmt: skip
     for typed in ("hybrid", "[hybrid]", "['hybrid']"):
         cfg = config("MODEL.DETR.ROUTES", typed, file=str(file))
         assert cfg.MODEL.DETR.DECODER.INTERACTION == ["none"] and cfg.MODEL.DETR.ROUTES == ["hybrid"]

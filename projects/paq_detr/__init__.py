@@ -6,6 +6,11 @@ from ._lazy import lazy_names
 
 __version__ = "0.1.0"
 
-_HOMES = {"QueryDetector": "detector", "add_paq_detr_config": "detector"}
+_HOMES = {
+    "Detector": "predict",
+    "QueryDetector": "detector",
+    "add_paq_detr_config": "detector",
+    "load_config": "engine.run_folder",
+}
 __all__ = ["__version__", *_HOMES]
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,8 +13,9 @@ from torch import nn
 from . import modeling  # noqa: F401  (its parts register themselves)
 from .errors import UserError
 from .modeling.backbone import build_backbone
+from .modeling.masks import build_mask_head, build_mask_losses
 from .modeling.objective import Objective, build_objective
-from .modeling.route import Route
+from .modeling.route import Borrowed, Route
 from .registry import (
     ASSIGNERS,
     AUGMENTERS,
@@ -60,6 +62,8 @@ def build_parts(cfg: CfgNode, num_classes: int) -> dict[str, Any]:
         if name in kit.routes:
             raise UserError(f"{ROUTES.key} is {list(D.ROUTES)}: each route can be there once, and main always is")
         kit.routes[name] = ROUTES.build(name, cfg, kit)
+    if D.MASK.ENABLED:
+        add_masks(cfg, kit)
     return {**parts, "sources": kit.sources, "augmenters": kit.augmenters, "routes": list(kit.routes.values())}
 
 
@@ -92,6 +96,17 @@ def layer_objectives(cfg: CfgNode, kit: Kit) -> list[Objective]:
             build_objective(cfg, assigner=assigners[name, cost], classification=classification, boxes=boxes)
         )
     return objectives
+
+
+def add_masks(cfg: CfgNode, kit: Kit) -> None:
+    """One mask head for all routes, learnt by the last layer of each; by that of the main one which is read out."""
+    D = cfg.MODEL.DETR
+    head, losses = build_mask_head(cfg, kit.feature_shapes), build_mask_losses(cfg)
+    for route in kit.routes.values():
+        main = route.name == "main"
+        layer = (D.READ_OUT.LAYER or D.DECODER.TEST_LAYERS if main else 0) or D.DECODER.NUM_LAYERS
+        route.mask_head = head if main else Borrowed(head)
+        route.objectives[layer - 1] = replace(route.objectives[layer - 1], mask_losses=losses)
 
 
 def _check_augmenter(cfg: CfgNode, kit: Kit, augmenter: nn.Module) -> None:

@@ -76,8 +76,8 @@ def _check_alike(first_file: str, first: dict[str, Any], file: str, other: dict[
         raise UserError(f"{first_file} and {file} have different class names.")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m paq_detr.average", description=__doc__.split("\n")[0])
+def main(arguments: Sequence[str] | None = None, prog: str = "python -m paq_detr.average") -> None:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("out", help="file to write, which must not exist")
     parser.add_argument("files", nargs="+", metavar="in", help="checkpoints of one training")
     parser.add_argument(

@@ -155,6 +155,14 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.MATCH_ON_PRIORS = False
     # EncoderTopN only. Another number of queries at inference; 0: QUERIES.NUM. More need CONTENT "proposal".
     D.QUERIES.NUM_TEST = 0
+    # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
+    # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
+    # Early in training scores are low, so that MIN counts; it must leave every object a query.
+    D.QUERIES.KEEP = CN()
+    D.QUERIES.KEEP.WHEN = "never"
+    D.QUERIES.KEEP.MIN_SCORE = 0.05
+    D.QUERIES.KEEP.FACTOR = 1.0
+    D.QUERIES.KEEP.MIN = 50
 
     # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
     # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).
@@ -256,6 +264,24 @@ def _add_model_keys(cfg: CN) -> None:
     D.LOSS.ENCODER_SCALE = 1.0
     # An unmatched query that lies in an ignore region by this share of its area has no classification loss.
     D.LOSS.IGNORE_IOA = 0.7
+
+    # Instance segmentation for any system: one mask head, learnt by the last decoder layer of every route, and
+    # ``pred_masks`` in the predictions. The datasets must have segmentations.
+    D.MASK = CN()
+    D.MASK.ENABLED = False
+    # The backbone's maps that the head goes up over, by name; empty: those that the neck reads. Each is halved first by
+    # a convolution of stride 2 (official code of Mr. DETR: masks at stride 16), or taken as it is.
+    D.MASK.IN_FEATURES = []
+    D.MASK.HALVE_MAPS = True
+    # Of each matched pair's mask so many points are compared, the share UNCERTAIN of them those nearest the border as
+    # it is predicted, out of OVERSAMPLE times as many.
+    D.MASK.NUM_POINTS = 12544
+    D.MASK.OVERSAMPLE = 3.0
+    D.MASK.UNCERTAIN = 0.75
+    D.MASK.BCE_WEIGHT = 5.0
+    D.MASK.DICE_WEIGHT = 2.0
+    # Masks computed at once. More cost time in training (activations are recomputed), and no more memory.
+    D.MASK.AT_ONCE = 100
 
     # Training-only decoder passes beside the main one, by name: "hybrid" (H-DETR; HYBRID.*), "mr_ffn", "mr_tokens" and
     # the sharing study's (Mr. DETR; MR.*), "dense" (DDQ-DETR; DDQ.*).

@@ -23,8 +23,9 @@ from .assembly import build_parts
 from .config import add_core_config
 from .data import check_image_array
 from .errors import UserError
-from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object
+from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
 from .modeling.objective import supervise
+from .modeling.read_out import with_full_masks
 from .modeling.route import Route, drop_train_only
 from .registry import add_plugin_keys
 from .structures import Memory, Prediction, Targets, stack_instances
@@ -105,17 +106,18 @@ class QueryDetector(nn.Module):
         """
         Args:
             batched_inputs: per image a dict with ``image`` (C, H, W) in ``input_format``; in training ``instances``
-                (gt_boxes, gt_classes, optional gt_ignore); at inference optional ``height`` and ``width`` that the
-                boxes are scaled to.
+                (gt_boxes, gt_classes, optional gt_ignore, gt_masks for a detector with masks); at inference optional
+                ``height`` and ``width`` that boxes and masks are scaled to.
         """
         images = self.preprocess(batched_inputs)
         memory = self.encode(images)
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
-            return self._losses(memory, stack_instances(instances, images.image_sizes, self.device))
+            with_masks = self.routes["main"].mask_head is not None
+            return self._losses(memory, stack_instances(instances, images.image_sizes, self.device, with_masks))
         results = self.detect(memory)
         return [
-            {"instances": detector_postprocess(r, x.get("height", size[0]), x.get("width", size[1]))}
+            {"instances": with_full_masks(detector_postprocess(r, x.get("height", size[0]), x.get("width", size[1])))}
             for r, x, size in zip(results, batched_inputs, images.image_sizes)
         ]
 
@@ -173,6 +175,7 @@ class QueryDetector(nn.Module):
         self.matched_slots.update(final.output, assignments["final"])
         log_scalars(lambda: positives_per_object(assignments, targets))
         log_scalars(lambda: alive_share(predictions))
+        log_scalars(lambda: slot_agreement(assignments, list(self.routes.values())))
         log_scalars(lambda: {"queries_ever_matched": self.matched_slots.share()})
         return {**own_losses, **losses}
 

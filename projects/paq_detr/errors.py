@@ -12,7 +12,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM ended a training, whose state is saved; the message says where.
+    """Ctrl-C, SIGTERM or SIGHUP ended a training, whose state is saved; the message says where.
 
     Attributes:
         signal: its number.

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .window_masks import WindowMasks
+
 # ----------------------------------------------------------------------------------------------------------------------
 # What the image gives
 
@@ -162,6 +164,21 @@ class QuerySet:
         return max((group.stop for group in self.groups), default=0)
 
 
+class QueryMasks(Protocol):
+    """Masks of an output's queries, computed for those alone that are asked for; modeling/masks.py has the class."""
+
+    stride: int  # pixels per cell
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        """(P, h, w) logits of the queries (P,) of the images (P,)."""
+
+    def sample(self, logits: Tensor, image: Tensor, points: Tensor) -> Tensor:
+        """(P, K) of these logits at points (P, K, 2), x, y in [0, 1] of the images (P,)."""
+
+    def slice(self, start: int, stop: int | None) -> QueryMasks:
+        """Those of the queries ``start:stop`` alone."""
+
+
 @dataclass
 class LayerOutput:
     """What one decoder layer, or the encoder, predicts for every query."""
@@ -170,6 +187,7 @@ class LayerOutput:
     boxes: Tensor  # (B, N, 4)
     content: Tensor | None = None  # (B, N, C) state after the layer
     valid: Tensor | None = None  # (B, N) False for queries that are out of matching, loss and output; None: none are
+    masks: QueryMasks | None = None  # None: a detector without masks
 
     def best_score(self) -> Tensor:
         """(B, N) score of each query's best class, detached."""
@@ -181,7 +199,8 @@ class LayerOutput:
         def cut(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[:, start:stop]
 
-        return LayerOutput(self.logits[:, start:stop], self.boxes[:, start:stop], cut(self.content), cut(self.valid))
+        masks = None if self.masks is None else self.masks.slice(start, stop)
+        return LayerOutput(cut(self.logits), cut(self.boxes), cut(self.content), cut(self.valid), masks)
 
 
 @dataclass
@@ -234,6 +253,9 @@ class Supervision(Protocol):
     def losses(self, matches: Any) -> dict[str, Tensor]:
         """Weighted sums by name, not yet divided."""
 
+    def of_group(self) -> Supervision:
+        """How a group of queries with known partners is supervised beside the others."""
+
 
 @dataclass
 class Targets:
@@ -248,6 +270,7 @@ class Targets:
     counts: tuple[int, ...]  # objects per image, on the host: their prefix sums are the segment offsets
     ignore_boxes: Tensor  # (R, 4) regions whose queries are neither right nor wrong
     ignore_image: Tensor  # (R,) int64
+    masks: WindowMasks | None = None  # of the M objects; None: a detector without masks
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -290,14 +313,20 @@ class Prediction:
     scale: float = 1.0  # factor on its losses
 
 
-def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device) -> Targets:
+def stack_instances(
+    instances: Sequence, image_sizes: Sequence[tuple[int, int]], device: torch.device, with_masks: bool = False
+) -> Targets:
     """Detectron2 ``Instances`` of a batch (gt_boxes in pixels, gt_classes, optional gt_ignore) as ``Targets``.
 
     Args:
         instances: one per image; the field ``gt_ignore`` (bool) marks ignore regions, which are no objects.
         image_sizes: un-padded (height, width) of each image.
+        with_masks: take the field ``gt_masks`` (``WindowMasks``, or Detectron2's ``BitMasks`` or ``PolygonMasks``).
+
+    Raises:
+        ValueError: ``gt_masks`` is missing or of no known kind.
     """
-    boxes, labels, image, counts, ignored, ignored_image = [], [], [], [], [], []
+    boxes, labels, image, counts, ignored, ignored_image, masks = [], [], [], [], [], [], []
     for index, (inst, (height, width)) in enumerate(zip(instances, image_sizes)):
         scale = torch.tensor([width, height, width, height], dtype=torch.float32)
         xyxy = inst.gt_boxes.tensor.to("cpu", torch.float32) / scale
@@ -309,6 +338,10 @@ def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]],
         image += [index] * counts[-1]
         ignored.append(cxcywh[ignore])
         ignored_image += [index] * int(ignore.sum())
+        if with_masks:
+            if not inst.has("gt_masks"):
+                raise ValueError("the instances have no gt_masks, which MODEL.DETR.MASK.ENABLED trains on")
+            masks.append(WindowMasks.of(inst.gt_masks, (height, width))[~ignore])
     objects, regions = len(image), len(ignored_image)
     floats = torch.cat([*boxes, *ignored]).to(device)  # one copy of all boxes, one of all numbers
     numbers = torch.cat([*labels, torch.tensor([*image, *ignored_image], dtype=torch.int64)]).to(device)
@@ -320,4 +353,5 @@ def stack_instances(instances: Sequence, image_sizes: Sequence[tuple[int, int]],
         counts=tuple(counts),
         ignore_boxes=floats[objects:],
         ignore_image=region_image,
+        masks=WindowMasks.cat(masks).to(device) if with_masks else None,
     )

@@ -3,8 +3,9 @@
 """Names and shapes of published weights, from the structure of the code that writes them.
 
 Sources: IDEA-Research/DINO (commit faa8520), IDEA-Research/DAB-DETR (723ddb8), FengLi-ust/DN-DETR (ff3902a),
-fundamentalvision/Deformable-DETR (11169a6), IDEA-Research/detrex (e244e6c) and Visual-AI/Mr.DETR (8b80a70); ResNets as
-torchvision and Detectron2 name them. The numbers of keys and parameters in the tests were counted on those models.
+fundamentalvision/Deformable-DETR (11169a6), IDEA-Research/detrex (e244e6c), Visual-AI/Mr.DETR (8b80a70),
+PeizeSun/SparseR-CNN (0e5028d) and MCG-NJU/AdaMixer (a50e33d); ResNets as torchvision and Detectron2 name them. The
+numbers of keys and parameters in the tests were counted on those models.
 """
 
 import re
@@ -279,6 +280,57 @@ def mr_detr(denoising=False):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# Detectors whose queries are boxes
+
+
+def tower(name, layers, bias):
+    """(linear, norm, activation) layers."""
+    parts = [norm(f"{name}.{3 * i + 1}") for i in range(layers)]
+    parts += [linear(f"{name}.{3 * i}", WIDTH, WIDTH) for i in range(layers)]
+    return {key: shape for key, shape in merged(parts).items() if bias or not re.search(r"\.[036]\.bias$", key)}
+
+
+def sparse_rcnn(queries=100, classes=80):
+    parts = [detectron2_r50("backbone.bottom_up.")]
+    for level, width in enumerate((256, 512, 1024, 2048), 2):
+        lateral, output = f"backbone.fpn_lateral{level}", f"backbone.fpn_output{level}"
+        parts += [{f"{lateral}.weight": (WIDTH, width, 1, 1), f"{output}.weight": (WIDTH, WIDTH, 3, 3)}]
+        parts += [{f"{name}.bias": (WIDTH,)} for name in (lateral, output)]
+    parts += [{"init_proposal_boxes.weight": (queries, 4), "init_proposal_features.weight": (queries, WIDTH)}]
+    for i in range(LAYERS):
+        at = f"head.head_series.{i}"
+        parts += [self_attention(f"{at}.self_attn"), linear(f"{at}.inst_interact.dynamic_layer", 2 * 64 * WIDTH, WIDTH)]
+        parts += [norm(f"{at}.inst_interact.norm1", 64), *(norm(f"{at}.inst_interact.norm{n}") for n in (2, 3))]
+        parts += [linear(f"{at}.inst_interact.out_layer", WIDTH, 49 * WIDTH)]
+        parts += [linear(f"{at}.linear1", 2048, WIDTH), linear(f"{at}.linear2", WIDTH, 2048)]
+        parts += [norm(f"{at}.norm{n}") for n in (1, 2, 3)]
+        parts += [tower(f"{at}.cls_module", 1, bias=False), tower(f"{at}.reg_module", 3, bias=False)]
+        parts += [linear(f"{at}.class_logits", classes, WIDTH), linear(f"{at}.bboxes_delta", 4, WIDTH)]
+    return merged(parts)
+
+
+def adamixer(queries=100, classes=80):
+    parts = [torchvision_r50("backbone."), norm("neck.gn_out")]
+    for level, width in enumerate((256, 512, 1024, 2048)):
+        at = f"neck.lateral_convs.{level}.conv"
+        parts += [{f"{at}.weight": (WIDTH, width, 1, 1), f"{at}.bias": (WIDTH,)}]
+    parts += [{"rpn_head.init_proposal_bboxes.weight": (queries, 4)}]
+    parts += [{"rpn_head.init_content_features.weight": (queries, WIDTH)}]
+    for i in range(LAYERS):
+        at = f"roi_head.bbox_head.{i}"
+        mixing = f"{at}.sampling_n_mixing"
+        parts += [self_attention(f"{at}.attention.attn"), {f"{at}.iof_tau": (HEADS,)}]
+        parts += [linear(f"{mixing}.sampling_offset_generator.0", 4 * 32 * 3, WIDTH), norm(f"{mixing}.norm")]
+        parts += [linear(f"{mixing}.adaptive_mixing.parameter_generator.0", 4 * (64 * 64 + 128 * 32), WIDTH)]
+        parts += [linear(f"{mixing}.adaptive_mixing.out_proj", WIDTH, 4 * 128 * 64)]
+        parts += [linear(f"{at}.ffn.layers.0.0", 2048, WIDTH), linear(f"{at}.ffn.layers.1", WIDTH, 2048)]
+        parts += [norm(f"{at}.attention_norm"), norm(f"{at}.ffn_norm")]
+        parts += [tower(f"{at}.{name}", 1, bias=True) for name in ("cls_fcs", "reg_fcs")]
+        parts += [linear(f"{at}.fc_cls", classes, WIDTH), linear(f"{at}.fc_reg", 4, WIDTH)]
+    return merged(parts)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # Tensors
 
 
@@ -303,5 +355,5 @@ def num_parameters(shapes, shared=False):
 
 
 def is_buffer(name):
-    buffers = r"backbone\..*(\.bn\d\.|layer\d.*\.downsample\.1\.|(conv\d|shortcut)\.norm\.|position_index$).*"
+    buffers = r"backbone\..*(\bbn\d\.|layer\d.*\.downsample\.1\.|(conv\d|shortcut)\.norm\.|position_index$).*"
     return re.fullmatch(buffers, name) is not None

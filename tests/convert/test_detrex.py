@@ -44,19 +44,31 @@ def test_contents_of_detrexs_two_stage_models_are_one_table():
     assert torch.equal(weights["sources.main.content.table"], stored["query_embedding.weight"])
 
 
-def test_what_serves_mr_detrs_training_alone_is_left_out():
-    dropped = convert_if_foreign(published.stored(published.mr_detr(denoising=True))).dropped
-    layer = "transformer.decoder.layers.0."
-    assert [name for name in dropped if name.startswith(layer) or ".layers." not in name] == [
-        f"{layer}attentions.0.norm_o2m.weight",
-        f"{layer}attentions.0.norm_o2m.bias",
-        f"{layer}attentions.0.instruction_o2m.weight",
-        f"{layer}attentions.0.instruction_o2m_pos.weight",
-        f"{layer}ffns.0.layers.0.linear.linear_sep.weight",
-        f"{layer}ffns.0.layers.0.linear.linear_sep.bias",
-        f"{layer}ffns.0.layers.1.linear_sep.weight",
-        f"{layer}ffns.0.layers.1.linear_sep.bias",
-        "transformer.decoder.class_embed_o2m_encoder.weight",
-        "transformer.decoder.class_embed_o2m_encoder.bias",
-        "label_enc.weight",
-    ]
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("attentions.0.norm_o2m.weight", "routes.mr_tokens.decoder.layers.4.interactions.0.norm.weight"),
+        ("attentions.0.instruction_o2m.weight", "routes.mr_tokens.decoder.layers.4.interactions.0.content"),
+        ("attentions.0.instruction_o2m_pos.weight", "routes.mr_tokens.decoder.layers.4.interactions.0.position"),
+        ("ffns.0.layers.0.linear.linear_sep.weight", "routes.mr_ffn.decoder.layers.4.ffn.linear1.weight"),
+        ("ffns.0.layers.0.linear.linear.weight", "routes.main.decoder.layers.4.ffn.linear1.weight"),
+        ("ffns.0.layers.1.linear_sep.bias", "routes.mr_ffn.decoder.layers.4.ffn.linear2.bias"),
+    ],
+)
+def test_what_mr_detrs_layers_own_for_training_goes_to_its_route(theirs, ours):
+    stored = published.stored(published.mr_detr())
+    weights = convert_if_foreign(stored).weights
+    assert torch.equal(weights[ours], stored[f"transformer.decoder.layers.4.{theirs}"])
+
+
+def test_mr_detrs_second_proposal_heads_and_labels_have_their_places():
+    stored = published.stored(published.mr_detr(denoising=True))
+    weights = convert_if_foreign(stored).weights
+    decoder = "transformer.decoder"
+    for theirs, ours in (
+        (f"{decoder}.class_embed_o2m_encoder.bias", "sources.mr_tokens.class_head.bias"),
+        (f"{decoder}.bbox_embed_enc_o2m.layers.2.weight", "sources.mr_tokens.box_head.4.weight"),
+        ("class_embed.6.bias", "sources.main.class_head.bias"),
+        ("label_enc.weight", "augmenters.main.labels.weight"),
+    ):
+        assert torch.equal(weights[ours], stored[theirs])

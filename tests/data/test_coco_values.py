@@ -40,6 +40,20 @@ def all_texts(content):
                 entry[key] = [str(v) for v in value] if isinstance(value, list) else str(value)
 
 
+def huge_ids(content):
+    for image in content["images"]:
+        image["id"] += 10**30
+    for annotation in content["annotations"]:
+        annotation["id"], annotation["image_id"] = annotation["id"] + 10**30, annotation["image_id"] + 10**30
+
+
+def negative_ids(content):
+    for image in content["images"]:
+        image["id"] *= -1
+    for annotation in content["annotations"]:
+        annotation["image_id"] *= -1
+
+
 def whole_floats(content):
     for section in ("images", "annotations"):
         for entry in content[section]:
@@ -70,12 +84,15 @@ SAME = {
     "an annotation whose id is a uuid": put("annotations", 1, id="3fa85f64-5717"),
     "the width is null": put("images", 0, width=None),
     "the height is blank": put("images", 0, height=""),
+    "ids beyond 64 bits": huge_ids,
+    "ids below 0": negative_ids,
     "numbers with an exponent": put("annotations", 0, bbox=["1e0", "+2", "1.0E1", "12."]),
 }
 
 
 def plain(dicts):
-    return [{**d, "image_id": int(float(d["image_id"]))} for d in dicts]
+    """The dicts with the image ids that ``content`` has."""
+    return [{**d, "image_id": abs(int(d["image_id"])) % 10**20} for d in dicts]
 
 
 @pytest.mark.parametrize("change", SAME.values(), ids=SAME)
@@ -123,7 +140,20 @@ BAD = {
     "a class's name null": (put("categories", 0, name=None), "the name of category 90 is None, must be a text"),
     "a class's name blank": (put("categories", 0, name=""), "the name of category 90 is '', must be a text"),
     "a class's name a list": (put("categories", 0, name=["cell"]), "the name of category 90 is ['cell'], must be a"),
+    "a class's name with half a character": (
+        put("categories", 0, name="\ud800x"),
+        r"the name of category 90 is '\ud800x', which holds half a character",
+    ),
     "a class's name true": (put("categories", 0, name=True), "the name of category 90 is True, must be a text"),
+    "classes are mere names": (
+        lambda c: c.update(categories=["cell"]),
+        "entry 1 of 'categories' is 'cell', must be",
+    ),
+    "a class's id is its name": (put("categories", 0, id="cell"), "the category id 'cell' is no integer"),
+    "the bbox is null": (put("annotations", 0, bbox=None), "the bbox of annotation 1 is not four numbers: None"),
+    "the bbox is empty": (put("annotations", 0, bbox=[]), "the bbox of annotation 1 is not four numbers: []"),
+    "a turned bbox": (put("annotations", 0, bbox=[1, 2, 3, 4, 0.5]), "the bbox of annotation 1 is not four numbers"),
+    "iscrowd 0.5": (put("annotations", 0, iscrowd=0.5), "the iscrowd of annotation 1 is 0.5, must be 0 or 1"),
     "an image is a text": (lambda c: c["images"].append("b.png"), "entry 3 of 'images' is 'b.png', must be an object"),
     "an annotation is null": (lambda c: c["annotations"].append(None), "entry 4 of 'annotations' is None, must be an"),
     "images is a number": (lambda c: c.update(images=3), "'images' is 3, must be a list"),

@@ -3,13 +3,21 @@
 import io
 import re
 import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from paq_detr.data import image_file, read_image
-from paq_detr.data.image_file import MAX_PIXELS, allow_pixels, image_size, tell_of_deep_pictures, to_8_bit
+from paq_detr.data.image_file import (
+    MAX_PIXELS,
+    allow_pixels,
+    image_size,
+    look_at_header,
+    tell_of_deep_pictures,
+    to_8_bit,
+)
 
 RAMP = np.tile(np.linspace(0, 1, 256), (8, 1))
 
@@ -93,11 +101,69 @@ def test_the_deep_pictures_of_a_dataset_are_counted_and_reading_adds_no_word(tmp
     files = [str(tmp_path / f"{i}.png") for i in range(5)]
     for i, file in enumerate(files):
         Image.fromarray((RAMP * 255).astype(np.uint16 if i < 2 else np.uint8)).save(file)
-    tell_of_deep_pictures("dataset 'x'", files)
+    tell_of_deep_pictures("dataset 'x'", [look_at_header(file)[1] for file in files])
     read_image(files[0], "RGB")
     assert [m.split(":")[0] for m in caplog.messages] == [
         "2 of 5 pictures looked at in dataset 'x' are not 8-bit (Pillow's mode I;16)"
     ]
+
+
+def png16(pixels, colour_type):
+    """A PNG of 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width = pixels.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("colour_type, channels", [(2, 3), (4, 2), (6, 4)], ids=["RGB", "grey with alpha", "RGBA"])
+def test_of_16_bit_colours_the_upper_8_count_and_this_is_said(tmp_path, caplog, colour_type, channels):
+    pixels = (np.tile(RAMP[..., None], channels) * 65535).astype(np.uint16)
+    (tmp_path / "x.png").write_bytes(png16(pixels, colour_type))
+    assert np.abs(read_image(str(tmp_path / "x.png"), "RGB")[..., 0] - RAMP * 255).max() <= 1
+    assert len(caplog.records) == 1 and "x.png is not 8-bit" in caplog.messages[0]
+    assert "of 16-bit colours, the upper 8 bits count" in caplog.messages[0]
+
+
+def other_files():
+    """Pictures of the ramp as other programs write them."""
+    words = (RAMP * 65535).astype(">u2")
+    return {
+        "pgm of 16 bits": b"P5 256 8 65535\n" + words.tobytes(),
+        "pgm of 12 bits": b"P5 256 8 4095\n" + (RAMP * 4095).astype(">u2").tobytes(),
+        "pgm up to 100": b"P5 256 8 100\n" + (RAMP * 100).astype("u1").tobytes(),
+        "ppm of 16 bits": b"P6 256 8 65535\n" + np.stack([words] * 3, -1).tobytes(),
+        "pfm": b"Pf 256 8 -1\n" + RAMP.astype("<f4").tobytes(),
+        "tiff of signed 16 bits": tiff(16, 2, (RAMP * 65535 - 32768).astype("<i2")),
+        "tiff of 32 bits": tiff(32, 1, (RAMP * 4294967295).astype("<u4")),
+    }
+
+
+def tiff(bits, kind, pixels):
+    """A bare TIFF of one grey strip; kind 1: unsigned, 2: signed, 3: float."""
+    data = pixels.tobytes()
+    height, width = pixels.shape
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height),
+               (279, len(data)), (339, kind)]  # fmt: skip
+    table = b"".join(struct.pack("<HHII", key, 4, 1, value) for key, value in entries)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(entries)) + table + bytes(4)
+
+
+@pytest.mark.parametrize("kind", other_files())
+def test_deep_files_of_other_programs_are_neither_black_nor_white(tmp_path, kind):
+    (tmp_path / "x").write_bytes(other_files()[kind])
+    assert np.abs(read_image(str(tmp_path / "x"), "RGB")[..., 1] - RAMP * 255).max() <= 3
+
+
+@pytest.mark.parametrize("bits, kind, dtype", [(64, 3, "<f8"), (16, 3, "<f2"), (24, 1, "<u4")])
+def test_deep_files_that_pillow_does_not_know_are_refused(tmp_path, bits, kind, dtype):
+    (tmp_path / "x.tiff").write_bytes(tiff(bits, kind, RAMP.astype(dtype)))
+    with pytest.raises(ValueError, match="x.tiff cannot be read: it is no picture of a known format"):
+        read_image(str(tmp_path / "x.tiff"), "RGB")
 
 
 def jpeg_with_exif(exif):

@@ -40,6 +40,10 @@ MISSING = {
     "label studio's storage": ("/data/local-files/?d=set/a.png", "that is a path inside Label Studio, .*a.png exists"),
     "windows": ("C:\\Users\\me\\set\\a.png", "; that is a path of a Windows machine, .*{root}/a.png exists"),
     "windows with slashes": ("D:/set/a.png", "; that is a path of a Windows machine"),
+    "blanks around": ("a.png ", "first is {root}/a.png ; {root}/a.png exists"),
+    "letters of a URL": ("%61.png", "first is {root}/%61.png; {root}/a.png exists"),
+    "the folder twice": ("images/a.png", "first is {root}/images/a.png; {root}/a.png exists"),
+    "without ending": ("a", "first is {root}/a; {root}/a.png exists"),
     "another machine": ("/home/you/set/a.png", "first is /home/you/set/a.png; {root}/a.png exists"),
 }
 
@@ -105,10 +109,62 @@ def test_the_synthetic_crowd_has_no_files_to_miss(cfg):
     check_pictures(["synthetic_crowd_train", "synthetic_crowd_val"])
 
 
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:20])
+
+
+FAULTY = {
+    "a folder": (lambda file: (file.unlink(), file.mkdir()), "a.png cannot be read: Is a directory"),
+    "a link to nowhere": (
+        lambda file: (file.unlink(), file.symlink_to("/nowhere")),
+        "a.png cannot be read: No such file",
+    ),
+    "an lfs pointer": (
+        lambda file: file.write_text("version https://git-lfs"),
+        "a.png cannot be read: it is no picture",
+    ),
+    "empty": (lambda file: file.write_bytes(b""), "a.png cannot be read: it is no picture"),
+    "cut off in its header": (truncate, "a.png cannot be read: "),
+    "of another size": (lambda file: Image.new("L", (80, 60)).save(file), "a.png is 60 x 80 .*, .* say 30 x 40$"),
+    "turned": (
+        lambda file: Image.new("L", (30, 40)).save(file),
+        "a.png is 40 x 30 .*, .* say 30 x 40; perhaps .* swap",
+    ),
+}
+
+
+@pytest.mark.parametrize("change, message", FAULTY.values(), ids=FAULTY)
+def test_a_faulty_picture_among_those_looked_at_is_said_at_the_start(content, save, tmp_path, change, message):
+    path, root = save(content)
+    register_coco_json("cells", path, root)
+    change(tmp_path / "a.png")
+    where = re.escape(f"1 of 2 pictures looked at in dataset 'cells' ({path}) are faulty; the first: ")
+    with pytest.raises(ValueError, match=f"^{where}.*{message}") as caught:
+        check_pictures(["cells"])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_size_of_a_turned_picture_is_that_of_what_is_seen(content, save, tmp_path):
+    path, root = save(content)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.new("RGB", (30, 40)).save(tmp_path / "a.png", exif=exif)
+    register_coco_json("cells", path, root)
+    check_pictures(["cells"])
+
+
+def test_accents_may_be_composed_otherwise(register, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "e\u0301.png")
+    root = register("\u00e9.png")
+    with pytest.raises(ValueError, match=f"{root}/e\u0301.png exists"):
+        check_pictures(["cells"])
+
+
 def test_many_pictures_are_checked_quickly(tmp_path):
     names = [f"{i}.png" for i in range(20_000)]
+    Image.new("L", (4, 4)).save(tmp_path / "picture.png")
     for name in names:
-        os.symlink("nowhere", tmp_path / name)
+        os.symlink("picture.png", tmp_path / name)
     DatasetCatalog.register("many", lambda: [{"file_name": str(tmp_path / name)} for name in names])
     start = time.perf_counter()
     check_pictures(["many"])

@@ -99,6 +99,24 @@ def test_the_report_names_what_a_known_layout_has_that_is_not_needed():
     assert "left out: not needed here          1  label_enc.weight" in text
 
 
+@pytest.mark.parametrize(
+    ("unexpected", "sentence"),
+    [
+        ((), ""),
+        (("routes.main.decoder.extra", "head.weight"), ""),  # of a part that is there, or of no such part
+        (
+            ("routes.mr_ffn.a", "routes.mr_ffn.b", "sources.mr_tokens.c", "augmenters.main.labels.weight"),
+            "Of the file's training, 4 tensors of augmenters.main, routes.mr_ffn, sources.mr_tokens are left out, "
+            "parts that this model was built without (below MODEL.DETR: ROUTES [mr_ffn] and QUERIES.AUGMENT).",
+        ),
+    ],
+)
+def test_training_parts_that_the_model_was_built_without_are_named_in_a_sentence(unexpected, sentence):
+    report = LoadReport(unexpected=list(unexpected), sizes={"routes.main.decoder.weight": 4, "head.bias": 1})
+    assert report.absent() == sentence
+    assert str(report).endswith(sentence or report.table())
+
+
 def test_long_lists_are_cut():
     text = cut([f"part{i}.layer.{j}" for i in range(20) for j in range(3)], 4)
     assert text.splitlines() == [*(f"part{i}.layer.* (3)" for i in range(4)), "... and 16 more"]

@@ -3,7 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -78,6 +77,39 @@ ROOT = Path(__file__).parents[2]
         (["DATASETS.COCO_JSON", "[[5, 'x.json', '.']]"], "the name of .* is 5, must be a text"),
         (["DATASETS.COCO_JSON", "[['a', 'x.json', 20240101]]"], "the image folder of .* is 20240101, must be a text"),
         (["DATASETS.CROWDHUMAN", "[['a', None, '.', 'full']]"], "the annotation odgt of .* is null, must be a text"),
+        (["DATASETS.TRAIN", "[7]"], "DATASETS.TRAIN is .7,?., must be a list of names"),
+        (["DATASETS.TEST", "[['a']]"], "DATASETS.TEST is .*, must be a list of names"),
+        (["MODEL.DETR.CLASS_NAMES", "[1, 2]"], "MODEL.DETR.CLASS_NAMES is .1, 2., must be a list of names"),
+        (["INPUT.MIN_SIZE_TRAIN", "[]"], "INPUT.MIN_SIZE_TRAIN is empty, must be sizes to choose from"),
+        (["INPUT.MIN_SIZE_TRAIN", "[-5]"], "a number of INPUT.MIN_SIZE_TRAIN is -5, must be at least 0"),
+        (["INPUT.MIN_SIZE_TRAIN", "['a']"], "INPUT.MIN_SIZE_TRAIN is .'a',?., must be a list of numbers"),
+        (
+            ["INPUT.MIN_SIZE_TRAIN", "[9, 5]", "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"],
+            "INPUT.MIN_SIZE_TRAIN is .9, 5., must be the least and the largest size",
+        ),
+        (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "foo"], 'SAMPLING is "foo", must be one of choice, range'),
+        (["INPUT.MAX_SIZE_TRAIN", "0"], "INPUT.MAX_SIZE_TRAIN is 0, must be at least 1"),
+        (["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST is 0, must be at least 1"),
+        (["INPUT.MIN_SIZE_TEST", "-3"], "INPUT.MIN_SIZE_TEST is -3, must be at least 0"),
+        (["INPUT.RANDOM_FLIP", "foo"], 'INPUT.RANDOM_FLIP is "foo", must be one of horizontal, vertical, none'),
+        (["INPUT.CROP.TYPE", "foo"], 'INPUT.CROP.TYPE is "foo", must be one of absolute_range, '),
+        (["INPUT.CROP.SIZE", "[2]"], r"INPUT.CROP.SIZE is \[2\], must be a list of 2 numbers"),
+        (["INPUT.CROP.SIZE", "[0.5, 0.5]"], r"a number of INPUT.CROP.SIZE is 0.5, must be at least 1"),
+        (["INPUT.CROP.TYPE", "relative"], r"a number of INPUT.CROP.SIZE is 384, must be in \(0, 1\]"),
+        (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.RESIZE", "[]"], "INPUT.CROP.RESIZE is empty"),
+        (["SOLVER.GAMMA", "-1"], "SOLVER.GAMMA is -1.0, must be at least 0"),
+        (["SOLVER.WARMUP_ITERS", "-1"], "SOLVER.WARMUP_ITERS is -1, must be at least 0"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0"], "SOLVER.CLIP_GRADIENTS.CLIP_VALUE is 0.0, must be above 0"),
+        (["SOLVER.STEPS", "[2, 1]"], "SOLVER.STEPS is .2, 1., must be in ascending order"),
+        (["SOLVER.STEPS", "[-2]"], "a number of SOLVER.STEPS is -2, must be at least 0"),
+        (["SOLVER.MOMENTUM", "-2"], r"SOLVER.MOMENTUM is -2.0, must be in \[0, 1\)"),
+        (["SOLVER.BASE_LR", "1e400"], "SOLVER.BASE_LR is inf, must be at least 0"),
+        (["SOLVER.CHECKPOINT_KEEP", "-1"], "SOLVER.CHECKPOINT_KEEP is -1, must be at least 0"),
+        (["TEST.EVAL_PERIOD", "-1"], "TEST.EVAL_PERIOD is -1, must be at least 0"),
+        (["TEST.QUERY_USE.THRESHOLD", "2"], r"TEST.QUERY_USE.THRESHOLD is 2.0, must be in \[0, 1\)"),
+        (["SEED", "1099511627776"], "SEED is 1099511627776, must be at most 4294967000"),
+        (["MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"], "a number of MODEL.PIXEL_STD is 0.0, must be above 0"),
+        (["MODEL.PIXEL_MEAN", "[1e999, 1.0, 1.0]"], "a number of MODEL.PIXEL_MEAN is inf, must be finite"),
         (["MODEL.DETR.HIDDEN_DIM", "100"], "MODEL.DETR.HIDDEN_DIM is 100, must be divisible by 32"),
     ],
 )
@@ -125,14 +157,80 @@ def test_a_part_of_an_unknown_name_is_said_before_data_is_read(make_cfg, key, va
         ("OUTPUT_DIR:", "OUTPUT_DIR is null, must be a text"),
         ("SOLVER: {STEPS: null}", "SOLVER.STEPS is null, must be a list"),
         ("DATASETS: {TRAIN: ", "while parsing"),
+        ("SOLVER: {MAX_ITER: 5}\nSOLVER: {EPOCHS: 3}", "the key SOLVER comes twice in a section, again in line 3.$"),
+        (
+            "SEED: 1\nMODEL:\n  DEVICE: cpu\n  DEVICE: cuda",
+            "the key DEVICE comes twice in a section, again in line 5.$",
+        ),
+        ("_BASE_:", "_BASE_ of .*wrong.yaml is null, must be a file's name"),
+        ("_BASE_: [3]", "_BASE_ of .*wrong.yaml is 3, must be a file's name"),
+        ("_BASE_: wrong.yaml", "is based on itself"),
+        ("SEED: !!python/object/apply:os.getpid []", "could not determine a constructor for the tag .*os.getpid"),
+        ("MODEL:\n\tDEVICE: cpu", "cannot start any token"),
+        ("SEED: " + "[" * 5000, "wrong.yaml is no config file: its lists are nested too deeply"),
     ],
 )
 def test_a_wrong_config_file_gives_one_sentence(tmp_path, text, message):
     path = tmp_path / "wrong.yaml"
     path.write_text("VERSION: 2\n" + text)
-    with pytest.raises(UserError, match=f"wrong.yaml: .*{message}") as caught:
+    with pytest.raises(UserError, match=f"wrong.yaml: .*{message}|{message}") as caught:
+        setup_config(Namespace(config_file=str(path), opts=[]))
+    assert "\n" not in str(caught.value) and "wrong.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty, must hold sections and keys"),
+        (b"- a\n", "holds a list, must hold"),
+        (b"words", "holds a str, must hold"),
+        (bytes(range(256)), "wrong.yaml: "),
+        ("OUTPUT_DIR: gr\u00fcn".encode("latin-1"), "wrong.yaml: 'utf-8' codec can't decode"),
+    ],
+    ids=["empty", "a list", "a text", "binary", "latin-1"],
+)
+def test_what_is_no_config_file_gives_one_sentence(tmp_path, content, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
         setup_config(Namespace(config_file=str(path), opts=[]))
     assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"The config file {tmp_path} is a folder"):
+        setup_config(Namespace(config_file=str(tmp_path), opts=[]))
+
+
+def test_merged_sections_of_yaml_are_no_repetition(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("SOLVER: {AMP: &a {ENABLED: true}, CLIP_GRADIENTS: {<<: *a, CLIP_VALUE: 0.5, ENABLED: false}}\n"
+                    "DATASETS: {TRAIN: [], TEST: []}\n")  # fmt: skip
+    solver = setup_config(Namespace(config_file=str(path), opts=[])).SOLVER
+    assert solver.AMP.ENABLED and not solver.CLIP_GRADIENTS.ENABLED and solver.CLIP_GRADIENTS.CLIP_VALUE == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_gpus": 0}, "--num-gpus is 0, must be at least 1"),
+        ({"num_gpus": -1}, "--num-gpus is -1, must be at least 1"),
+        ({"num_machines": 0}, "--num-machines is 0, must be at least 1"),
+        ({"machine_rank": 1}, "--machine-rank is 1, must be from 0 to 0, as --num-machines is 1"),
+        *(
+            ({"dist_url": url}, f"--dist-url is {url}, must be auto, tcp://HOST:PORT or file:///PATH")
+            for url in ("garbage", "tcp://127.0.0.1", "tcp://127.0.0.1:abc", "tcp://127.0.0.1:99999", "http://host:80")
+        ),
+        ({"num_machines": 2, "machine_rank": -1}, "--machine-rank is -1, must be from 0 to 1"),
+    ],
+    ids=str,
+)
+def test_numbers_of_processes_that_cannot_be_are_refused(config_file, options, message):
+    with pytest.raises(UserError, match=message):
+        setup_config(Namespace(config_file=config_file, opts=[], **{"num_gpus": 1, **options}))
+
+
+def test_names_may_stand_in_a_list_without_quotes(config_file):
+    opts = ["DATASETS.TRAIN", "[synthetic_crowd_val]", "DATASETS.TEST", "synthetic_crowd_val", "SOLVER.STEPS", "[]"]
+    cfg = setup_config(Namespace(config_file=config_file, opts=opts))
+    assert (list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TEST)) == (["synthetic_crowd_val"], ["synthetic_crowd_val"])
 
 
 def test_a_whole_number_is_taken_where_a_float_is_wanted(tmp_path, make_cfg):
@@ -187,6 +285,31 @@ def test_paths_may_begin_at_home_and_folders_may_look_like_numbers(tmp_path, con
         cfg = setup_config(Namespace(config_file=str(path), opts=[]))
         assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == (f"{tmp_path}/out", f"{tmp_path}/w.pth")
         assert os.path.isfile(DatasetCatalog.get(name)[0]["file_name"])
+
+
+def test_variables_in_paths_are_replaced(make_cfg, tmp_path, monkeypatch):
+    write_cells(tmp_path, "images")
+    (tmp_path / "w.pth").write_text("w")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    entry = "[['cells_of_a_place', '$PLACE/cells.json', '${PLACE}/images']]"
+    opts = ("DATASETS.COCO_JSON", entry, "MODEL.WEIGHTS", "$PLACE/w.pth", "OUTPUT_DIR", "${PLACE}/out")
+    cfg = make_cfg(*opts, "DATASETS.TRAIN", "['cells_of_a_place']", "DATASETS.TEST", "[]")
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == (f"{tmp_path}/out", f"{tmp_path}/w.pth")
+
+
+@pytest.mark.parametrize(
+    "key, value, unknown",
+    [
+        ("OUTPUT_DIR", "$NOWHERE/out", r"\$NOWHERE"),
+        ("OUTPUT_DIR", "~nobody-of-this-name/out", "~nobody-of-this-name"),
+        ("MODEL.WEIGHTS", "${NOWHERE}/w.pth", r"\$.NOWHERE."),
+        ("DATASETS.COCO_JSON", "[['a', '$NOWHERE/x.json', '.']]", r"\$NOWHERE"),
+        ("DATASETS.COCO_JSON", "[['a', 'x.json', '~nobody-of-this-name']]", "~nobody-of-this-name"),
+    ],
+)
+def test_unknown_variables_and_homes_in_paths_are_named(make_cfg, key, value, unknown):
+    with pytest.raises(UserError, match=f"{key}.* is .*, but {unknown} is no variable or user's home that is known"):
+        make_cfg(key, value)
 
 
 @pytest.mark.parametrize("key", ["TRAIN", "TEST"])
@@ -292,11 +415,9 @@ def test_an_expected_error_in_training_is_one_sentence_on_the_screen_and_in_the_
 
 def test_train_net_trains_and_evaluates_what_it_wrote(train_net, config_file, tmp_path):
     out = tmp_path / "out"
-    options = ["--config-file", config_file, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[]", "OUTPUT_DIR", str(out)]
-    command = [sys.executable, "-W", "ignore", str(ROOT / "train_net.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
+    options = ["--config-file", config_file, "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "[]", "OUTPUT_DIR", out]
+    code, _, said = train_net(*options)
+    assert code == 0, said
     assert (out / "model_final.pth").is_file() and (out / "metrics.json").is_file()
     weights = "MODEL.WEIGHTS", out / "model_final.pth"
     code, _, said = train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")

@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+import multiprocessing
 import os
 from argparse import Namespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from paq_detr.engine import Trainer, UserError, start_run
-from paq_detr.engine.output import make_folder, set_aside
+from paq_detr.engine.output import claim, make_folder, set_aside
 
 
 def fill(folder, **files):
@@ -74,7 +75,8 @@ def test_a_second_run_in_a_folder_begins_anew_and_resume_continues_it(make_cfg, 
     run(make_cfg(*opts, 3))
     assert said == [f"{out} held an earlier run, whose files are now in {out}/earlier_1"]
     assert (out / "earlier_1" / "model_final.pth").read_bytes() == first
-    (out / "metrics.json").write_text('{"iteration": 2}\n{"iteration": 9}\n')  # as if it had been killed after it
+    # As if it had been killed after it, and a disk had failed.
+    (out / "metrics.json").write_bytes(b'\xff\xfe{{\n{"iteration": "x"}\n[1]\n{"iteration": 2}\n{"iteration": 9}\n')
     run(make_cfg(*opts, 4), resume=True)
     assert not (out / "earlier_2").exists()
     assert iterations(out) == [2, 3] and iterations(out / "earlier_1")[-1] == 1
@@ -91,6 +93,48 @@ def test_evaluation_leaves_the_folder_as_it_is(make_cfg, tmp_path):
     run(make_cfg("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 1))
     start_run(make_cfg(), Namespace(resume=False, eval_only=True))
     assert (tmp_path / "output" / "model_final.pth").is_file()
+
+
+def hold(folder, held, end):
+    claim(folder)
+    held.set()
+    end.wait()
+
+
+def test_a_folder_that_another_training_writes_to_is_refused_until_that_ends(make_cfg, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    held, end = fork.Event(), fork.Event()
+    fill(tmp_path / "output", metrics__json="of the other")
+    other = fork.Process(target=hold, args=(str(tmp_path / "output"), held, end))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(UserError, match=f"OUTPUT_DIR {tmp_path}/output is of a training that is still running"):
+        start_run(make_cfg(), Namespace(resume=False, eval_only=False))
+    assert (tmp_path / "output" / "metrics.json").read_text() == "of the other"
+    start_run(make_cfg(), Namespace(resume=False, eval_only=True))  # to evaluate is no harm
+    other.kill()
+    other.join()
+    for _ in range(2):  # a process may train twice
+        start_run(make_cfg(), Namespace(resume=False, eval_only=False))
+    assert claimed_elsewhere(str(tmp_path / "output"))
+
+
+def claimed_elsewhere(folder):
+    """Whether another process finds the folder claimed by this one, also after that process has ended others."""
+
+    def attempt(answer):
+        try:
+            claim(folder)
+        except UserError:
+            answer.set()
+
+    fork = multiprocessing.get_context("fork")
+    answers = [fork.Event(), fork.Event()]
+    for answer in answers:
+        process = fork.Process(target=attempt, args=(answer,))
+        process.start()
+        process.join()
+    return all(answer.is_set() for answer in answers)
 
 
 def test_what_a_killed_run_left_half_written_is_removed(make_cfg, tmp_path):

@@ -10,7 +10,8 @@ from argparse import Namespace
 import pytest
 import torch
 
-from paq_detr.engine import DetrCheckpointer, Trainer, UserError, load_trained, setup_config
+from paq_detr.engine import DetrCheckpointer, Trainer, UserError, build_detector, load_trained, setup_config
+from paq_detr.engine.hooks import BestCheckpoint
 
 from .conftest import tiny_configs
 
@@ -107,6 +108,23 @@ def test_a_new_weight_decay_keeps_each_parameters_state(trained):
         assert torch.equal(resumed.optimizer.state[named[name]]["exp_avg"], before["state"][index]["exp_avg"])
 
 
+def test_a_run_that_is_done_already_says_so(trained, caplog):
+    assert trained("SOLVER.MAX_ITER", 2).start_iter == 2
+    assert "The training is done: SOLVER.MAX_ITER 2 leaves nothing to do but to evaluate" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    "opts, keys",
+    [
+        (("SOLVER.MAX_ITER", 1), "SOLVER.MAX_ITER 1"),
+        (("SOLVER.EPOCHS", 1, "SOLVER.IMS_PER_BATCH", 12), r"SOLVER.MAX_ITER 1 \(SOLVER.EPOCHS 1\)"),
+    ],
+)
+def test_an_end_before_the_checkpoint_is_refused(trained, opts, keys):
+    with pytest.raises(UserError, match=f"model_final.pth was trained for 2 iterations, and {keys} ends before: raise"):
+        trained(*opts)
+
+
 REFUSED = {
     "frozen layers": (("MODEL.BACKBONE.FREEZE_AT", 2), "tensors, this run .*MODEL.BACKBONE.FREEZE_AT 0 -> 2"),
     "queries": (("MODEL.DETR.QUERIES.NUM", 30), "MODEL.DETR.QUERIES.NUM 20 -> 30"),
@@ -140,11 +158,20 @@ def test_other_classes_are_refused(trained):
         trained()
 
 
-@pytest.mark.parametrize("key", ["trainer", "optimizer", "data"])
-def test_a_file_without_training_state_is_not_resumed(trained, key):
-    def change(content):
-        (content if key == "trainer" else content["trainer"]).pop(key)
+NO_STATE = {
+    "no trainer": lambda content: content.pop("trainer"),
+    "a trainer of another kind": lambda content: content.update(trainer=[1]),
+    "no optimiser": lambda content: content["trainer"].pop("optimizer"),
+    "no data": lambda content: content["trainer"].pop("data"),
+    "data without its place": lambda content: content["trainer"].update(data={}),
+    "data at no number": lambda content: content["trainer"]["data"].update(start="0"),
+    "an iteration that is a text": lambda content: content["trainer"].update(iteration="1"),
+    "random states of another kind": lambda content: content["trainer"].update(rng=3),
+}
 
+
+@pytest.mark.parametrize("change", NO_STATE.values(), ids=NO_STATE)
+def test_a_file_without_training_state_is_not_resumed(trained, change):
     path = change_checkpoint(trained.folder, change)
     with pytest.raises(UserError, match=f"{path} holds weights, but no state of a training .*MODEL.WEIGHTS {path}"):
         trained()
@@ -169,13 +196,49 @@ def test_a_checkpoint_of_an_earlier_version_without_names_and_config_goes_on(tra
     [
         ("", "holds no checkpoint"),
         ("model_0000009.pth", "names .*model_0000009.pth, which does not exist; write"),
+        ("/gone/model_final.pth", "names /gone/model_final.pth, which does not exist; write"),
+        (".", r"names .*/\\., which does not exist; write"),
+        ("a\nb\0c", r"names .*'a.nb.x00c', which does not exist; write"),
     ],
 )
 def test_a_broken_note_of_the_last_checkpoint_is_named(trained, text, message):
     with open(f"{trained.folder}/last_checkpoint", "w") as file:
         file.write(text)
-    with pytest.raises(UserError, match=f"--resume: .*{message}"):
+    with pytest.raises(UserError, match=f"--resume: .*{message}") as caught:
         trained()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size, message", [(0, "it is empty"), (3000, "it is damaged or holds more")])
+def test_a_broken_last_checkpoint_is_named_with_the_others(trained, size, message):
+    shutil.copy(f"{trained.folder}/model_final.pth", f"{trained.folder}/model_0000000.pth")
+    os.truncate(f"{trained.folder}/model_final.pth", size)
+    hint = f"write its name into {trained.folder}/last_checkpoint: model_0000000.pth"
+    with pytest.raises(UserError, match=f"model_final.pth was not loaded: {message}.* {hint}") as caught:
+        trained()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("run_config", ["a: [", "[1]", 7, ["a"]], ids=str)
+def test_what_stands_in_place_of_the_config_is_not_compared(trained, caplog, run_config):
+    change_checkpoint(trained.folder, lambda content: content.update(run_config=run_config))
+    assert trained().start_iter == 2 and not warning(caplog)
+
+
+def test_an_optimiser_that_begins_anew_is_said(trained, caplog):
+    change_checkpoint(trained.folder, lambda content: content["trainer"]["optimizer"].update(state={}))
+    trained()
+    assert any("holds no state of the optimiser, which begins anew" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"metric": "bbox/AP", "value": "x", "iteration": 1}'])
+def test_a_broken_note_of_the_best_weights_is_said_and_begins_anew(trained, caplog, text):
+    with open(f"{trained.folder}/model_best.json", "w") as file:
+        file.write(text)
+    hook, resumed = BestCheckpoint("bbox/AP"), trained()
+    hook.trainer = resumed
+    hook.before_train()
+    assert hook._best == -float("inf") and "model_best.json cannot be read: the next evaluation" in caplog.text
 
 
 def evaluate(make_cfg, *opts):
@@ -221,7 +284,12 @@ def test_parts_for_training_alone_need_no_weights(trained, make_cfg):
     cfg = make_cfg(*BASE, *hybrid, "SOLVER.MAX_ITER", 1)
     train(cfg)
     extra = ("MODEL.DETR.ROUTES", "['hybrid']", "MODEL.DETR.HYBRID.NUM_QUERIES", 12)
-    evaluate(make_cfg, *hybrid, *extra, "MODEL.WEIGHTS", f"{cfg.OUTPUT_DIR}/model_final.pth")
+    path = f"{cfg.OUTPUT_DIR}/model_final.pth"
+    fresh = build_detector(make_cfg(*hybrid, *extra)).state_dict().keys()
+    stored = torch.load(path, weights_only=True)["model"]
+    assert fresh - stored.keys()  # the branch has tensors of its own, which the file does not give
+    loaded = evaluate(make_cfg, *hybrid, *extra, "MODEL.WEIGHTS", path).state_dict()
+    assert loaded.keys() == stored.keys() and all(torch.equal(loaded[name], stored[name]) for name in stored)
 
 
 def test_evaluation_without_weights_is_refused(make_cfg):

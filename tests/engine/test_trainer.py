@@ -145,13 +145,24 @@ def test_an_infinite_parameter_is_named(make_cfg):
 
 def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(make_cfg, monkeypatch):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3])
-    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(values)}}))
+
+    def evaluate(cls, cfg, model):
+        value = next(values)
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference", "val")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, "f1_threshold.json"), "w") as file:
+            json.dump({"threshold": value / 2, "metric": "F1", "value": value}, file)
+        return {"bbox": {"AP": value}}
+
+    monkeypatch.setattr(Trainer, "test", classmethod(evaluate))
     opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]")
     cfg = make_cfg(*opts, "SOLVER.MAX_ITER", 3)
     best = os.path.join(cfg.OUTPUT_DIR, "model_best.json")
     train(cfg)
     with open(best) as file:
-        assert json.load(file) == {"metric": "bbox/AP", "value": 0.5, "iteration": 1}
+        record = json.load(file)
+    assert record["score_thresholds"] == {"val": {"threshold": 0.25, "metric": "F1", "value": 0.5}}
+    assert [record[key] for key in ("metric", "value", "iteration")] == ["bbox/AP", 0.5, 1]
     train(make_cfg(*opts, "SOLVER.MAX_ITER", 5), resume=True)
     with open(best) as file:
         assert json.load(file)["value"] == 0.5

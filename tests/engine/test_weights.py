@@ -52,6 +52,31 @@ def test_wrappers_names_are_stripped(tmp_path, prefix, container):
     assert len(checkpointer.report.loaded) == len(weights) and not checkpointer.report.unexpected
 
 
+@pytest.mark.parametrize(
+    "contain",
+    [
+        lambda weights: {"ema": {"module": weights, "updates": 3}, "last_epoch": 3},
+        lambda weights: {"model_ema": weights, "epoch": 3},
+        lambda weights: {"ema_state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}},
+        lambda weights: {"model": {"module": weights}},
+        lambda weights: {"model": weights, "ema": {"module": {name: 0 * tensor for name, tensor in weights.items()}}},
+    ],
+    ids=["ema.module", "model_ema", "ema_state_dict", "model.module", "model beside ema"],
+)
+def test_weights_are_found_in_the_containers_of_other_code(tmp_path, contain):
+    trained, fresh = Net(), Net()
+    torch.save(contain(trained.state_dict()), tmp_path / "w.pth")
+    DetrCheckpointer(fresh).load(str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, trained.state_dict()[name]) for name, value in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [lambda t: t.to("meta"), lambda t: t.to(torch.complex64)], ids=["meta", "complex"])
+def test_tensors_without_numbers_of_their_own_are_refused(tmp_path, change):
+    torch.save({name: change(tensor) for name, tensor in Net().state_dict().items()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="w.pth is no dict of named tensors: its 'body.0.weight' is none"):
+        DetrCheckpointer(Net()).load(str(tmp_path / "w.pth"))
+
+
 def test_real_wrappers_are_stripped(tmp_path):
     class Lightning(nn.Module):
         def __init__(self):

@@ -6,14 +6,15 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, build_model
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.losses import FocalLoss
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.modeling.objective import Objective
-from paq_detr.structures import Assignment, Prediction
+from paq_detr.structures import Assignment, Memory, Prediction
 
 SMALL = {
     "MODEL.DEVICE": "cpu",
@@ -47,6 +48,11 @@ DEHOMO = {
     "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal",
 }
 HYBRID = {"MODEL.DETR.ROUTES": ["hybrid"]}
+KEPT = {
+    "MODEL.DETR.QUERIES.KEEP.WHEN": "always",
+    "MODEL.DETR.QUERIES.KEEP.MIN_SCORE": 0.65,
+    "MODEL.DETR.QUERIES.KEEP.MIN": 2,
+}
 
 DAB = {
     "MODEL.RESNETS.OUT_FEATURES": ["res5"],
@@ -116,6 +122,8 @@ MR_DINO = {
     "MODEL.DETR.DENOISING.CDN.PAIRS": 6,
     "MODEL.DETR.MR.LOSS_SCALE": 1 / 3,
 }
+
+MASKS = {"MODEL.DETR.MASK.ENABLED": True, "MODEL.DETR.MASK.NUM_POINTS": 40}
 
 ASAG_SOURCE = {
     "MODEL.DETR.QUERIES.NUM": 30,
@@ -281,6 +289,9 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo + self_attention", "dehomo + self_attention"],
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
     },
+    "mr_dino_paq_kept": {**MR_DINO, **PATTERNS, **ASSIGNMENT, **KEPT},
+    "dehomo_kept": {**DEHOMO, **KEPT},
+    "ddq_kept": {**DDQ, **KEPT},
     "mr_learned_queries": {
         "MODEL.DETR.ROUTES": ["mr_ffn", "mr_tokens"],
         "MODEL.DETR.MR.OWN_PROPOSALS": False,
@@ -310,6 +321,20 @@ ASSEMBLIES = {
         **PLUSPLUS,
         "MODEL.DETR.DECODER.NAME": "parallel",
         "MODEL.DETR.CODEC": "xyzr",
+        "MODEL.DETR.READ_OUT.LAYER": 2,
+        "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
+    },
+    "plusplus_mask": {**PLUSPLUS, **MASKS},
+    "paq_mask": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 2},
+    "mr_mask": {**MR, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 3},
+    "dino_mask": {**DINO, **MASKS},
+    "dab_mask": {**DAB, **MASKS, "MODEL.DETR.MASK.HALVE_MAPS": False},
+    "dehomo_paq_hybrid_mask": {**DEHOMO, **PATTERNS, **ASSIGNMENT, **HYBRID, **MASKS},
+    "ddq_mask": {**DDQ, **MASKS},
+    "parallel_mask": {
+        **PLUSPLUS,
+        **MASKS,
+        "MODEL.DETR.DECODER.NAME": "parallel",
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
@@ -386,13 +411,21 @@ def wake_up(model, seed=1):
 
 
 def make_image(height, width, boxes=(), labels=(), seed=0):
-    """One input dict; ``boxes`` are xyxy in pixels."""
+    """One input dict; ``boxes`` are xyxy in pixels. Masks are the ellipses that fill them."""
     generator = torch.Generator().manual_seed(seed)
     instances = Instances((height, width))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     instances.gt_classes = torch.tensor(labels, dtype=torch.int64)
+    instances.gt_masks = BitMasks(ellipses(instances.gt_boxes.tensor, height, width))
     image = (torch.rand(3, height, width, generator=generator) * 255).to(torch.uint8)
     return {"image": image, "instances": instances, "height": height, "width": width}
+
+
+def ellipses(boxes, height, width):
+    """(M, height, width) bool: those that fill boxes (M, 4), xyxy in pixels."""
+    y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+    x0, y0, x1, y1 = boxes[..., None, None].unbind(1)
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 < 1
 
 
 def make_objective(assigner=None, **options):
@@ -419,3 +452,10 @@ def decode(model, images):
 def predictions_of(model, images, targets=None):
     """What a training step supervises, by name."""
     return {p.name: p for p in model.predictions(memory_of(model, images), targets)[0]}
+
+
+def memory_from_maps(maps, strides, image_sizes):
+    """A memory of maps (B, C, H, W), which the largest image of the batch fills, without position codes."""
+    padded = tuple(max(sides) for sides in zip(*image_sizes))
+    grid = measure_grid([x.shape[-2:] for x in maps], strides, image_sizes, padded, "cpu", by_stride=True)
+    return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid)

@@ -4,13 +4,16 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 from paq_detr.detector import QueryDetector
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost
+from paq_detr.modeling.diagnostics import slot_agreement
 from paq_detr.modeling.objective import matched_pairs
 from paq_detr.modeling.read_out import ReadOut
 from paq_detr.modeling.route import Borrowed, Route, drop_train_only
@@ -18,6 +21,7 @@ from paq_detr.registry import AUGMENTERS, Registry
 from paq_detr.structures import Assignment, LayerOutput, QueryGroup, QuerySet
 
 from .assemblies import (
+    MR,
     PLUSPLUS,
     make_image,
     make_model,
@@ -261,3 +265,34 @@ def test_a_name_of_a_slot_cannot_be_taken_twice():
     another.__module__ = "elsewhere"
     with pytest.raises(ValueError, match="has already registered 'part'"):
         slot.register("part")(another)
+
+
+@pytest.mark.parametrize(
+    ("matched", "positives", "share"),
+    [
+        ([(0, 1), (0, 4), (1, 1)], [(0, 4), (0, 4), (1, 1), (1, 4)], 2 / 3),  # a query of two objects counts once
+        ([(0, 1), (1, 2)], [(0, 2), (1, 1)], 0.0),  # the same slots, in other images
+        ([(0, 1)], [], None),
+        ([], [(0, 1)], None),
+    ],
+)
+def test_agreement_of_routes_is_the_share_of_matched_queries_that_are_positive_there_too(matched, positives, share):
+    def pairs(places):
+        image, query = torch.tensor(places, dtype=torch.int64).view(-1, 2).T
+        return Assignment(image, query, torch.arange(len(places)))
+
+    routes = [SimpleNamespace(named=lambda layer, r=r: f"{r}{layer}", same_slots=True, objectives=[0, 0]) for r in "ab"]
+    found = slot_agreement({"afinal": pairs(matched), "bfinal": pairs(positives), "blayer1": pairs([(0, 1)])}, routes)
+    assert {name: value.item() for name, value in found.items()} == (
+        {} if share is None else {"slot_agreement/bfinal": pytest.approx(share)}
+    )
+    routes[1].same_slots = False
+    assert slot_agreement({"afinal": pairs([(0, 1)]), "bfinal": pairs([(0, 1)])}, routes) == {}
+
+
+def test_agreement_is_logged_for_every_layer_of_mr_detrs_routes():
+    with EventStorage() as storage:
+        make_model({**MR, "MODEL.DETR.ROUTES": ["hybrid", "mr_ffn", "mr_tokens"]})([IMAGE])
+        logged = {name for name in storage.latest() if name.startswith("slot_agreement")}
+    layers = ("layer1", "layer2", "final")
+    assert logged == {f"slot_agreement/{route}_{layer}" for route in ("mr_ffn", "mr_tokens") for layer in layers}

@@ -11,7 +11,19 @@ from torch.overrides import TorchFunctionMode
 
 from paq_detr.structures import stack_instances
 
-from .assemblies import ASSIGNMENT, DEHOMO, HYBRID, MR, PATTERNS, PLUSPLUS, REFINE, make_image, make_model
+from .assemblies import (
+    ADAMIXER,
+    ASSIGNMENT,
+    DEHOMO,
+    HYBRID,
+    MR,
+    PATTERNS,
+    PLUSPLUS,
+    REFINE,
+    SPARSE_RCNN,
+    make_image,
+    make_model,
+)
 
 
 class Transfers(TorchFunctionMode):
@@ -63,14 +75,26 @@ def transfers_of_a_step(options, num_images):
 
 @pytest.mark.parametrize(
     "options",
-    [REFINE, PLUSPLUS, {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID}, {**DEHOMO, **PATTERNS, **ASSIGNMENT}, MR],
-    ids=["refine", "plusplus", "paq_hybrid", "paq_dh", "mr"],
+    [
+        REFINE,
+        PLUSPLUS,
+        {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
+        {**DEHOMO, **PATTERNS, **ASSIGNMENT},
+        MR,
+        ADAMIXER,
+    ],
+    ids=["refine", "plusplus", "paq_hybrid", "paq_dh", "mr", "adamixer"],
 )
 def test_a_step_waits_for_the_device_once_and_sends_a_handful(options):
     few, many = (transfers_of_a_step(options, count) for count in (2, 5))
     assert sum(few.reads.values()) <= 2, few.reads  # the matching costs; .cpu().numpy() are two calls
     assert few.reads == many.reads and few.writes == many.writes  # whatever the number of images
     assert sum(few.writes.values()) <= 6, few.writes
+
+
+def test_pooling_from_a_pyramid_waits_once_more_in_each_layer():
+    few, many = (transfers_of_a_step(SPARSE_RCNN, count).reads for count in (2, 5))
+    assert few == many and few.pop("tolist") == 3 and sum(few.values()) <= 2
 
 
 def test_the_counter_sees_what_it_shall():

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 # The data, the config, and what differs from it: the small detectors all have three decoder layers.
 SYSTEMS = {
     "paq": ("bccd", "bccd/paq.yaml", {}),
+    "sparse_rcnn": ("bccd", "bccd/sparse_rcnn.yaml", {}),
+    "adamixer": ("bccd", "bccd/adamixer.yaml", {}),
     "dino": ("coco_mini", "bccd/dino.yaml", {"SOLVER.MAX_ITER": 900, "SOLVER.STEPS": (750,)}),
 }
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, deformable, dense, detrex, dino, mr_detr
+from . import backbones, box_detectors, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
-from .layout import DECODER, Conversion, Layout, convert, part_of
+from .layout import Conversion, Layout, convert, number_of_classes, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *detrex.LAYOUTS,
     *dino.LAYOUTS,
     *deformable.LAYOUTS,
+    *box_detectors.LAYOUTS,
     *backbones.LAYOUTS,
 )
 
@@ -47,10 +48,10 @@ def convert_if_foreign(state_dict: Mapping[str, Tensor], config: Mapping[str, An
     if layout is None:
         return Conversion(dict(state_dict), names)
     conversion = convert(state_dict, layout)
-    head = conversion.weights.get(f"{DECODER}.class_heads.0.weight")
-    if names is None and head is not None:
-        names = coco_names(len(head))
+    classes = number_of_classes(conversion.weights)
+    if names is None and classes:
+        names = coco_names(classes)
         if names:
-            logger.info("The %d classes of the weights are taken for COCO's, unless the file names others", len(names))
+            logger.info("The %d classes of the weights are taken for COCO's, unless the file names others", classes)
     conversion.class_names = names
     return conversion

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from ..errors import UserError
 from . import LAYOUTS, Conversion, convert_if_foreign, part_of
 from .files import read_checkpoint, strip_wrappers, write_checkpoint
-from .layout import DECODER
+from .layout import number_of_classes
 
 OWN = re.compile(r"(module\.)?(sources|routes)\.\w+\.")
 
@@ -44,10 +44,9 @@ def convert_file(path: str, class_names: list[str] | None = None) -> Conversion:
             f"{', '.join(layout.title for layout in LAYOUTS if not layout.refusal)}."
         )
     names = class_names or content.get("class_names") or conversion.class_names
-    head = conversion.weights.get(f"{DECODER}.class_heads.0.weight")
-    if names and (head is None or len(names) != len(head)):
-        classes = "no classes" if head is None else f"{len(head)} classes"
-        raise UserError(f"There are {len(names)} class names for weight file {path}, which has {classes}.")
+    classes = number_of_classes(conversion.weights) or "no"
+    if names and len(names) != classes:
+        raise UserError(f"There are {len(names)} class names for weight file {path}, which has {classes} classes.")
     conversion.class_names = names and list(names)
     return conversion
 
@@ -73,9 +72,9 @@ def write(conversion: Conversion, path: str, overwrite: bool) -> None:
     write_checkpoint({"model": model, **names}, path, overwrite)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python -m paq_detr.convert") -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m paq_detr.convert", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("weights", metavar="IN", help="weight file, as published (.pth, .safetensors, ...)")
     parser.add_argument("out", metavar="OUT", help="file to write (.pth)")
     parser.add_argument("--class-names", nargs="+", metavar="NAME", help="of the rows of the class heads, in order")

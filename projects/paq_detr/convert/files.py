@@ -27,7 +27,8 @@ SOURCES = {
     "resnet101": "torchvision.models.resnet101(weights='IMAGENET1K_V1'), whose state_dict saved by torch.save fits",
 }
 
-CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs")  # keys that other code keeps the named tensors under
+# Keys that other code keeps the named tensors under; those of an average count where there are no others.
+CONTAINERS = ("model", "state_dict", "model_state_dict", "blobs", "module", "ema", "model_ema", "ema_state_dict")
 
 # Wrappers put these before the names: DistributedDataParallel and DataParallel, torch.compile, Lightning and others.
 _ALWAYS_WRAPPERS = ("module.", "_orig_mod.")
@@ -107,8 +108,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise missing_file(path)
     content = read_weights(path)
-    if not isinstance(content.get("model"), dict):
-        weights = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), content)
+    weights = _unwrapped(content)
+    if weights is not content.get("model"):
         content = {"model": weights, "matching_heuristics": path.endswith(".pkl"), "__author__": "Caffe2"}
     content["model"] = {k: v for k, v in content["model"].items() if not str(k).endswith("_momentum")}  # Caffe2's
     odd = [key for key, value in content["model"].items() if not isinstance(key, str) or not _is_numeric(value)]
@@ -118,8 +119,16 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     return content
 
 
+def _unwrapped(content: dict[str, Any]) -> dict[str, Any]:
+    """The named tensors, out of as many containers as they are in."""
+    inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), dict)), None)
+    return content if inner is None else _unwrapped(inner)
+
+
 def _is_numeric(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject)
+    if isinstance(value, Tensor):
+        return not value.is_meta and not value.is_complex()  # a meta tensor has no values
+    return isinstance(value, np.ndarray) and not value.dtype.hasobject
 
 
 def _config_beside(path: str) -> dict[str, Any] | None:
@@ -166,7 +175,7 @@ def _reason(error: Exception) -> str:
     wanted = re.search(r"GLOBAL (\S+)", text)
     if wanted:
         return f" (it asks for {wanted[1]})"
-    line = " ".join(text.split("\n")[0].split())
+    line = " ".join(text.split("\n")[0].split()).split(". ")[0].removesuffix(".")
     return "" if not line or "weights_only" in text else f" ({line[:200]})"
 
 

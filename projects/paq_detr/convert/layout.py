@@ -169,6 +169,12 @@ def number_of_layers(weights: Weights) -> int:
     return len({name.split(".")[4] for name in weights if name.startswith(f"{DECODER}.layers.")})
 
 
+def number_of_classes(weights: Weights) -> int:
+    """Rows of the first class head of renamed weights, which may end a tower; 0 where there is none."""
+    names = (f"{DECODER}.class_heads.0.weight", f"{DECODER}.class_heads.0.last.weight")
+    return next((len(weights[name]) for name in names if name in weights), 0)
+
+
 def place_heads(weights: Weights, *, shared: bool) -> str:
     """Give the heads the numbers that they have in our decoder, and the encoder its pair; returns the variant's name.
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from ..checks import check_choice
+from ..checks import check_choice, expanded_path
 from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
@@ -41,13 +41,16 @@ def register_datasets(cfg: CfgNode) -> None:
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
     for entry in cfg.DATASETS.COCO_JSON:
-        register_coco_json(*_checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder")))
+        parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
+        register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.CROWDHUMAN:
         register_crowdhuman(*_checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box")))
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             _check_known(name, f"DATASETS.{key}")
+            if cfg.MODEL.DETR.MASK.ENABLED and not getattr(DatasetCatalog[name], "masks", True):
+                raise ValueError(f"the dataset {name!r} has no segmentations, which MODEL.DETR.MASK.ENABLED needs")
     for name in cfg.DATASETS.TRAIN:
         if not MetadataCatalog.get(name).get("annotated", True):
             file = MetadataCatalog.get(name).json_file
@@ -61,7 +64,7 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
-    """An entry of ``DATASETS.COCO_JSON`` or ``CROWDHUMAN`` as texts, "~" in its paths replaced."""
+    """An entry of ``DATASETS.COCO_JSON`` or ``CROWDHUMAN`` as texts, "~" and "$NAME" in its paths replaced."""
     if not isinstance(entry, (list, tuple)) or len(entry) != len(parts):
         raise ValueError(f"DATASETS.{key} wants [{', '.join(parts)}] entries, got {entry!r}")
     texts = []
@@ -75,7 +78,7 @@ def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
             )
         if part.startswith("annotation") and not value:
             raise ValueError(f"DATASETS.{key}: the {part} of {list(entry)} is empty")
-        texts.append(value if part in ("name", "box") else os.path.expanduser(value))
+        texts.append(value if part in ("name", "box") else expanded_path(f"DATASETS.{key}: the {part}", value))
     return texts
 
 
@@ -108,6 +111,8 @@ class SyntheticDataset:
     (XYWH), and ``visibility``. Ignore regions are persons with ``iscrowd`` 1. ``file_name`` is an address from which
     ``read_image`` draws the image.
     """
+
+    masks = False  # it has none
 
     def __init__(self, crowd: SyntheticCrowd, split: str, size: int, box: str) -> None:
         self.crowd, self.split, self.size, self.box = crowd, split, size, box

@@ -15,6 +15,7 @@ from typing import Any
 from .json_columns import plain_boxes, plain_numbers
 from .json_file import open_file, parse_json
 from .json_values import Unfit, absent, as_flag, as_id, as_number, as_size, as_text, shown
+from .segmentation import Segmentation, as_segmentation, check_mask_size, no_segmentation
 
 
 @dataclass(slots=True)
@@ -34,6 +35,7 @@ class CocoAnnotation:
     area: float | None  # None: the file does not say
     iscrowd: int  # 1: an ignore region, by ``iscrowd`` or by ``ignore``
     ignore: int  # 1: by ``ignore``
+    segmentation: Segmentation | None = None  # None: not asked for, or an ignore region that has none
 
 
 @dataclass(slots=True)
@@ -47,20 +49,20 @@ class CocoFile:
     annotated: bool  # False: there is no ``annotations`` at all, as in COCO's image_info files of test sets
 
 
-def read_coco(path: str) -> CocoFile:
-    """Read and check a COCO json.
+def read_coco(path: str, masks: bool = False) -> CocoFile:
+    """Read and check a COCO json, with ``masks`` also the segmentations, which every object must have then.
 
     Raises:
         ValueError: one sentence with the file, the entry's id, the key and the value.
     """
-    return _Reader(path).read()
+    return _Reader(path).read(masks)
 
 
 class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self) -> CocoFile:
+    def read(self, masks: bool) -> CocoFile:
         with open_file(self.path) as file:
             content = parse_json(file.read(), self.path)
         if not isinstance(content, dict):
@@ -72,6 +74,8 @@ class _Reader:
         annotations = _plain_annotations(entries, images, categories)
         if annotations is None:
             annotations = self._annotations(entries, images, categories)
+        if masks:
+            self._add_segmentations(annotations, entries, images)
         return CocoFile(self.path, list(images.values()), annotations, categories, annotated)
 
     def _entries(self, content: dict, key: str) -> list[dict]:
@@ -188,6 +192,28 @@ class _Reader:
                 f"the bbox of annotation {negative[0].id} has a negative size: {negative[0].bbox}, as have "
                 f"{len(negative)} of {len(annotations)}; a bbox is [x, y, width, height], x and y of the upper left "
                 "corner"
+            )
+
+    def _add_segmentations(self, annotations: list[CocoAnnotation], entries: list[dict], images: dict) -> None:
+        """An ignore region may have none."""
+        without = []
+        for annotation, entry in zip(annotations, entries):
+            value, where = entry.get("segmentation"), f"annotation {annotation.id}"
+            if no_segmentation(value):
+                if not annotation.iscrowd:
+                    without.append(where)
+                continue
+            image = images[as_id(annotation.image_id)]
+            try:
+                annotation.segmentation = as_segmentation(value)
+                if image.height and image.width:
+                    check_mask_size(annotation.segmentation, image.height, image.width)
+            except Unfit as error:
+                raise self._error(f"the segmentation of {where} is {error}") from None
+        if without:
+            raise self._error(
+                f"{without[0]} has no segmentation, as have {len(without)} of {len(annotations)}, and "
+                "MODEL.DETR.MASK.ENABLED needs one of every object"
             )
 
     def _take(self, convert: Callable[[Any], Any], entry: dict, key: str, where: str) -> Any:

@@ -18,20 +18,23 @@ from detectron2.structures import BoxMode
 
 from .coco_file import CocoFile, CocoImage, read_coco
 from .image_file import image_size
+from .json_values import Unfit
 from .pictures import hint_at, local_name
-from .plausible import doubt_about_boxes
+from .plausible import doubt_about_areas, doubt_about_boxes
+from .segmentation import check_mask_size
 
 logger = logging.getLogger(__name__)
 
 _EXAMPLES = 3  # dropped boxes that the warning names
 
 
-def register_coco_json(name: str, json_file: str, image_root: str) -> None:
+def register_coco_json(name: str, json_file: str, image_root: str, masks: bool = False) -> None:
     """Register a COCO-format dataset with Detectron2's catalogs.
 
     Classes are the json's ``categories`` sorted by id, whatever the gaps between the ids; the map from ids to
-    0 .. K-1 is logged. Boxes without area or outside their image are dropped with one warning; another counts boxes
-    that are hardly [x, y, width, height] in pixels. Annotations with ``iscrowd`` or ``ignore`` 1 are ignore regions.
+    0 .. K-1 is logged. Boxes without area or outside their image are dropped with one warning; others count boxes that
+    are hardly [x, y, width, height] in pixels, and areas that are hardly theirs. Annotations with ``iscrowd`` or
+    ``ignore`` 1 are ignore regions.
     The metadata gets ``thing_classes``, ``thing_dataset_id_to_contiguous_id``, ``json_file``, ``image_root``,
     ``annotated`` (False: the json has no ``annotations``; fit for a test set alone) and ``evaluator_type``.
 
@@ -39,6 +42,7 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: COCO annotations with ``images``, ``annotations`` and ``categories``.
         image_root: folder that the images' ``file_name`` start at.
+        masks: the dicts hold segmentations too, which every object must have.
 
     Raises:
         FileNotFoundError: the json or the folder is missing.
@@ -47,8 +51,11 @@ def register_coco_json(name: str, json_file: str, image_root: str) -> None:
     """
     if name in DatasetCatalog:
         _check_same(name, DatasetCatalog[name], json_file, image_root)
-        return
-    dataset = CocoJsonDataset(name, json_file, image_root)
+        if DatasetCatalog[name].masks or not masks:
+            return
+        DatasetCatalog.remove(name)  # to read its segmentations, too
+        MetadataCatalog.remove(name)
+    dataset = CocoJsonDataset(name, json_file, image_root, masks)
     DatasetCatalog.register(name, dataset)
     _set_metadata(name, dataset)
 
@@ -72,24 +79,25 @@ class CocoJsonDataset:
     copy of its own, and two copies of a large dataset would fill the memory.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str) -> None:
+    def __init__(self, name: str, json_file: str, image_root: str, masks: bool = False) -> None:
         if not os.path.isfile(json_file):
             raise FileNotFoundError(f"dataset {name!r}: the annotation file {json_file} does not exist")
         if not os.path.isdir(image_root or "."):
             raise FileNotFoundError(f"dataset {name!r}: the image folder {image_root} does not exist")
-        self.name, self.json_file, self.image_root = name, json_file, image_root
-        content = read_coco(json_file)
+        self.name, self.json_file, self.image_root, self.masks = name, json_file, image_root, masks
+        content = read_coco(json_file, masks)
         self.annotated = content.annotated
         self.class_names = list(content.categories.values())
         self.contiguous_ids = {category: index for index, category in enumerate(content.categories)}
         self._dicts, dropped = self._build(content)
         self.file_names = [record["file_name"] for record in self._dicts]
+        self.sizes = [(record["width"], record["height"]) for record in self._dicts]
         self.objects_per_image = np.array([_count_objects(d) for d in self._dicts], dtype=np.int64)
         self._report(content, dropped)
 
     def __call__(self) -> list[dict]:
         dicts, self._dicts = self._dicts, None
-        return self._build(read_coco(self.json_file))[0] if dicts is None else dicts
+        return self._build(read_coco(self.json_file, self.masks))[0] if dicts is None else dicts
 
     def reorder_classes(self, classes: Sequence[str]) -> None:
         names = dict(zip(self.contiguous_ids, self.class_names))
@@ -119,6 +127,13 @@ class CocoJsonDataset:
                     "iscrowd": annotation.iscrowd,
                 }
             )
+            if annotation.segmentation is not None:
+                try:
+                    check_mask_size(annotation.segmentation, record["height"], record["width"])
+                except Unfit as error:
+                    text = f"the segmentation of annotation {annotation.id} is {error}"
+                    raise ValueError(f"{self.json_file}: {text}") from None
+                record["annotations"][-1]["segmentation"] = annotation.segmentation
         return list(records.values()), dropped
 
     def _record(self, image: CocoImage) -> dict:
@@ -153,9 +168,9 @@ class CocoJsonDataset:
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
                            "1", where, ignored, len(content.annotations))  # fmt: skip
-        doubt = doubt_about_boxes(*self._boxes_and_sizes())
-        if doubt:
-            logger.warning("%s: %s", where, doubt)
+        for doubt in (doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
+            if doubt:
+                logger.warning("%s: %s", where, doubt)
 
     def _boxes_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) XYWH and (N, 2) width and height of the image, of all boxes that were not dropped."""
@@ -163,6 +178,12 @@ class CocoJsonDataset:
         counts = [len(record["annotations"]) for record in self._dicts]
         sizes = np.array([(record["width"], record["height"]) for record in self._dicts], dtype=np.float64)
         return np.array(boxes, dtype=np.float64).reshape(-1, 4), sizes.reshape(-1, 2).repeat(counts, 0)
+
+
+def _doubt_about_areas(content: CocoFile) -> str:
+    given = [annotation for annotation in content.annotations if annotation.area is not None]
+    boxes = np.array([annotation.bbox for annotation in given], dtype=np.float64).reshape(-1, 4)
+    return doubt_about_areas(np.array([annotation.area for annotation in given], dtype=np.float64), boxes)
 
 
 def _set_metadata(name: str, dataset: CocoJsonDataset) -> None:

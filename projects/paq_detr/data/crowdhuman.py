@@ -20,6 +20,7 @@ from detectron2.structures import BoxMode
 
 from .json_columns import boxes_xyxy_of
 from .odgt import BOX_KINDS, box_kind, read_odgt, size_of, sizes_of_pictures, tag_of
+from .plausible import doubt_about_boxes
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,8 @@ class CrowdHumanDataset:
     Raises (where the file is first read):
         ValueError: a line is broken, a picture is missing or unreadable, or a box is not of the chosen kind.
     """
+
+    masks = False  # it has none
 
     def __init__(self, name: str, odgt: str, image_root: str, box: str) -> None:
         self.kind = box_kind(box, f"dataset {name!r}")
@@ -150,18 +153,30 @@ class CrowdHumanDataset:
         empty = [
             f"{image.where}, {box}"
             for image in images
-            for box, inside, tag in zip(_to_xywh(image.boxes_xyxy), _in_image(image.boxes_xyxy, image.size), image.tags)
+            for box, inside, tag in zip(
+                _to_xywh(image.boxes_xyxy).tolist(), _in_image(image.boxes_xyxy, image.size), image.tags
+            )
             if tag == 1 and (inside[2] == 0 or inside[3] == 0)
         ]
         if empty:
             examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
             logger.warning("%s: %d of %d persons have no area inside their image; they count in evaluation but not in "
                            "training: %s", self.odgt, len(empty), persons, examples)  # fmt: skip
+        self._report_doubt(images)
         odd = [image for image in images if image.odd_tags]
         if odd:
             tags = sorted(set.union(*(image.odd_tags for image in odd)))
             logger.warning("%s: %d images hold boxes of the tags %s, which become ignore regions: only 'person' is an "
                            "object; the first is %s", self.odgt, len(odd), tags, odd[0].where)  # fmt: skip
+
+    def _report_doubt(self, images: list[_Image]) -> None:
+        """Boxes of persons that are hardly [x, y, width, height]; to end outside is not odd here."""
+        boxes = np.concatenate([_to_xywh(image.boxes_xyxy[image.tags == 1]) for image in images])
+        sizes = np.concatenate([np.tile(image.size[::-1], (int((image.tags == 1).sum()), 1)) for image in images])
+        sound = (boxes[:, 2:] >= 0).all(1)
+        doubt = doubt_about_boxes(boxes[sound], sizes[sound], may_end_outside=True)
+        if doubt:
+            logger.warning("dataset %r (%s): %s", self.name, self.odgt, doubt)
 
     def _record(self, image: _Image) -> dict:
         height, width = image.size
@@ -171,7 +186,7 @@ class CrowdHumanDataset:
         ]
         for key, boxes_xyxy in (("full", image.full_xyxy), (self.box, image.boxes_xyxy)):
             if boxes_xyxy is not None:
-                for annotation, box in zip(annotations, _to_xywh(boxes_xyxy)):
+                for annotation, box in zip(annotations, _to_xywh(boxes_xyxy).tolist()):
                     annotation[f"{key}_bbox"] = box
         return {
             "file_name": self._file_name(image),
@@ -188,11 +203,11 @@ def _in_image(boxes_xyxy: np.ndarray, size: tuple[float, float]) -> list[list[fl
     edge = np.array([width, height])
     end = boxes_xyxy[:, 2:].clip(0, edge)
     start = np.minimum(boxes_xyxy[:, :2].clip(0, edge), end)  # a box of negative size has no area
-    return _to_xywh(np.concatenate([start, end], 1))
+    return _to_xywh(np.concatenate([start, end], 1)).tolist()
 
 
-def _to_xywh(boxes_xyxy: np.ndarray) -> list[list[float]]:
-    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], 1).tolist()
+def _to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], 1)
 
 
 def _check_same(name: str, registered: Any, asked: CrowdHumanDataset) -> None:

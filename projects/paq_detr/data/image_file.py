@@ -52,8 +52,7 @@ def image_size(file_name: str) -> tuple[int, int]:
     Raises:
         ValueError: naming the file, if it is missing, broken or too large.
     """
-    with opened(file_name) as image:
-        return image.size[::-1] if (_orientation(image) or 1) >= 5 else image.size
+    return look_at_header(file_name)[0]
 
 
 def read_picture(file_name: str, image_format: str) -> np.ndarray:
@@ -62,14 +61,26 @@ def read_picture(file_name: str, image_format: str) -> np.ndarray:
     Raises:
         ValueError: naming the file, if it is missing, broken or too large, or holds NaN.
     """
+    with opened(file_name) as image:
+        depth = _depth(image)
+        if depth:
+            _tell_of_depth(file_name, depth)
+        return picture_pixels(image, image_format, _TURNS.get(_orientation(image)))
+
+
+def picture_pixels(image: Image.Image, image_format: str, turn: Image.Transpose | None = None) -> np.ndarray:
+    """The pixels of Pillow's image of any mode as (H, W, C) uint8 in ``image_format``, turned by ``turn``.
+
+    Raises:
+        ValueError: it holds NaN.
+    """
     from detectron2.data.detection_utils import convert_PIL_to_numpy  # the evaluation of files does without detectron2
 
-    with opened(file_name) as image:
-        turn = _TURNS.get(_orientation(image))
-        if _is_deep(image):
-            _tell_of_depth(file_name, image.mode)
-            image = Image.fromarray(to_8_bit(np.asarray(image)))
-        return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
+    if _is_deep(image):
+        unsigned = _raw_mode(image) == "I;32N"  # which Pillow counts on from 2^31 below 0
+        pixels = np.asarray(image)
+        image = Image.fromarray(to_8_bit(pixels.view(np.uint32) if unsigned else pixels))
+    return convert_PIL_to_numpy(image if turn is None else image.transpose(turn), image_format)
 
 
 def to_8_bit(pixels: np.ndarray) -> np.ndarray:
@@ -101,29 +112,43 @@ def _white(largest: float) -> int:
     return next(2**bits - 1 for bits in _BITS if largest < 2**bits)
 
 
-def tell_of_deep_pictures(dataset: str, file_names: Sequence[str], look_at: int = 100) -> None:
-    """One warning that counts the pictures that are not 8-bit among ``look_at`` ones spread over the dataset."""
+def look_at_header(file_name: str) -> tuple[tuple[int, int], str]:
+    """((width, height), mode) of a picture as ``image_size`` and as ``tell_of_deep_pictures`` want them; the mode is
+    empty where the picture is 8-bit.
+
+    Raises:
+        ValueError: as ``image_size``.
+    """
+    with opened(file_name) as image:
+        depth = _depth(image)
+        return image.size[::-1] if (_orientation(image) or 1) >= 5 else image.size, depth
+
+
+def tell_of_deep_pictures(dataset: str, modes: Sequence[str]) -> None:
+    """One warning that counts the pictures that are not 8-bit, by the modes of those that were looked at."""
     global _told_of_depth
-    looked = [file_names[i] for i in np.unique(np.linspace(0, len(file_names) - 1, look_at).astype(int))]
-    modes = [mode for mode in map(_deep_mode, looked) if mode]
-    if modes:
+    deep = [mode for mode in modes if mode]
+    if deep:
         _told_of_depth = True  # also for the loader's processes, which this one forks
         logger.warning("%d of %d pictures looked at in %s are not 8-bit (Pillow's mode %s): %s",
-                       len(modes), len(looked), dataset, ", ".join(sorted(set(modes))), _RULE)  # fmt: skip
+                       len(deep), len(modes), dataset, ", ".join(sorted(set(deep))), _RULE)  # fmt: skip
 
 
 _RULE = (
-    "integers are taken as of 8, 10, 12, 14 or 16 bits, whichever the largest value of the file needs, fractions of 1 "
-    "as 0..255, others are stretched from their smallest to their largest value"
+    "integers are taken as of 8, 10, 12, 14 or 16 bits, whichever the largest value of the file needs (of 16-bit "
+    "colours, the upper 8 bits count), fractions of 1 as 0..255, others are stretched from their smallest to their "
+    "largest value"
 )
 
 
-def _deep_mode(file_name: str) -> str:
-    try:
-        with opened(file_name) as image:
-            return image.mode if _is_deep(image) else ""
-    except ValueError:  # said where the picture is needed
+def size_fault(file_name: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:
+    """What is wrong with the picture's (width, height) where its annotations say ``wanted``; empty if they agree."""
+    if size == tuple(wanted):
         return ""
+    hint = ""
+    if size[::-1] == tuple(wanted):
+        hint = "; perhaps the annotations swap them, or are of the image before its EXIF rotation"
+    return f"{file_name} is {size[1]} x {size[0]} (height x width), its annotations say {wanted[1]} x {wanted[0]}{hint}"
 
 
 def _tell_of_depth(file_name: str, mode: str) -> None:
@@ -131,6 +156,19 @@ def _tell_of_depth(file_name: str, mode: str) -> None:
     if not _told_of_depth:
         _told_of_depth = True
         logger.warning("%s is not 8-bit (Pillow's mode %s): %s; this is said once", file_name, mode, _RULE)
+
+
+def _depth(image: Image.Image) -> str:
+    """The mode of a picture that is not 8-bit, else empty. Pillow itself cuts 16-bit colours down to 8."""
+    if _is_deep(image):
+        return image.mode
+    return f"{image.mode};16" if ";16" in _raw_mode(image) else ""
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file holds its pixels, by Pillow's name; known until they are loaded."""
+    arguments = next((tile[3] for tile in getattr(image, "tile", ())), "")
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
 def _is_deep(image: Image.Image) -> bool:

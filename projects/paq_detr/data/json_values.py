@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # json can hold one of a pair alone, files in UTF-8 cannot
 _FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1}
 
 
@@ -67,8 +68,10 @@ def as_flag(value: Any) -> int:
 
 
 def as_text(value: Any) -> str:
-    """A text that is not blank; a number is written out."""
+    """A text that is not blank and can be written to a file; a number is written out."""
     if isinstance(value, str) and value.strip():
+        if not value.isprintable() and _SURROGATE.search(value):
+            raise Unfit(f"{shown(value)}, which holds half a character")
         return value
     if type(value) in (int, float):
         return str(value)

@@ -14,9 +14,13 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
+from pycocotools import mask as rle
 
 from ..checks import check_choice
-from .image_file import MAX_PIXELS, allow_pixels, read_picture
+from ..window_masks import WindowMasks, polygon_crop
+from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
+from .json_values import Unfit
+from .segmentation import as_segmentation, check_mask_size
 from .synthetic_crowd import is_synthetic, read_url
 
 
@@ -68,12 +72,13 @@ class DetrDatasetMapper:
 
     The result has ``image`` ((C, H, W) uint8 in ``image_format``), the dict's ``file_name``, ``image_id``, ``height``
     and ``width`` (of the image before the resize) and, in training, ``instances`` with ``gt_boxes`` (pixels, clipped
-    to the image), ``gt_classes`` (int64) and ``gt_ignore`` (bool: ``iscrowd`` regions). Objects that lie outside the
-    crop are dropped.
+    to the image), ``gt_classes`` (int64), ``gt_ignore`` (bool: ``iscrowd`` regions) and, with ``masks``, ``gt_masks``
+    (``WindowMasks``; ignore regions have empty ones). Objects whose box lies outside the crop are dropped, with masks
+    and without.
 
     Raises (on call):
-        ValueError: naming the file, for an unreadable image, a size other than the dict's, or a label that is not in
-            0 .. num_classes - 1.
+        ValueError: naming the file, for an unreadable image, a size other than the dict's, a label that is not in
+            0 .. num_classes - 1, or an object without a sound segmentation where masks are asked for.
     """
 
     @configurable
@@ -86,6 +91,7 @@ class DetrDatasetMapper:
         image_format: str,
         num_classes: int,
         max_pixels: int = MAX_PIXELS,
+        masks: bool = False,
     ) -> None:
         """
         Args:
@@ -94,12 +100,13 @@ class DetrDatasetMapper:
             image_format: "RGB", "BGR" or "L".
             num_classes: K.
             max_pixels: larger pictures are refused; 0: none is.
+            masks: make ``gt_masks`` of the annotations' ``segmentation``.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
-        self.num_classes, self.max_pixels = num_classes, max_pixels
+        self.num_classes, self.max_pixels, self.masks = num_classes, max_pixels, masks
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -108,6 +115,7 @@ class DetrDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": len(cfg.MODEL.DETR.CLASS_NAMES),
             "max_pixels": cfg.INPUT.MAX_PIXELS,
+            "masks": cfg.MODEL.DETR.MASK.ENABLED,
         }
         if not is_train:
             return {**config, "augmentations": [ResizeShortSide([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)]}
@@ -131,7 +139,11 @@ class DetrDatasetMapper:
         transforms = augmentations(augmented)
         result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if self.is_train and "annotations" in dataset_dict:
-            result["instances"] = self._instances(dataset_dict, transforms, augmented.image.shape[:2])
+            size = augmented.image.shape[:2]
+            instances = self._instances(dataset_dict, transforms, size)
+            if self.masks:
+                instances.gt_masks = transformed_masks(dataset_dict, image.shape[:2], transforms, size)
+            result["instances"] = instances[instances.gt_boxes.nonempty()]
         return result
 
     def _instances(self, dataset_dict: dict, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
@@ -149,7 +161,39 @@ class DetrDatasetMapper:
         instances.gt_boxes.clip(size)
         instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
         instances.gt_ignore = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
-        return instances[instances.gt_boxes.nonempty()]
+        return instances
+
+
+def transformed_masks(
+    dataset_dict: dict, old_size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
+) -> WindowMasks:
+    """The masks of a dataset dict's annotations in the transformed image; those of ignore regions are empty.
+
+    Polygons are drawn anew, run lengths are resampled to the nearest pixel. Sizes are (height, width).
+
+    Raises:
+        ValueError: naming the image's file and the box, for a segmentation that is missing or not sound.
+    """
+
+    def crop(annotation: dict) -> tuple[int, int, np.ndarray]:
+        if annotation.get("iscrowd", 0):
+            return 0, 0, np.zeros((0, 0), dtype=bool)
+        segmentation = as_segmentation(annotation.get("segmentation"))
+        check_mask_size(segmentation, *old_size)
+        if isinstance(segmentation, dict):
+            return 0, 0, transforms.apply_segmentation(rle.decode(segmentation)).astype(bool)
+        moved = [transforms.apply_coords(polygon.reshape(-1, 2).copy()) for polygon in segmentation]
+        return polygon_crop(moved, new_size)
+
+    crops = []
+    for annotation in dataset_dict["annotations"]:
+        try:
+            crops.append(crop(annotation))
+        except Unfit as error:
+            raise ValueError(
+                f"{dataset_dict['file_name']}: the segmentation of the box {annotation['bbox']} is {error}"
+            ) from None
+    return WindowMasks.of_crops(crops, new_size)
 
 
 def _train_sizes(cfg: CfgNode) -> Sequence[int]:
@@ -167,14 +211,7 @@ def _flips(mode: str) -> list[T.Augmentation]:
 
 def _check_size(expected: dict, image: np.ndarray) -> None:
     height, width = image.shape[:2]
-    want = expected.get("height", height), expected.get("width", width)
-    if (height, width) != want:
-        hint = (
-            "; perhaps the annotations swap them, or are of the image before its EXIF rotation"
-            if (width, height) == want
-            else ""
-        )
-        raise ValueError(
-            f"{expected['file_name']} is {height} x {width} (height x width), its annotations say "
-            f"{want[0]} x {want[1]}{hint}"
-        )
+    wanted = expected.get("width", width), expected.get("height", height)
+    fault = size_fault(expected["file_name"], (width, height), wanted)
+    if fault:
+        raise ValueError(fault)

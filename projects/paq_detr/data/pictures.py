@@ -1,16 +1,23 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the pictures of datasets are there, asked before a run needs the first of them."""
+"""Whether the pictures of datasets are there and what they should be, asked before a run needs the first of them."""
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
+from urllib.parse import unquote
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from .image_file import tell_of_deep_pictures
+from .image_file import look_at_header, size_fault, tell_of_deep_pictures
+
+Size = tuple[int, int]  # width, height
+
+_LOOK_AT = 100  # pictures of a dataset
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _LABEL_TOOLS = {  # parts of the paths that label tools write in place of a file's
@@ -22,28 +29,56 @@ _LABEL_TOOLS = {  # parts of the paths that label tools write in place of a file
 
 
 def check_pictures(names: Iterable[str]) -> None:
-    """See that each registered dataset has images and that their files exist; warn of pictures that are not 8-bit.
+    """See that each registered dataset has images, that their files exist, and that some of them can be opened and have
+    the size that the dataset says; warn of pictures that are not 8-bit.
 
-    Reads folders, not files, so that a hundred thousand pictures take a second.
+    Reads folders, and the headers of a hundred files, so that a hundred thousand pictures take a second.
 
     Raises:
-        ValueError: one sentence that counts the missing pictures, names the first, and says what its name looks like.
+        ValueError: one sentence that counts the missing or faulty pictures, names the first, and says what its name
+            looks like.
     """
     for name in dict.fromkeys(names):
-        files = getattr(DatasetCatalog[name], "file_names", None)  # a COCO json's need not be read again
-        if files is None:
-            files = [record["file_name"] for record in DatasetCatalog.get(name)]
+        files, sizes = _files_and_sizes(name)
         source = MetadataCatalog.get(name).get("json_file") or MetadataCatalog.get(name).get("odgt_file")
         where = f"dataset {name!r}" + (f" ({source})" if source else "")
         if not files:
             raise ValueError(f"{where} holds no image")
-        files = [file for file in files if not _URL.match(file)]  # drawn on the fly, or of another code's reader
-        missing = missing_files(files)
+        # A URL is drawn on the fly, or of another code's reader.
+        known = [(file, size) for file, size in zip(files, sizes, strict=True) if not _URL.match(file)]
+        missing = missing_files([file for file, _ in known])
         if missing:
-            there = f"{len(missing)} of {len(files)} pictures of {where} are missing; the first is {missing[0]}"
+            there = f"{len(missing)} of {len(known)} pictures of {where} are missing; the first is {missing[0]}"
             raise ValueError(there + hint_at(missing[0], MetadataCatalog.get(name).get("image_root") or "."))
-        if files:
-            tell_of_deep_pictures(where, files)
+        if known:
+            _look_at_some(where, known)
+
+
+def _files_and_sizes(name: str) -> tuple[Sequence[str], Sequence[Size | None]]:
+    dataset = DatasetCatalog[name]
+    if hasattr(dataset, "file_names"):  # a COCO json's need not be read again
+        return dataset.file_names, dataset.sizes
+    records = DatasetCatalog.get(name)
+    sizes = [(r["width"], r["height"]) if "width" in r and "height" in r else None for r in records]
+    return [record["file_name"] for record in records], sizes
+
+
+def _look_at_some(where: str, pictures: Sequence[tuple[str, Size | None]]) -> None:
+    """Open the headers of pictures spread over the dataset: what is wrong with many is then known at the start."""
+    faults, modes = [], []
+    looked = [pictures[place] for place in np.unique(np.linspace(0, len(pictures) - 1, _LOOK_AT).astype(int))]
+    for file, wanted in looked:
+        try:
+            size, mode = look_at_header(file)
+            modes.append(mode)
+            fault = size_fault(file, size, wanted) if wanted else ""
+        except ValueError as error:
+            fault = str(error)
+        faults += [fault] if fault else []
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(looked)} pictures looked at in {where} are faulty; the first: "
+                         f"{faults[0]}")  # fmt: skip
+    tell_of_deep_pictures(where, modes)
 
 
 def missing_files(files: Sequence[str]) -> list[str]:
@@ -93,6 +128,12 @@ def _as_seen(name: str, root: str) -> str:
             return f"; {os.path.join(root, candidate)} exists"
     if os.path.isdir(root):
         for entry in os.scandir(root):
-            if entry.name.lower() == last.lower() or os.path.splitext(entry.name)[0] == stem:
+            if _same_name(entry.name, last) or os.path.splitext(entry.name)[0] == stem:
                 return f"; {entry.path} exists"
     return ""
+
+
+def _same_name(one: str, other: str) -> bool:
+    """Whether names differ only by case, by blanks around them, by %20 and its kin, or by how accents are composed."""
+    one, other = (unicodedata.normalize("NFC", unquote(name)).strip().casefold() for name in (one, other))
+    return one == other

@@ -49,7 +49,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
-        return "\n".join((title, self.parts(), "", self.table()))
+        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), self.absent())))
 
     def parts(self) -> str:
         """How much of each part of the model is loaded."""
@@ -64,6 +64,22 @@ class LoadReport:
         ]
         headers = ["part", "parameters", "tensors loaded", "by class name", "initialised"]
         return tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", *["right"] * 4))
+
+    def absent(self) -> str:
+        """One sentence on what the file holds for training alone and this model was built without; "" where nothing."""
+        left_out = Counter(map(part_of, self.unexpected))
+        routes = [part for part in left_out if part.startswith("routes.")]
+        parts = [part for part in left_out if part.startswith(("sources.", "augmenters.")) or part in routes]
+        parts = sorted(set(parts) - set(map(part_of, self.sizes)))
+        if not parts:
+            return ""
+        keys = [f"ROUTES [{', '.join(part.removeprefix('routes.') for part in routes)}]"] if routes else []
+        keys += ["QUERIES.AUGMENT"] if any(part.startswith("augmenters.") for part in parts) else []
+        tensors = sum(left_out[part] for part in parts)
+        return (
+            f"Of the file's training, {tensors} tensors of {', '.join(parts)} are left out, parts that this model was "
+            f"built without (below MODEL.DETR: {' and '.join(keys) or 'ROUTES'})."
+        )
 
     def table(self, longest: int = 8) -> str:
         """What was loaded, and by name what was not."""
@@ -145,6 +161,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         if self.has_checkpoint():
             with open(os.path.join(self.save_dir, LAST_CHECKPOINT), errors="replace") as file:
                 name = file.read(4096).strip()
+            name = name if name.isprintable() else repr(name)
         if not name:
             raise UserError(f"--resume: OUTPUT_DIR {self.save_dir} holds no checkpoint.")
         path = os.path.join(self.save_dir, name)

@@ -20,7 +20,12 @@ from ..evaluation.crowd.protocols import PROTOCOLS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",
+    "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN": "[0, 10000000]",
+    "DATASETS.SYNTHETIC_CROWD.NUM_VAL": "[0, 10000000]",
     "INPUT.MAX_PIXELS": "[0, inf)",
+    "INPUT.MAX_SIZE_TEST": "[1, inf)",
+    "INPUT.MAX_SIZE_TRAIN": "[1, inf)",
+    "INPUT.MIN_SIZE_TEST": "[0, inf)",
     "MODEL.DETR.DECODER.FFN_DIM": "[1, inf)",
     "MODEL.DETR.DECODER.NUM_LAYERS": "[1, inf)",
     "MODEL.DETR.DECODER.NUM_POINTS": "[1, inf)",
@@ -31,17 +36,36 @@ RANGES = {
     "MODEL.DETR.HIDDEN_DIM": "[1, inf)",
     "MODEL.DETR.NUM_HEADS": "[1, inf)",
     "MODEL.DETR.QUERIES.NUM": "[1, inf)",
+    "SEED": "(-inf, 4294967000]",  # numpy's end, less the processes, which count on from it
+    "SOLVER.BACKBONE_MULTIPLIER": "[0, inf)",
     "SOLVER.BASE_LR": "[0, inf)",
+    "SOLVER.BIAS_LR_FACTOR": "[0, inf)",
+    "SOLVER.CHECKPOINT_EPOCHS": "[0, inf)",
+    "SOLVER.CHECKPOINT_KEEP": "[0, inf)",
     "SOLVER.CHECKPOINT_PERIOD": "[1, inf)",
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "(0, inf)",
+    "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "(0, inf]",
     "SOLVER.EPOCHS": "[0, inf)",
+    "SOLVER.GAMMA": "[0, inf)",
     "SOLVER.IMS_PER_BATCH": "[1, inf)",
     "SOLVER.MAX_ITER": "[1, inf)",
+    "SOLVER.MOMENTUM": "[0, 1)",
+    "SOLVER.OFFSET_MULTIPLIER": "[0, inf)",
+    "SOLVER.WARMUP_FACTOR": "[0, inf)",
+    "SOLVER.WARMUP_ITERS": "[0, inf)",
     "SOLVER.WEIGHT_DECAY": "[0, inf)",
+    "SOLVER.WEIGHT_DECAY_NORM": "[0, inf)",
     "TEST.DETECTIONS_PER_IMAGE": "[1, inf)",
+    "TEST.EVAL_EPOCHS": "[0, inf)",
+    "TEST.EVAL_PERIOD": "[0, inf)",
+    "TEST.QUERY_USE.THRESHOLD": "[0, 1)",
 }
 
 CHOICES = {
+    "INPUT.CROP.TYPE": ("absolute_range", "absolute", "relative_range", "relative"),
     "INPUT.FORMAT": ("RGB", "BGR", "L"),
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,
@@ -61,10 +85,17 @@ def check_values(cfg: CfgNode) -> None:
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         check_choice(key, value_of(cfg, key), [name for name, _ in known])
     _check_part_names(cfg)
+    for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
+        if not all(isinstance(name, str) for name in value_of(cfg, key)):
+            raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
-        _check_number_list(key, value_of(cfg, key))
-    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        _check_number_list(key, value_of(cfg, key), length=1 if cfg.INPUT.FORMAT == "L" else 3)
+        _check_number_list(key, value_of(cfg, key), "[0, inf)")
+        if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
+            raise ValueError(f"{key} is {value_of(cfg, key)}, must be in ascending order")
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    _check_number_list("MODEL.PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN, length=channels)
+    _check_number_list("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "(0, inf)", channels)
+    _check_sizes(cfg)
     _check_device_name(cfg.MODEL.DEVICE)
     _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
     _check_best_metric(cfg.TEST.BEST_METRIC)
@@ -88,10 +119,27 @@ def _check_part_names(cfg: CfgNode) -> None:
                     check_choice(key, part.strip() if isinstance(part, str) else part, slot.names())
 
 
-def _check_number_list(key: str, values: Any, length: int | None = None) -> None:
+def _check_sizes(cfg: CfgNode) -> None:
+    """Those that images are resized and cropped to."""
+    key, sizes = "INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN
+    _check_number_list(key, sizes, "[0, inf)")
+    if not sizes:
+        raise ValueError(f"{key} is empty, must be sizes to choose from")
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and sizes[0] > sizes[-1]:
+        raise ValueError(f"{key} is {sizes}, must be the least and the largest size, as {key}_SAMPLING is range")
+    _check_number_list("INPUT.CROP.RESIZE", cfg.INPUT.CROP.RESIZE, "[1, inf)")
+    if cfg.INPUT.CROP.ENABLED and not cfg.INPUT.CROP.RESIZE:
+        raise ValueError("INPUT.CROP.RESIZE is empty, must be sizes to choose from")
+    interval = "(0, 1]" if cfg.INPUT.CROP.TYPE.startswith("relative") else "[1, inf)"
+    _check_number_list("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, interval, length=2)
+
+
+def _check_number_list(key: str, values: Any, interval: str = "(-inf, inf)", length: int | None = None) -> None:
     numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
     if not numbers or length not in (None, len(values)):
         raise ValueError(f"{key} is {values}, must be a list of {f'{length} ' if length else ''}numbers")
+    for value in values:
+        check_range(f"a number of {key}", value, interval)
 
 
 def _check_device_name(name: str) -> None:

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import shlex
 import signal
 import sys
+import urllib.parse
 from collections.abc import Callable
 
 import torch
@@ -20,13 +22,14 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
+from ..checks import expanded_path
 from ..convert.files import missing_file
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
-from .output import full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
+from .output import claim, full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         UserError: an unknown key, a missing file, picture or dataset, a value of another type; one sentence.
     """
     setup_logger(name="paq_detr")  # what is said of datasets and keys is shown as well
+    _check_processes(args)
     cfg = get_cfg()
     add_paq_detr_config(cfg)
     if args.config_file:
@@ -92,6 +96,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         make_folder(cfg.OUTPUT_DIR)
         if not getattr(args, "eval_only", False):
+            claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
@@ -121,7 +126,7 @@ def save_config(cfg: CfgNode) -> None:
     """Write config.yaml and environment.txt into the output folder: what a training about to start runs with."""
     if comm.is_main_process():
         for file, text in (("config.yaml", cfg.dump()), ("environment.txt", collect_env_info())):
-            with open(os.path.join(cfg.OUTPUT_DIR, file), "w") as stream:
+            with open(os.path.join(cfg.OUTPUT_DIR, file), "w", encoding="utf-8") as stream:
                 stream.write(text)
         logger.info("The full config and the environment are in %s", cfg.OUTPUT_DIR)
 
@@ -148,15 +153,22 @@ def run_cli(main: Callable[[], int | None], program: str) -> int:
 
 
 def _tell(program: str, sentence: str, code: int) -> int:
-    print(f"{program}: {sentence}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
     return code
 
 
 def resume_command() -> str:
     """The command line of this process, with --resume."""
     script, *arguments = sys.argv
+    if os.path.basename(script) == "__main__.py":
+        command = ["python", "-m", "paq_detr"]
+    else:
+        command = ["python", script] if script.endswith(".py") else [os.path.basename(script)]
+    if arguments[:1] == ["train"]:  # of paq-detr
+        command.append(arguments.pop(0))
     arguments = arguments if "--resume" in arguments else ["--resume", *arguments]
-    return shlex.join(["python", script, *arguments])
+    return shlex.join([*command, *arguments])
 
 
 def _check_epochs(cfg: CfgNode, opts: list[str]) -> None:
@@ -179,7 +191,32 @@ def _warn_of_idle_keys(cfg: CfgNode) -> None:
 def _settle_paths(cfg: CfgNode) -> None:
     if not cfg.OUTPUT_DIR:
         raise UserError("OUTPUT_DIR is empty, must be the folder that results go to.")
-    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = map(os.path.expanduser, (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS))
+    try:
+        cfg.OUTPUT_DIR = expanded_path("OUTPUT_DIR", cfg.OUTPUT_DIR)
+        if "://" not in cfg.MODEL.WEIGHTS:
+            cfg.MODEL.WEIGHTS = expanded_path("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS)
+    except UserError as error:
+        raise UserError(f"{error}.") from error
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    machines, rank = getattr(args, "num_machines", 1), getattr(args, "machine_rank", 0)
+    for option, number in (("--num-gpus", getattr(args, "num_gpus", 1)), ("--num-machines", machines)):
+        if number < 1:
+            raise UserError(f"{option} is {number}, must be at least 1.")
+    if not 0 <= rank < machines:
+        raise UserError(f"--machine-rank is {rank}, must be from 0 to {machines - 1}, as --num-machines is {machines}.")
+    url = getattr(args, "dist_url", None) or "auto"
+    if url != "auto" and not _is_rendezvous(url):
+        raise UserError(f"--dist-url is {url}, must be auto, tcp://HOST:PORT or file:///PATH.")
+
+
+def _is_rendezvous(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(parts.hostname and parts.port) if parts.scheme == "tcp" else parts.scheme in ("file", "env")
+    except ValueError:  # no port
+        return False
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:

@@ -12,12 +12,14 @@ import math
 import os
 import time
 from collections import defaultdict
+from typing import Any
 
 import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..evaluation.thresholds import read_thresholds
 from ..whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class PeriodicCheckpoint(HookBase):
 
 
 class StopOnSignal(HookBase):
-    """Ends training after the step in which Ctrl-C or SIGTERM came, its state saved. Goes after what saves anyway."""
+    """Ends training after the step in which a signal to end came, its state saved. Goes after what saves anyway."""
 
     def after_step(self) -> None:
         if self.trainer.must_stop():
@@ -58,7 +60,8 @@ class BestCheckpoint(HookBase):
     """Saves the weights as model_best whenever an evaluation gives a better ``metric`` than all before.
 
     Goes after the hook that evaluates. ``metric`` is its name in the event storage, such as "bbox/AP"; a leading minus
-    means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it.
+    means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it; with it
+    stand the score thresholds that this evaluation found, as later ones write over them.
     """
 
     def __init__(self, metric: str):
@@ -67,10 +70,13 @@ class BestCheckpoint(HookBase):
 
     def before_train(self) -> None:
         if self.trainer.start_iter and os.path.isfile(self._record):
-            with open(self._record) as file:
-                record = json.load(file)
-            if record["metric"] == self.metric and record["iteration"] <= self.trainer.start_iter:
-                self._best = self.sign * record["value"]
+            with open(self._record, "rb") as file:
+                record = _object_of(file.read())
+            value, iteration = record.get("value"), record.get("iteration")
+            if not isinstance(value, float) or not isinstance(iteration, int):
+                logger.warning("%s cannot be read: the next evaluation counts as the best so far", self._record)
+            elif record.get("metric") == self.metric and iteration <= self.trainer.start_iter:
+                self._best = self.sign * value
 
     def after_step(self) -> None:
         self._check()
@@ -97,8 +103,9 @@ class BestCheckpoint(HookBase):
             self._best = self.sign * value
             logger.info("%s is %.5g, the best so far: saved as model_best.pth", self.metric, value)
             record = {"metric": self.metric, "value": value, "iteration": iteration}
+            record["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
             self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
-            with open(self._record, "w") as file:
+            with whole_file(self._record) as part, open(part, "w") as file:
                 json.dump(record, file)
 
 
@@ -125,12 +132,12 @@ class MetricsWriter(EventWriter):
 
     def go_on_from(self, iteration: int) -> None:
         """Cut off what a killed run wrote of ``iteration`` and later ones, which come once more, and half lines."""
-        with open(self._path) as file:
+        with open(self._path, "rb") as file:
             lines = file.readlines()
-        kept = [line for line in lines if line.endswith("\n") and _iteration_of(line) < iteration]
+        kept = [line for line in lines if line.endswith(b"\n") and _iteration_of(line) < iteration]
         if kept != lines:
             self._file.close()
-            with whole_file(self._path) as part, open(part, "w") as file:
+            with whole_file(self._path) as part, open(part, "wb") as file:
                 file.writelines(kept)
             self._file = open(self._path, "a")
 
@@ -148,11 +155,18 @@ class MetricsWriter(EventWriter):
         self._file.close()
 
 
-def _iteration_of(line: str) -> float:
+def _iteration_of(line: bytes) -> float:
+    iteration = _object_of(line).get("iteration")
+    return iteration if isinstance(iteration, int) else math.inf
+
+
+def _object_of(text: bytes) -> dict[str, Any]:
+    """The json object; an empty one where the text is none."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 class ProgressWriter(EventWriter):

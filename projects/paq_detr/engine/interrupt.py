@@ -1,6 +1,7 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM as a request to save and end, in place of an end in the midst of a step."""
+"""Ctrl-C, SIGTERM and a terminal that hangs up (SIGHUP) as a request to save and end, in place of an end in the midst
+of a step."""
 
 from __future__ import annotations
 
@@ -9,18 +10,25 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 from ..errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+if hasattr(signal, "SIGHUP"):
+    SIGNALS = (*SIGNALS, signal.SIGHUP)
 REPEAT = 2.0  # seconds within which a signal counts as the same one: a terminal's and that of the parent process
 
 
+def signals() -> list[int]:
+    """Those that end a run; not SIGHUP where nohup has it ignored."""
+    return [number for number in SIGNALS if number in SIGNALS[:2] or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class StopRequest:
-    """Within its ``with`` block the first SIGINT or SIGTERM is noted in ``signal``; a later one acts as ever.
+    """Within its ``with`` block the first of ``signals`` is noted in ``signal``; a later one acts as ever.
 
     While ``at_once`` is True, it raises :class:`Interrupted` besides.
     """
@@ -36,7 +44,7 @@ class StopRequest:
         self._process = os.getpid()
         self._before = {}
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._note) for number in signals()}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -78,7 +86,8 @@ class StopRequest:
             if hasattr(signal, "SIGCHLD"):  # a loader's process that ends too would raise in the midst of saving
                 self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
             name = signal.Signals(number).name
-            os.write(2, f"{name}: saving after this iteration; once more ends without\n".encode())  # safe in a handler
+            with suppress(OSError):  # of a terminal that is gone
+                os.write(2, f"{name}: saving after this iteration; once more ends without\n".encode())  # safe here
             if self.at_once:
                 raise Interrupted(f"Stopped by {name}.", number)
         elif time.monotonic() - self._time > REPEAT:

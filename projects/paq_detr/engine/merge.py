@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -21,13 +21,29 @@ from .checks import value_of
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"The config file {path} is a folder.")
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else []
         hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
         raise UserError(f"The config file {path} does not exist{hint}.")
+
+    def load() -> dict:
+        _check_file(path)
+        return CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+
+    _merge(cfg, load, path)
+
+
+def merge_text(cfg: CfgNode, text: str, where: str) -> None:
+    """As ``merge_file``, of a whole config's yaml; ``where`` is what messages call it."""
+    _merge(cfg, lambda: yaml.safe_load(text), where)
+
+
+def _merge(cfg: CfgNode, load: Callable[[], dict], path: str) -> None:
     try:
-        given = CfgNode(_dates_to_texts(CfgNode.load_yaml_with_base(path, allow_unsafe=True)))
+        given = CfgNode(_dates_to_texts(load()))
         _load_plugins(cfg, _plugins_of(given))
         _fit_all(given, cfg)
         cfg.merge_from_other_cfg(given)
@@ -38,8 +54,45 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"{path}: {unknown_key(cfg, key[1]) if key else error}.") from error
     except (ValueError, TypeError, AssertionError, OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}.") from error
-    except (AttributeError, RecursionError) as error:  # a _BASE_ that is no text, lists that are nested too deeply
-        raise UserError(f"{path} is no config file: {' '.join(str(error).split())}.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is no config file: its lists are nested too deeply.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that comes twice in a section, of which yaml takes the last alone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != _MERGE and isinstance(key.value, str):
+                line = key.start_mark.line + 1
+                raise UserError(f"the key {key.value} comes twice in a section, again in line {line}.")
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def _check_file(path: str, above: tuple[str, ...] = ()) -> None:
+    """See that a config file and those that it is based on hold keys, each once."""
+    if os.path.realpath(path) in above:
+        raise UserError(f"{path} is based on itself (_BASE_).")
+    with open(path, encoding="utf-8") as file:
+        try:
+            content = yaml.load(file, _Loader)  # a SafeLoader
+        except UserError as error:
+            raise UserError(f"{path}: {error}" if above else str(error)) from error
+    if not isinstance(content, dict):
+        kind = "is empty" if content is None else f"holds a {type(content).__name__}"
+        raise UserError(f"{path} {kind}, must hold sections and keys.")
+    bases = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise UserError(f"_BASE_ of {path} is {'null' if base is None else base}, must be a file's name.")
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        if os.path.isfile(base):
+            _check_file(base, (*above, os.path.realpath(path)))
 
 
 def _plugins_of(given: CfgNode) -> object:
@@ -98,7 +151,7 @@ def _fitted(key: str, value: Any, now: Any) -> Any:
         text = str(value)
         return text if isinstance(CfgNode._decode_cfg_value(text), str) else repr(text)  # yacs decodes it again
     if (
-        isinstance(now, list)
+        isinstance(now, (list, tuple))
         and isinstance(value, str)
         and not isinstance(CfgNode._decode_cfg_value(value), (list, tuple))
     ):
@@ -130,6 +183,9 @@ def _like(value: Any) -> str:
 
 
 def merge_opts(cfg: CfgNode, opts: list[str]) -> None:
+    flag = next((key for key in opts[::2] if str(key).startswith("--")), None)
+    if flag:
+        raise UserError(f"{flag} stands behind KEY VALUE pairs: flags go before the first of them.")
     if len(opts) % 2:
         raise UserError(f"Options come as pairs KEY VALUE, but these are {len(opts)}: {' '.join(opts)}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+from typing import IO
 
 from ..errors import UserError
 from ..whole_file import PART
@@ -18,8 +19,12 @@ from ..whole_file import PART
 logger = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+_BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE)
 
 LAST_CHECKPOINT = "last_checkpoint"
+
+_LOCK = ".lock"
+_claims: dict[tuple[int, int], IO] = {}  # open locks by device and inode: closing one would give it up
 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
@@ -52,6 +57,39 @@ def make_folder(folder: str) -> None:
         raise UserError(f"OUTPUT_DIR {folder} cannot be written to: {reason}.") from error
 
 
+def claim(folder: str) -> None:
+    """Keep other trainings out of ``folder`` until this process ends, in whatever way.
+
+    Where the file system or the platform has no locks, nothing is kept out.
+
+    Raises:
+        UserError: another training writes to it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    path = os.path.join(folder, _LOCK)
+    if os.path.exists(path) and _identity(path) in _claims:
+        return
+    file = open(path, "a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise UserError(
+                f"OUTPUT_DIR {folder} is of a training that is still running: name another folder, or end it first."
+            ) from error
+        return
+    _claims[_identity(path)] = file
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
 def holds_checkpoint(folder: str) -> bool:
     """Whether ``--resume`` finds something to go on from."""
     return os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
@@ -77,8 +115,9 @@ def set_aside(folder: str, keep: str = "") -> str:
 
 
 def full_disk(error: OSError) -> str:
-    """The sentence for a disk that takes no more; empty for an error of another kind."""
-    if error.errno not in _FULL:
+    """The sentence for a disk that takes no more, or a path that nothing can be written to; empty for an error of
+    another kind."""
+    if error.errno not in _FULL and not (error.filename and error.errno in _BARRED):
         return ""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; what was saved before stays as it is."

@@ -23,7 +23,7 @@ from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import Interrupted, NonFiniteLossError, UserError
-from .interrupt import SIGNALS
+from .interrupt import SIGNALS, signals
 from .output import full_disk
 
 _KINDS = {"UserError": UserError, "NonFiniteLossError": NonFiniteLossError}
@@ -134,5 +134,5 @@ def pass_signals_on() -> None:
             if child.pid:
                 os.kill(child.pid, number)
 
-    for number in SIGNALS:
+    for number in signals():
         signal.signal(number, pass_on)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any
 
 import torch
@@ -26,16 +27,32 @@ _NOT_APPLIED = {
     "MODEL.WEIGHTS": "the checkpoint's weights count",
     "SEED": "order and augmentation of the data go on as they began",
 }
-_STATE = ("iteration", "optimizer", "scaler", "data", "rng")  # what Trainer.state_dict holds
+_STATE = {  # what Trainer.state_dict holds
+    "iteration": int,
+    "optimizer": dict,
+    "scaler": dict,
+    "data": dict,
+    "rng": (list, NoneType),
+}
+_DATA = ("seed", "start", "batches", "batch_size", "world_size")  # what TrainLoader.state_dict holds
 
 Change = tuple[str, Any, Any]  # key, value of the checkpoint, value of this run
 
 
 def changes(run_config: str | None, cfg: CfgNode) -> list[Change]:
     """The keys that both configs have and that differ; none where the checkpoint carries no config."""
-    before = dict(_flat(yaml.safe_load(run_config))) if run_config else {}
+    before = dict(_flat(_config_of(run_config)))
     now = dict(_flat(yaml.safe_load(cfg.dump())))
     return [(key, before[key], now[key]) for key in now if key in before and before[key] != now[key]]
+
+
+def _config_of(run_config: Any) -> dict[str, Any]:
+    """The config as nested dicts; none where other code has put something else in its place."""
+    try:
+        content = yaml.safe_load(run_config) if isinstance(run_config, str) else None
+    except yaml.YAMLError:
+        content = None
+    return content if isinstance(content, dict) else {}
 
 
 def check_resumable(content: dict[str, Any], cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -46,15 +63,19 @@ def check_resumable(content: dict[str, Any], cfg: CfgNode, model: nn.Module, opt
         model, optimizer: built from ``cfg``.
 
     Raises:
-        UserError: the file holds no training state, or one of another model, of other classes, of other trained
-            weights or of another optimiser.
+        UserError: the file holds no training state, one that is beyond this run's end, or one of another model, of
+            other classes, of other trained weights or of another optimiser.
     """
     file, state = content["file"], content.get("trainer")
-    if not isinstance(state, dict) or not all(key in state for key in _STATE):
+    if not _fits(state, _STATE) or not _fits(state["data"], dict.fromkeys(_DATA, int)):
         raise UserError(
             f"{file} holds weights, but no state of a training that --resume could continue; to start from these "
             f"weights, leave --resume out and set MODEL.WEIGHTS {file}."
         )
+    done, end = state["iteration"] + 1, cfg.SOLVER.MAX_ITER
+    if done > end:
+        keys = f"SOLVER.MAX_ITER {end}" + (f" (SOLVER.EPOCHS {cfg.SOLVER.EPOCHS})" if cfg.SOLVER.EPOCHS else "")
+        raise UserError(f"{file} was trained for {done} iterations, and {keys} ends before: raise it to go on.")
     differing = [c for c in changes(content.get("run_config"), cfg) if c[0] not in _OF_THE_PLACE]
     refusal = _refusal(content, cfg, model, optimizer)
     if refusal:
@@ -65,9 +86,16 @@ def check_resumable(content: dict[str, Any], cfg: CfgNode, model: nn.Module, opt
             f"--resume cannot continue {file}, refused: {reason}{keys}; to start from its weights, leave --resume out "
             f"and set MODEL.WEIGHTS {file}."
         )
+    if not state["optimizer"]["state"]:
+        logger.warning("%s holds no state of the optimiser, which begins anew", file)
     if differing:
         told = [f"{_listed([c])} ({_fate(c[0])})" for c in differing]
         logger.warning("--resume goes on with other settings than the checkpoint's: %s", "; ".join(told))
+
+
+def _fits(state: Any, kinds: dict[str, Any]) -> bool:
+    """Whether ``state`` is a dict with these keys, each of its type."""
+    return isinstance(state, dict) and all(key in state and isinstance(state[key], kinds[key]) for key in kinds)
 
 
 def _refusal(

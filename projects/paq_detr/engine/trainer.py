@@ -34,6 +34,7 @@ from .cli import save_config
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
 from .interrupt import StopRequest
 from .loader import NamedFaults, TrainLoader
+from .output import LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
@@ -301,15 +302,31 @@ class Trainer(TrainerBase):
             def check(content: dict[str, Any]) -> None:
                 check_resumable(content, self.cfg, self.checkpointer.model, self.optimizer)
 
-            self.checkpointer.load(self.checkpointer.last_checkpoint(), check=check)
+            path = self.checkpointer.last_checkpoint()
+            try:
+                self.checkpointer.load(path, check=check)
+            except UserError as error:
+                raise UserError(f"{error}{self._others_than(path, error)}") from error
             self.start_iter = self.iter + 1
             logger.info("Resumed after iteration %d", self.iter)
+            if self.start_iter == self.max_iter:
+                logger.warning("The training is done: SOLVER.MAX_ITER %d leaves nothing to do but to evaluate",
+                               self.max_iter)  # fmt: skip
             return
         if resume:
             logger.warning("%s holds no checkpoint to resume from: training starts anew", self.cfg.OUTPUT_DIR)
         elif found:
             logger.warning("%s holds a checkpoint of an earlier run; --resume would continue it", self.cfg.OUTPUT_DIR)
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+
+    def _others_than(self, path: str, error: UserError) -> str:
+        """What else there is to go on from, where the last checkpoint itself cannot be read."""
+        names = sorted(os.path.basename(other) for other in self.checkpointer.get_all_checkpoint_files())
+        others = [name for name in names if name not in (os.path.basename(path), "model_best.pth")]
+        if "was not loaded" not in str(error) or not others:
+            return ""
+        note = os.path.join(self.cfg.OUTPUT_DIR, LAST_CHECKPOINT)
+        return f" To go on from an earlier one, write its name into {note}: {', '.join(others)}."
 
     def save(self, name: str) -> None:
         """Write a checkpoint to go on from. To be called on every process."""

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""COCO box AP with the per-class table always printed and written, for any registered dataset.
+"""COCO box and mask AP with the per-class table always printed and written, for any registered dataset.
 
 The matching and the 101-point precision are pycocotools'; the summary is made here, because ``COCOeval.summarize``
 gives -1 unless 100 is among ``maxDets``, and crowded data needs more than 100 detections per image.
@@ -16,23 +16,26 @@ import logging
 from collections.abc import Hashable
 
 import numpy as np
-from pycocotools.coco import COCO
+from detectron2.structures import Instances
+from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from .coco_truth import GroundTruth, in_memory_coco
-from .records import Detections, RecordingEvaluator, check_detections
+from .coco_truth import GroundTruth
+from .records import Detections, RecordingEvaluator, check_detections, finite_detections
+from .thresholds import F1_FILE, f1_thresholds, write_thresholds
 
 logger = logging.getLogger(__name__)
 
 COCO_MAX_DETECTIONS = 100  # the cap behind published COCO numbers
 ALL, SMALL, MEDIUM, LARGE = range(4)  # order of COCOeval's area ranges
 IOU_50, IOU_75 = 0, 5  # places in COCOeval's IoU thresholds 0.50, 0.55, ..., 0.95
-CLASS_COLUMNS = ("AP", "AP50", "AP75", "AR", "boxes")
+CLASS_COLUMNS = ("AP", "AP50", "AP75", "AR")
+TASKS = {"bbox": "Boxes", "segm": "Masks"}  # pycocotools' names and ours
 
 
 class CocoBoxEvaluator(RecordingEvaluator):
-    """AP, AP50, AP75, AP by object size, AR and the same per class.
+    """AP, AP50, AP75, AP by object size, AR and the same per class; of boxes, and with ``masks`` of masks beside them.
 
     Ground truth: see ``coco_truth.GroundTruth``. Annotations with ``iscrowd`` 1 follow COCO's rule: detections inside
     them count neither as right nor as wrong.
@@ -43,18 +46,23 @@ class CocoBoxEvaluator(RecordingEvaluator):
         max_detections: detections of a class in an image that count, COCO's maxDets (here
             ``cfg.TEST.DETECTIONS_PER_IMAGE``). Where it is not 100, AP at COCO's 100 is reported beside it as
             ``AP@100dets``, because published numbers use that.
-        output_dir: folder for ``per_class_ap.csv`` and ``coco_instances_results.json``; None writes nothing.
+        output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the
+            score of the best F1, which prediction reads); None writes nothing.
+        masks: every object must have a segmentation, and the model's ``Instances`` the field ``pred_masks``.
     """
 
-    def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None):
+    def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None, masks: bool = False):
         if max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, got {max_detections}")
         super().__init__(output_dir)
         self.max_detections = max_detections
-        self._truth = GroundTruth(dataset_name)
+        self._truth = GroundTruth(dataset_name, masks)
+
+    def record_of(self, image_id: Hashable, instances: Instances) -> Detections:
+        return finite_detections(instances, self._truth.masks)
 
     def results_of(self, records: dict[Hashable, Detections]) -> dict[str, dict[str, float]]:
-        """``{"bbox": {"AP": ..., "AP-person": ...}}`` in percent.
+        """``{"bbox": {"AP": ..., "AP-person": ...}, "segm": {...}}`` in percent, "segm" with masks alone.
 
         A value without any ground truth is NaN. Without detections every AP is 0. ``{}`` for a dataset without
         annotations, such as COCO's test sets, whose results are only written.
@@ -65,12 +73,19 @@ class CocoBoxEvaluator(RecordingEvaluator):
             self._write_results(results)
         if not self._truth.annotated:
             return {}
-        evaluation = _run_pycocotools(self._truth.coco, results, self.max_detections)
-        summary = _summarize(evaluation, self.max_detections)
-        table = _class_table(evaluation, self._truth, self.max_detections)
-        self._report(summary, table)
-        classes = {f"AP-{name}": table[name][0] for name in self._truth.class_names}
-        return {"bbox": {**summary, **classes}}
+        summaries, tables = {}, {}
+        for task in TASKS if self._truth.masks else ("bbox",):
+            evaluation = _run_pycocotools(self._truth, task, results, self.max_detections)
+            tables[task] = _class_table(evaluation, self._truth, self.max_detections)
+            classes = {f"AP-{name}": tables[task][name][0] for name in self._truth.class_names}
+            summaries[task] = _summarize(evaluation, self.max_detections)
+            self._report_task(task, summaries[task])
+            summaries[task] = {**summaries[task], **classes}
+            if self.output_dir and task == "bbox":
+                names = dict(zip(self._truth.category_ids, self._truth.class_names))
+                write_thresholds(f1_thresholds(evaluation, self.max_detections, names), self._path(F1_FILE))
+        self._report_classes(tables)
+        return summaries
 
     def _check(self, records: dict[Hashable, Detections]) -> None:
         name = self._truth.dataset_name
@@ -84,7 +99,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
             logger.warning("no detections on %s: every AP is 0", name)
 
     def _write_results(self, results: list[dict]) -> None:
-        """COCO results in original ids; boxes to 1/1000 pixel and scores to 6 digits."""
+        """COCO results in original ids; boxes to 1/1000 pixel, scores to 6 digits, masks as compressed run lengths."""
         rows = [
             {
                 "image_id": self._truth.image_ids[r["image_id"]],
@@ -94,32 +109,47 @@ class CocoBoxEvaluator(RecordingEvaluator):
             }
             for r in results
         ]
+        for row, r in zip(rows, results):
+            if self._truth.masks:
+                mask = r["segmentation"]
+                row["segmentation"] = {"size": mask["size"], "counts": mask["counts"].decode()}
         path = self._path("coco_instances_results.json")
         with open(path, "w") as file:
             json.dump(rows, file, separators=(",", ":"))
         logger.info("%d detections written to %s", len(rows), path)
 
-    def _report(self, summary: dict[str, float], table: dict[str, list[float]]) -> None:
+    def _report_task(self, task: str, summary: dict[str, float]) -> None:
         headline = tabulate([list(summary.values())], headers=list(summary), floatfmt=".3f", tablefmt="pipe")
-        rows = [[name, *row] for name, row in table.items()]
-        formats = ("", ".2f", ".2f", ".2f", ".2f", ".0f")
-        per_class = tabulate(rows, headers=("class", *CLASS_COLUMNS), floatfmt=formats, tablefmt="pipe")
-        logger.info("Boxes of %s, at most %d detections per image, in percent:\n%s\n%s",
-                    self._truth.dataset_name, self.max_detections, headline, per_class)  # fmt: skip
+        logger.info("%s of %s, at most %d detections per image, in percent:\n%s",
+                    TASKS[task], self._truth.dataset_name, self.max_detections, headline)  # fmt: skip
+
+    def _report_classes(self, tables: dict[str, dict[str, list[float]]]) -> None:
+        """One table: a class's values of all tasks and its number of objects."""
+        counts = [*self._truth.boxes_per_class.tolist(), int(self._truth.boxes_per_class.sum())]
+        names = [*self._truth.class_names, "mean"]
+        rows = [
+            [name, *(value for table in tables.values() for value in table[name]), n] for name, n in zip(names, counts)
+        ]
+        columns = [column if task == "bbox" else f"mask {column}" for task in tables for column in CLASS_COLUMNS]
+        header = ("class", *columns, "boxes")
+        formats = ("", *[".2f"] * len(columns), ".0f")
+        logger.info("By class:\n%s", tabulate(rows, headers=header, floatfmt=formats, tablefmt="pipe"))
         if not self.output_dir:
             return
         path = self._path("per_class_ap.csv")
-        with open(path, "w", newline="") as file:
+        with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(("class", *CLASS_COLUMNS))
+            writer.writerow(header)
             for name, *values in rows:
                 writer.writerow([name, *(f"{v:.4f}" for v in values[:-1]), values[-1]])
         logger.info("Per-class table written to %s", path)
 
 
-def _run_pycocotools(truth: COCO, results: list[dict], max_detections: int) -> COCOeval:
-    detections = in_memory_coco(len(truth.imgs), sorted(truth.cats), results)
-    evaluation = COCOeval(truth, detections, "bbox")
+def _run_pycocotools(truth: GroundTruth, task: str, results: list[dict], max_detections: int) -> COCOeval:
+    """``task``: "bbox" or "segm", for which a detection is as large as its mask."""
+    if task == "segm":
+        results = [{**row, "area": float(rle.area(row["segmentation"]))} for row in results]
+    evaluation = COCOeval(truth.coco, truth.in_memory(results), task)
     evaluation.params.maxDets = sorted({COCO_MAX_DETECTIONS, max_detections})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -161,11 +191,10 @@ def _class_table(evaluation: COCOeval, truth: GroundTruth, max_detections: int) 
     precision, recall = _at_cap(evaluation, max_detections)
     place = {category: k for k, category in enumerate(evaluation.params.catIds)}  # sorted by original id
     table = {}
-    for name, category, count in zip(truth.class_names, truth.category_ids, truth.boxes_per_class.tolist()):
+    for name, category in zip(truth.class_names, truth.category_ids):
         p, r = precision[:, :, place[category], ALL], recall[:, place[category], ALL]
-        table[name] = [_percent(p), _percent(p[IOU_50]), _percent(p[IOU_75]), _percent(r), count]
-    values = np.array([row[:-1] for row in table.values()])
+        table[name] = [_percent(p), _percent(p[IOU_50]), _percent(p[IOU_75]), _percent(r)]
+    values = np.array(list(table.values()))
     present = values[~np.isnan(values).any(1)]
-    mean = present.mean(0).tolist() if len(present) else [float("nan")] * 4
-    table["mean"] = [*mean, int(truth.boxes_per_class.sum())]
+    table["mean"] = present.mean(0).tolist() if len(present) else [float("nan")] * len(CLASS_COLUMNS)
     return table

@@ -11,10 +11,12 @@ from collections.abc import Hashable
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 from ..data.coco_file import CocoFile, read_coco
-from ..data.json_values import as_flag
+from ..data.json_values import Unfit, as_flag
+from ..data.segmentation import Segmentation, as_segmentation, check_mask_size, to_run_lengths
 from .records import Detections, has_annotations
 
 
@@ -26,11 +28,15 @@ class GroundTruth:
     without area or outside their image, which no detection can find, are left out. ``annotated`` is
     False where the file lacks the very key ``annotations``, or ``records.has_annotations`` says so.
 
+    With ``masks`` objects have their segmentations, as run lengths, whose sizes stand in where the file says none; an
+    ignore region without one has its box.
+
     Raises:
-        ValueError: the file breaks the format, an image_id comes twice, or a category is none of the dataset's classes.
+        ValueError: the file breaks the format, an image_id comes twice, a category is none of the dataset's classes, or
+            an object has no sound segmentation where masks are asked for.
     """
 
-    def __init__(self, dataset_name: str):
+    def __init__(self, dataset_name: str, masks: bool = False):
         metadata = MetadataCatalog.get(dataset_name)
         dicts = DatasetCatalog.get(dataset_name)
         names = metadata.get("thing_classes")
@@ -38,7 +44,8 @@ class GroundTruth:
             raise ValueError(f"the metadata of dataset {dataset_name!r} has no thing_classes")
         to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
 
-        self.dataset_name = dataset_name
+        self.dataset_name, self.masks = dataset_name, masks
+        self._sizes = [(d.get("height"), d.get("width")) for d in dicts]
         self.class_names = list(names)
         self.category_ids = sorted(to_contiguous, key=to_contiguous.get)  # original id of each contiguous one
         self.image_ids = [d["image_id"] for d in dicts]
@@ -49,16 +56,20 @@ class GroundTruth:
         self.annotated = has_annotations(dicts, metadata)
         json_file = metadata.get("json_file")
         if json_file:
-            content = read_coco(json_file)
+            content = read_coco(json_file, masks)
             self.annotated, rows = self.annotated and content.annotated, self._rows_of_file(content)
         else:
             rows = self._rows_of_dicts(dicts)
         rows = [row for row in rows if _can_be_found(row["bbox"], dicts[row["image_id"]])]
-        self.coco = in_memory_coco(len(self.image_ids), self.category_ids, rows)
+        self.coco = self.in_memory(rows)
         counts = {category: 0 for category in self.category_ids}
         for row in rows:
             counts[row["category_id"]] += not row["iscrowd"]
         self.boxes_per_class = np.array([counts[c] for c in self.category_ids])
+
+    def in_memory(self, rows: list[dict]) -> COCO:
+        """A ``COCO`` of the dataset's images and classes with ``rows`` as annotations."""
+        return in_memory_coco(self._sizes, self.category_ids, rows)
 
     def results(self, records: dict[Hashable, Detections]) -> list[dict]:
         """Detections as pycocotools rows: places for image ids, original category ids, xywh boxes."""
@@ -69,9 +80,12 @@ class GroundTruth:
                 continue
             boxes = record.boxes_xyxy.astype(np.float64)
             boxes[:, 2:] -= boxes[:, :2]
-            for box, score, label in zip(boxes.tolist(), record.scores.tolist(), record.classes.tolist()):
+            columns = boxes.tolist(), record.scores.tolist(), record.classes.tolist()
+            for place, (box, score, label) in enumerate(zip(*columns)):
                 category = self._category(label, f"predicted class {label} on image {image_id!r}")
                 rows.append(_row(index, category, box, score=score))
+                if self.masks:
+                    rows[-1]["segmentation"] = record.masks[place]
         return rows
 
     def _category(self, label: int, what: str) -> int:
@@ -88,17 +102,36 @@ class GroundTruth:
                 category = self._category(label, f"category_id {label} of an annotation of image {image['image_id']!r}")
                 box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
                 iscrowd = as_flag(annotation.get("iscrowd"))
-                rows.append(_row(index, category, [float(v) for v in box], annotation.get("area"), iscrowd=iscrowd))
+                row = _row(index, category, [float(v) for v in box], annotation.get("area"), iscrowd=iscrowd)
+                rows.append(row)
+                if self.masks:
+                    where = f"image {image['image_id']!r} of dataset {self.dataset_name!r}"
+                    self._add_mask(row, annotation.get("segmentation"), annotation.get("area"), where)
         return rows
 
     def _rows_of_file(self, content: CocoFile) -> list[dict]:
         """The file's annotations of images and classes that are registered; others are none of the dataset's."""
-        known = set(self.category_ids)
-        return [
-            _row(self.image_index[a.image_id], a.category_id, a.bbox, a.area, iscrowd=a.iscrowd)
-            for a in content.annotations
-            if a.image_id in self.image_index and a.category_id in known
-        ]
+        known, rows = set(self.category_ids), []
+        for a in content.annotations:
+            if a.image_id in self.image_index and a.category_id in known:
+                rows.append(_row(self.image_index[a.image_id], a.category_id, a.bbox, a.area, iscrowd=a.iscrowd))
+                if self.masks:
+                    self._add_mask(rows[-1], a.segmentation, a.area, f"annotation {a.id} of {content.path}")
+        return rows
+
+    def _add_mask(self, row: dict, segmentation: Segmentation | None, area: float | None, where: str) -> None:
+        """The segmentation, and its area where the file says none."""
+        size = self._sizes[row["image_id"]]
+        if segmentation is None and row["iscrowd"]:
+            row["segmentation"] = rle.frPyObjects([row["bbox"]], *size)[0]
+            return
+        try:
+            checked = as_segmentation(segmentation)
+            check_mask_size(checked, *size)
+        except Unfit as error:
+            raise ValueError(f"the segmentation of an object on {where} is {error}") from None
+        row["segmentation"] = to_run_lengths(checked, *size)
+        row["area"] = float(rle.area(row["segmentation"])) if area is None else area
 
 
 def _can_be_found(box_xywh: list[float], image: dict) -> bool:
@@ -112,11 +145,11 @@ def _row(image: int, category: int, box_xywh: list[float], area: float | None = 
     return {"image_id": image, "category_id": category, "bbox": box_xywh, "area": area, "iscrowd": 0, **extra}
 
 
-def in_memory_coco(num_images: int, category_ids: list[int], rows: list[dict]) -> COCO:
-    """A ``COCO`` of images 0 .. ``num_images`` - 1 with ``rows`` as annotations."""
+def in_memory_coco(sizes: list[tuple], category_ids: list[int], rows: list[dict]) -> COCO:
+    """A ``COCO`` of images 0, 1, ... of these (height, width), as far as known, with ``rows`` as annotations."""
     coco = COCO()
     coco.dataset = {
-        "images": [{"id": index} for index in range(num_images)],
+        "images": [{"id": index, "height": height, "width": width} for index, (height, width) in enumerate(sizes)],
         "categories": [{"id": category} for category in category_ids],
         "annotations": [{**row, "id": index} for index, row in enumerate(rows, start=1)],  # id 0 means "no match"
     }

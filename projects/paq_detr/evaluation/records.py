@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from pycocotools import mask as rle
 
 
 @dataclass
@@ -26,18 +28,26 @@ class Detections:
     scores: np.ndarray  # (D,) float32
     classes: np.ndarray  # (D,) int32 contiguous
     num_dropped: int = 0  # detections left out because a box or score was not finite
+    masks: list[dict] | None = None  # D run lengths of the original image's size; None: not asked for
 
     def __len__(self) -> int:
         return len(self.scores)
 
 
-def finite_detections(instances: Instances) -> Detections:
-    """The detections of ``instances`` (pred_boxes, scores, pred_classes) without those that hold NaN or Inf."""
+def finite_detections(instances: Instances, with_masks: bool = False) -> Detections:
+    """The detections of ``instances`` (pred_boxes, scores, pred_classes) without those that hold NaN or Inf; with their
+    ``pred_masks``, where asked for."""
     boxes = instances.pred_boxes.tensor.detach().to("cpu").float().numpy().reshape(-1, 4)
     scores = instances.scores.detach().to("cpu").float().numpy()
     classes = instances.pred_classes.to("cpu").numpy().astype(np.int32)
     keep = np.isfinite(boxes).all(1) & np.isfinite(scores)
-    return Detections(boxes[keep], scores[keep], classes[keep], int((~keep).sum()))
+    found = Detections(boxes[keep], scores[keep], classes[keep], int((~keep).sum()))
+    if with_masks:
+        if not instances.has("pred_masks"):
+            raise ValueError("the model's Instances have no field pred_masks, which masks are evaluated by")
+        masks = instances.pred_masks[torch.from_numpy(np.flatnonzero(keep)).to(instances.scores.device)]
+        found.masks = [rle.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8)) for mask in masks]
+    return found
 
 
 class RecordingEvaluator(DatasetEvaluator, ABC):

@@ -9,6 +9,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from ..structures import Assignment, LayerOutput, Prediction, Targets
+from .route import Route
 
 #: Diagnostics are written every so many iterations, because reading a number off a device waits for it.
 PERIOD = 20
@@ -58,3 +59,18 @@ def positives_per_object(assignments: Mapping[str, Assignment], targets: Targets
 def alive_share(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
     """Share of the queries that take part, for every prediction that may leave some out."""
     return {f"alive_share/{p.name}": p.output.valid.float().mean() for p in predictions if p.output.valid is not None}
+
+
+def slot_agreement(assignments: Mapping[str, Assignment], routes: Sequence[Route]) -> dict[str, Tensor]:
+    """Share of the queries matched in a layer of the main route, ``routes[0]``, that have an object in the same layer of
+    another route, for every layer of the routes whose slots can be compared (``Route.same_slots``)."""
+    main, *others = routes
+    agreement = {}
+    for route in (route for route in others if route.same_slots):
+        layers = [*(f"layer{number}" for number in range(1, len(route.objectives))), "final"]
+        for layer in layers:
+            matched, positives = assignments.get(main.named(layer)), assignments.get(route.named(layer))
+            if matched and positives:  # there, and of at least one pair
+                same = (matched.image[:, None] == positives.image) & (matched.query[:, None] == positives.query)
+                agreement[f"slot_agreement/{route.named(layer)}"] = same.any(1).float().mean()
+    return agreement

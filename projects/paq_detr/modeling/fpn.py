@@ -72,7 +72,8 @@ class FPN(nn.Module):
 
 
 def one_level_per_map(cfg, kit: Kit) -> dict:
-    """Arguments of a neck that makes one level of each of the backbone's maps, without position codes.
+    """Arguments of a neck that makes one level of each of the backbone's maps, without position codes, which the kit is
+    told.
 
     Raises:
         UserError: ``NECK.NUM_LEVELS`` is another number; strides that do not double.

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from fvcore.nn import sigmoid_focal_loss
@@ -25,6 +26,13 @@ class Matches:
     output: LayerOutput
     pairs: Assignment
     targets: Targets
+    _once: dict[int, tuple[Any, Any]] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, owner: object, compute: Callable[[Matches], Any]) -> Any:
+        """``compute(self)``, computed at the first call for ``owner``: what several losses read."""
+        if id(owner) not in self._once:
+            self._once[id(owner)] = owner, compute(self)
+        return self._once[id(owner)][1]
 
     @cached_property
     def logits(self) -> Tensor:

@@ -149,15 +149,15 @@ def build_channel_mapper(cfg, kit) -> ChannelMapper:
     )
 
 
-def in_features(names: Sequence[str], shapes: Mapping[str, ShapeSpec]) -> list[str]:
-    """The named maps of the backbone (all, where none is named), finest first.
+def in_features(
+    names: Sequence[str], shapes: Mapping[str, ShapeSpec], key: str = "MODEL.DETR.NECK.IN_FEATURES"
+) -> list[str]:
+    """The maps of the backbone that the config key ``key`` names (all, where it names none), finest first.
 
     Raises:
         UserError: the backbone has no such map.
     """
     unknown = [name for name in names if name not in shapes]
     if unknown:
-        raise UserError(
-            f"MODEL.DETR.NECK.IN_FEATURES names {unknown[0]}, but the backbone's maps are {', '.join(shapes)}"
-        )
+        raise UserError(f"{key} names {unknown[0]}, but the backbone's maps are {', '.join(shapes)}")
     return sorted(names or shapes, key=lambda name: shapes[name].stride)

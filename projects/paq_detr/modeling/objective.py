@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from detectron2.utils import comm
@@ -40,6 +40,7 @@ class Objective:
     classification: ClassificationLoss
     class_weight: float = 2.0
     pair_losses: Mapping[str, tuple[float, PairLoss]] = field(default_factory=box_losses)  # name: weight, loss
+    mask_losses: Mapping[str, tuple[float, PairLoss]] = field(default_factory=dict)  # more of them, not for groups
     view: Callable[[Targets], Targets] | None = None  # as what the objects are seen (Targets.binary); None: as they are
     scale: float = 1.0  # factor on all its losses
     normalizer: Callable[[Matches], Tensor] | None = None
@@ -50,8 +51,13 @@ class Objective:
     def seen(self, targets: Targets) -> Targets:
         return targets if self.view is None else self.view(targets)
 
+    def of_group(self) -> Objective:
+        """For queries with known partners (denoising): the scale of their group counts their pairs, and they learn no
+        masks."""
+        return replace(self, normalizer=None, mask_losses={})
+
     def losses(self, matches: Matches) -> dict[str, Tensor]:
-        """Weighted sums by name, not yet divided; "class" and one for every of ``pair_losses``."""
+        """Weighted sums by name, not yet divided; "class" and one for every of ``pair_losses`` and ``mask_losses``."""
         pairs = matches.pairs
         elements = self.classification(matches)
         if pairs.weight is not None:
@@ -61,7 +67,7 @@ class Objective:
             elements = elements * counted[..., None]
         sums = {"class": self.class_weight * elements.sum()}
         factors = self.classification.pair_factors(matches)
-        for name, (weight, loss) in self.pair_losses.items():
+        for name, (weight, loss) in {**self.pair_losses, **self.mask_losses}.items():
             each = loss(matches)
             for factor in (pairs.weight, factors.get(name)):
                 each = each if factor is None else factor * each

@@ -25,6 +25,7 @@ from .assignment import MatchCost, cost_terms
 from .contents import ContentSource, build_content
 from .heads import ClassHead, ObjectnessHead, build_box_head
 from .objective import Objective, build_objective
+from .query_count import KeptQueries, build_kept_queries
 
 
 class QuerySource(Protocol):
@@ -139,6 +140,8 @@ class EncoderTopN(nn.Module):
         position: bool = True,
         num_queries_test: int | None = None,
         match_on_priors: bool = False,
+        keep: KeptQueries | None = None,
+        keep_test: KeptQueries | None = None,
         eps: float = 1e-5,
     ):
         """
@@ -150,6 +153,7 @@ class EncoderTopN(nn.Module):
             position: make a fixed position code from the proposal's box.
             num_queries_test: another number of queries at inference; more than in training need content None.
             match_on_priors: proposals find their objects by their priors in place of their boxes (MS-DETR).
+            keep, keep_test: how many of the N best become queries, in training and at inference; None: all.
         """
         super().__init__()
         num_queries_test = num_queries_test or num_queries
@@ -159,6 +163,7 @@ class EncoderTopN(nn.Module):
         self.provides = frozenset(name for name, there in has.items() if there)
         self.num_queries, self.score, self.objective, self.supervise = num_queries, score, objective, supervise
         self.num_queries_test, self.match_on_priors, self.eps = num_queries_test, match_on_priors, eps
+        self.keep, self.keep_test = keep, keep_test
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
         self.class_head = (ObjectnessHead if score == "binary" else ClassHead)(embed_dim, num_classes)
@@ -180,9 +185,11 @@ class EncoderTopN(nn.Module):
         """The queries of the best proposals; in training with the proposals to be supervised."""
         index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
         chosen = taken(proposals, index, usable)
-        queries = self.queries(chosen)
+        keep = self.keep if self.training else self.keep_test
+        kept = chosen if keep is None else keep(chosen, self.scores(chosen).sigmoid())
+        queries = self.queries(kept)
         if self.content is not None:
-            queries.content = self.content(memory, chosen)[:, : index.shape[1]]
+            queries.content = self.content(memory, kept)[:, : kept.logits.shape[1]]
         if self.training:
             selected = self.supervise == "selected"
             priors = replace(proposals, boxes=self._read(memory)[0]) if self.match_on_priors else None
@@ -213,13 +220,17 @@ class EncoderTopN(nn.Module):
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """(B, N) tokens of the ``num_queries`` best proposals behind the ``skip`` best, or as many as there are (at
         least one), and (B, N) whether each may be used."""
-        scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
-        scores = scores.detach().float()
+        scores = self.scores(proposals)
         scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
         count = scores.shape[1]
         scores, index = scores.topk(min(skip + num_queries, count), dim=1)
         scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         return index, scores > -torch.inf
+
+    def scores(self, proposals: LayerOutput) -> Tensor:
+        """(B, N) what proposals are chosen by, as logits, detached."""
+        scores = proposals.logits[..., 0] if self.score == "binary" else proposals.logits.amax(-1)
+        return scores.detach().float()
 
     def queries(self, chosen: LayerOutput) -> QuerySet:
         """The queries of the chosen proposals, with content from their boxes where nothing else makes it."""
@@ -278,6 +289,7 @@ def content_for(cfg, kit: Kit, offered: frozenset[str] = frozenset()) -> Content
         "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
         "QUERIES.MATCH_ON_PRIORS": D.QUERIES.MATCH_ON_PRIORS,
+        "QUERIES.KEEP.WHEN": "" if D.QUERIES.KEEP.WHEN == "never" else D.QUERIES.KEEP.WHEN,
         "ASSIGNER.ENCODER": "" if D.ASSIGNER.ENCODER == "hungarian" else D.ASSIGNER.ENCODER,
         "LOSS.ENCODER_CLASSIFICATION": D.LOSS.ENCODER_CLASSIFICATION,
     }
@@ -334,6 +346,7 @@ def top_n_parts(cfg, kit: Kit) -> dict:
         "position": D.DECODER.QUERY_POSITION == "fixed",
         "num_queries_test": Q.NUM_TEST or None,
         "match_on_priors": Q.MATCH_ON_PRIORS,
+        **build_kept_queries(cfg),
         "eps": D.INVERSE_SIGMOID_EPS,
     }
 

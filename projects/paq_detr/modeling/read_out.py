@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..registry import READ_OUTS
 from ..structures import LayerOutput, Memory
+from .predicted_masks import PredictedMasks
 
 
 class ReadOut:
@@ -34,11 +35,33 @@ class ReadOut:
         return outputs[-1 if self.layer is None else self.layer - 1]
 
     def __call__(self, outputs: Sequence[LayerOutput], memory: Memory) -> list[Instances]:
-        """Per image ``Instances`` as of ``select_detections``, in pixels of the resized image."""
-        results = select_detections(self.combine(outputs, memory), memory.grid.image_sizes, self.top_k)
+        """Per image ``Instances`` as of ``select_detections``, in pixels of the resized image, and of a detector with
+        masks their ``PredictedMasks`` in the field mask_logits."""
+        output = self.combine(outputs, memory)
+        results = select_detections(output, memory.grid.image_sizes, self.top_k)
         if self.nms_iou:
             results = [r[batched_nms(r.pred_boxes.tensor, r.scores, r.pred_classes, self.nms_iou)] for r in results]
+        if output.masks is not None:
+            for image, result in enumerate(results):
+                result.mask_logits = detected_masks(output, image, result)
         return results
+
+
+def detected_masks(output: LayerOutput, image: int, result: Instances) -> PredictedMasks:
+    """The masks of an image's detections; a query that is detected as several classes has its mask computed once."""
+    query, place = result.query_indices.unique(return_inverse=True)
+    logits = output.masks(torch.full_like(query, image), query)
+    cells = tuple(side / output.masks.stride for side in result.image_size)
+    rows, columns = (-(-side // output.masks.stride) for side in result.image_size)
+    return PredictedMasks(logits[place, :rows, :columns], cells, result.image_size)
+
+
+def with_full_masks(result: Instances) -> Instances:
+    """Detections in the pixels of their image with ``mask_logits``, if any, as ``pred_masks`` of that size."""
+    if result.has("mask_logits"):
+        result.pred_masks = result.mask_logits.at_size(*result.image_size)
+        result.remove("mask_logits")
+    return result
 
 
 def select_detections(output: LayerOutput, image_sizes: Sequence[tuple[int, int]], top_k: int) -> list[Instances]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..structures import LayerOutput, Memory, Prediction, QuerySet
+from .masks import StateMasks
 from .objective import Objective
 from .read_out import ReadOut
 
@@ -49,6 +50,9 @@ def drop_train_only(module: nn.Module) -> None:
 class Route(nn.Module):
     """One whole decoder pass: whose queries it reads, its decoder, how each layer is supervised, what is read out."""
 
+    #: Whether its slots have the main route's contents, so that the diagnostics may compare who has an object.
+    same_slots = False
+
     def __init__(
         self,
         *,
@@ -78,10 +82,14 @@ class Route(nn.Module):
         self.name, self.source, self.decoder = name, source, decoder
         self.objectives, self.read_out = list(objectives), read_out
         self.scale, self.train_only = scale, train_only
+        self.mask_head: nn.Module | None = None  # ``Borrowed`` where another route owns it
 
     def forward(self, queries: QuerySet, memory: Memory) -> list[LayerOutput]:
-        """What each layer that runs predicts."""
-        return self.decoder(queries, memory)
+        """What each layer that runs predicts; masks are not computed yet."""
+        outputs = self.decoder(queries, memory)
+        if self.mask_head is None:
+            return outputs
+        return [replace(o, masks=StateMasks(self.mask_head, o.content, memory)) for o in outputs]
 
     def predictions(self, queries: QuerySet, memory: Memory) -> list[Prediction]:
         """Every layer's output, to be supervised; groups with known partners apart."""
@@ -94,7 +102,7 @@ class Route(nn.Module):
                     Prediction(
                         self.named(f"{group.name}_{layer}"),
                         output.slice(group.start, group.stop),
-                        group.objective or replace(objective, normalizer=None),  # its scale counts its pairs
+                        group.objective or objective.of_group(),
                         pairs=group.pairs,
                         scale=self.scale * group.scale,
                     )

@@ -267,6 +267,7 @@ def build_single_level(cfg, kit: Kit) -> SingleLevel:
 
 @ENCODERS.register("dense")
 def build_dense_encoder(cfg, kit: Kit) -> DenseEncoder:
+    check_map_positions(kit, ENCODERS.key, "dense")
     D = cfg.MODEL.DETR
     num_layers = check_range("MODEL.DETR.ENCODER.NUM_LAYERS", D.ENCODER.NUM_LAYERS, "[1, inf)")
     activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)

@@ -147,6 +147,8 @@ class OwnProposals(nn.Module):
 class OneToManyRoute(Route):
     """A training-only route whose matching queries have losses of another scale than its groups."""
 
+    same_slots = True  # with proposals of its own the same contents, at other places
+
     def __init__(self, *, loss_scale: float = 1.0, **parts):
         super().__init__(**parts, train_only=True)
         self.loss_scale = loss_scale

@@ -18,6 +18,7 @@ import argparse
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -93,12 +94,17 @@ def _map(
         yield from map(_do_piece, pieces)
         return
     context = multiprocessing.get_context("fork")
-    with context.Pool(workers, initializer=_set_job, initargs=(file, rules)) as pool:
+    with context.Pool(workers, initializer=_set_job_of_worker, initargs=(file, rules)) as pool:
         yield from pool.imap(_do_piece, pieces)
 
 
 def _set_job(*job: Any) -> None:
     _do_piece.job = job
+
+
+def _set_job_of_worker(*job: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process tells of it and ends the others
+    _set_job(*job)
 
 
 def _do_piece(piece: Any) -> tuple[ImageResults, Noted]:
@@ -173,9 +179,22 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
+        if options.json:
+            _check_writable(options.json)
         summary = evaluate_files(options.gt, options.dt, options.box, options.protocol, options.images, options.workers)
         logger.info("protocol %s, boxes %s\n%s", summary["protocol"], summary["box"], describe(summary))
         if options.json:
             write_json(summary, options.json)
+    except KeyboardInterrupt:
+        parser.exit(128 + signal.SIGINT, "stopped\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
+
+
+def _check_writable(path: str) -> None:
+    """Before the work, not behind it, an ``OSError`` with the path says that a file cannot be written there."""
+    there = os.path.exists(path)
+    with open(path, "a"):
+        pass
+    if not there:
+        os.remove(path)

@@ -19,6 +19,7 @@ from ...checks import check_choice
 from ...data.json_file import write_json
 from ...data.json_values import as_flag
 from ..records import Detections, RecordingEvaluator, check_detections, has_annotations
+from ..thresholds import JI_FILE, ji_thresholds, write_thresholds
 from .images import CrowdImage, Truth, evaluate_images, join
 from .metrics import summarize
 from .protocols import PROTOCOLS
@@ -42,9 +43,9 @@ class CrowdHumanEvaluator(RecordingEvaluator):
 
     Args:
         dataset_name: registered dataset whose dicts have ``height`` and ``width``.
-        output_dir: folder for ``crowd_metrics.json`` (fractions, null for NaN) and, for one class,
-            ``crowd_detections.json`` (CrowdHuman's json lines, ground truth included, which the public programs read);
-            None writes nothing.
+        output_dir: folder for ``crowd_metrics.json`` (fractions, null for NaN), ``ji_threshold.json`` (the score of the
+            best JI, which prediction reads) and, for one class, ``crowd_detections.json`` (CrowdHuman's json lines,
+            ground truth included, which the public programs read); None writes nothing.
         protocol: "crowddet" or "dh".
     """
 
@@ -82,6 +83,7 @@ class CrowdHumanEvaluator(RecordingEvaluator):
             logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
         if self.output_dir:
             write_json({"protocol": self.protocol.name, "classes": summaries}, self._path("crowd_metrics.json"))
+            write_thresholds(ji_thresholds(summaries), self._path(JI_FILE))
         return {"crowd": _average(summaries)}
 
     def _summarize(self, category: int, records: dict[Hashable, Detections]) -> dict[str, Any]:

@@ -1,0 +1,159 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""The command ``paq-detr``: predict, train, eval, demo, convert, average, doctor.
+
+Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
+input, said in one sentence; 128 and its number for a signal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from . import __version__
+
+# What a command does is imported when it runs, so that help comes at once.
+_COMMANDS: dict[str, tuple[str, str]] = {
+    "predict": ("find objects in pictures, folders, videos", "_predict"),
+    "train": ("train a config", "_train"),
+    "eval": ("evaluate a trained run on its dataset", "_eval"),
+    "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "convert": ("convert published weights", "_convert"),
+    "average": ("average checkpoints of one training", "_average"),
+    "doctor": ("what this machine has, and what does not work", "_doctor"),
+}
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD|VERSION)$")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    listed = "\n".join(f"  {name:9} {what}" for name, (what, _) in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="paq-detr",
+        description="Query-based object detectors: predict, train, evaluate.",
+        epilog=f"commands:\n{listed}\n\npaq-detr COMMAND --help tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"paq_detr {__version__}")
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND")
+    if not arguments:
+        parser.print_help()
+        return 2
+    command = parser.parse_args(arguments[:1]).command
+    return globals()[_COMMANDS[command][1]](arguments[1:])
+
+
+def _parser(command: str, usage: str = "") -> argparse.ArgumentParser:
+    prog = f"paq-detr {command}"
+    return argparse.ArgumentParser(prog=prog, usage=f"{prog} {usage}" if usage else None,
+                                   description=f"{_COMMANDS[command][0].capitalize()}.")  # fmt: skip
+
+
+def _run(action: Callable[[], int | None]) -> int:
+    from .engine import run_cli
+
+    return run_cli(action, "paq-detr")
+
+
+def split_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line in what comes before the first config key, and the KEY VALUE pairs."""
+    first = next((i for i, text in enumerate(arguments) if _KEY.match(text)), len(arguments))
+    return list(arguments[:first]), list(arguments[first:])
+
+
+def _predict(arguments: list[str]) -> int:
+    parser = _parser("predict", "RUN_OR_WEIGHTS SOURCE [SOURCE ...] [options]")
+    from .predict import command
+
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: command.predict(options))
+
+
+def _launch_parser(command: str, usage: str) -> argparse.ArgumentParser:
+    parser = _parser(command, f"{usage} [options] [KEY VALUE ...]")
+    parser.epilog = "KEY VALUE pairs change the config, as in SOLVER.BASE_LR 1e-4; they come last."
+    parser.add_argument("--num-gpus", type=int, default=1, help="of this machine (default: 1)")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="of the first machine, where there are several")
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    arguments, opts = split_keys(arguments)
+    parser = _launch_parser("train", "CONFIG")
+    parser.add_argument("config_file", metavar="CONFIG", help="a yaml file")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
+    args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=False))
+    return _run(lambda: _launch(args))
+
+
+def _eval(arguments: list[str]) -> int:
+    arguments, opts = split_keys(arguments)
+    parser = _launch_parser("eval", "RUN_OR_WEIGHTS")
+    parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="folder that training wrote, or a weight file")
+    parser.add_argument("--config", metavar="FILE", help="in place of the config.yaml beside the weights")
+    args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=True, resume=False))
+
+    def evaluate() -> None:
+        from .engine.run_folder import find_run
+        from .errors import UserError
+
+        run = find_run(args.run, args.config)
+        if not run.config_file:
+            raise UserError(f"Nothing beside {run.weights} tells its datasets: name a config by --config FILE.")
+        args.config_file = run.config_file
+        args.opts = ["MODEL.WEIGHTS", run.weights, "OUTPUT_DIR", run.folder, *args.opts]
+        _launch(args)
+
+    return _run(evaluate)
+
+
+def _launch(args: argparse.Namespace) -> None:
+    from .engine.main import run
+
+    run(args)
+
+
+def _demo(arguments: list[str]) -> int:
+    script = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
+    if not script.is_file():
+        print(
+            "paq-detr: The demo is part of the project's folder, which this installation is without.", file=sys.stderr
+        )
+        return 2
+    before = sys.argv, sys.path[:]
+    sys.argv, sys.path[:0] = ["paq-detr demo", *arguments], [str(script.parent)]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv, sys.path[:] = before
+    return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from .convert.__main__ import main
+
+    return _run(lambda: main(arguments, "paq-detr convert"))
+
+
+def _average(arguments: list[str]) -> int:
+    from .average import main
+
+    return _run(lambda: main(arguments, "paq-detr average"))
+
+
+def _doctor(arguments: list[str]) -> int:
+    _parser("doctor").parse_args(arguments)
+    from .doctor import main
+
+    return main()

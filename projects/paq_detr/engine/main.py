@@ -1,0 +1,50 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Train or evaluate on one process or several: what ``train_net.py`` and ``paq-detr train`` and ``eval`` do."""
+
+from __future__ import annotations
+
+import argparse
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..data import register_datasets
+from .cli import setup_config, start_run
+from .evaluate import load_trained
+from .processes import launch, one_sentence, pass_signals_on
+from .trainer import Trainer
+
+
+def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """What every process does."""
+    if comm.get_world_size() > 1:
+        register_datasets(cfg)  # catalogs are per process
+    start_run(cfg, args)
+    if args.eval_only:
+        Trainer.test(cfg, load_trained(cfg, resume=args.resume))
+        return
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def run(args: argparse.Namespace) -> CfgNode:
+    """Train, or evaluate, as a command line says; returns the config that it came to.
+
+    Args:
+        args: as of Detectron2's ``default_argument_parser``.
+    """
+    cfg = setup_config(args)
+    with one_sentence() as guarded:
+        if args.num_gpus > 1:
+            pass_signals_on()
+        launch(
+            guarded,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(worker, cfg, args),
+        )
+    return cfg

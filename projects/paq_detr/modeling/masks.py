@@ -1,0 +1,249 @@
+# Copyright (c) 2026 The paq_detr authors.
+# SPDX-License-Identifier: Apache-2.0
+"""Masks of queries: DETR's mask head as Mr. DETR's instance segmentation has it (official code, project ins_seg).
+
+A query's attention over the coarsest level of the encoded memory becomes a map by convolutions, which go up over the
+backbone's maps. It is computed for the queries that are asked for alone: matched ones in training, detections after.
+
+Shape legend beside structures.py: P queries asked for, (h, w) cells of the coarsest level, (H, W) of the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..checks import check_range
+from ..layers import MaskedGroupNorm
+from ..structures import Memory
+from .mask_losses import PointMaskLosses
+from .neck import in_features, measure_grid
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, group norm that leaves padding out, ReLU."""
+
+    def __init__(self, in_width: int, out_width: int, groups: int = 8):
+        super().__init__()
+        self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
+        groups = gcd(groups, out_width)
+        if groups == out_width:  # of one channel and one cell there are no statistics
+            groups //= 2
+        self.norm = MaskedGroupNorm(groups, out_width)
+
+    def forward(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        return self.normed(self.conv(x), padding)
+
+    def normed(self, x: Tensor, padding: Tensor | None) -> Tensor:
+        return self.norm(x, padding).relu()
+
+
+@dataclass
+class _Shared:
+    """What all queries of a batch read, computed once a step."""
+
+    keys: Tensor  # (B, h w, C)
+    base: Tensor  # (B, C + heads, h, w) the first convolution's share from the memory
+    maps: list[Tensor]  # (B, width, H_i, W_i) per block that adds one, coarsest first; 0 in the padding
+    paddings: list[Tensor | None]  # (B, ., .) of the coarsest level, then of each map; None where there is none
+
+    def of(self, image: Tensor) -> _Shared:
+        """The same per query, of the images (P,)."""
+        keys, base, maps = self.keys[image], self.base[image], [x[image] for x in self.maps]
+        return _Shared(keys, base, maps, [None if mask is None else mask[image] for mask in self.paddings])
+
+
+class MaskHead(nn.Module):
+    """From the states of queries to mask logits at the finest map's stride (16 in the official model).
+
+    Attention maps: all heads' logits over the cells of the last level in one softmax; no values. With the level's
+    tokens they go through blocks of widths C + heads (twice), then C / 2, C / 4, ... of which each of width C / 2 and
+    less has a map of the backbone added behind it, coarsest first; then one block more and the logits. Going from map
+    to map repeats cells.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        names: Sequence[str],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        halve: bool = True,
+        at_once: int = 100,
+    ):
+        """
+        Args:
+            names, channels, strides: of the backbone's maps to go up over, finest first.
+            halve: a 3x3 convolution of stride 2 halves each of these maps, and its width, first (official code).
+            at_once: queries computed together. In training, where there are more, activations are recomputed in the
+                backward pass, so that the memory is that of so many.
+        """
+        super().__init__()
+        self.num_heads, self.at_once = num_heads, at_once
+        self.names, self.map_strides = tuple(reversed(names)), tuple(reversed(strides))
+        widths = list(reversed(channels))
+        self.query, self.key = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.halve = None
+        if halve:
+            self.halve = nn.ModuleList(nn.Conv2d(width, width // 2, 3, stride=2, padding=1) for width in widths)
+            widths = [width // 2 for width in widths]
+        self.strides = tuple(stride * (2 if halve else 1) for stride in self.map_strides)
+        first = embed_dim + num_heads
+        going_up = [embed_dim // 2**i for i in range(1, len(names) + 2)]
+        self.blocks = nn.ModuleList(ConvBlock(*pair) for pair in pairwise([first, first, *going_up]))
+        self.adapt = nn.ModuleList(nn.Conv2d(width, out, 1) for width, out in zip(widths, going_up))
+        self.out = nn.Conv2d(going_up[-1], 1, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+            elif isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.zeros_(module.bias)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell of the masks."""
+        return self.strides[-1]
+
+    def forward(self, states: Tensor, image: Tensor, memory: Memory) -> Tensor:
+        """
+        Args:
+            states: (P, C) what a decoder layer made of the queries.
+            image: (P,) whose they are.
+
+        Returns:
+            (P, H, W) logits, fp32; what they are in the padding is of no meaning.
+        """
+        shared = memory.once(self, self.read)
+        parts = list(zip(states.split(self.at_once), image.split(self.at_once)))
+        recompute = len(parts) > 1 and torch.is_grad_enabled()
+        logits = [
+            checkpoint(self.draw, *part, shared, memory, use_reentrant=False)
+            if recompute
+            else self.draw(*part, shared, memory)
+            for part in parts
+        ]
+        return torch.cat(logits)
+
+    def read(self, memory: Memory) -> _Shared:
+        """What does not depend on the queries."""
+        level = memory.levels()[-1]
+        maps, finer = [memory.maps[name] for name in self.names], []
+        shapes = [tuple(x.shape[-2:]) for x in maps]
+        if self.halve is not None:
+            shapes += [tuple((side + 1) // 2 for side in shape) for shape in shapes]
+        strides = (*self.map_strides, *self.strides) if self.halve is not None else self.strides
+        old = memory.grid
+        grid = measure_grid(shapes, strides, old.image_sizes, old.padded_size, level.device, by_stride=True)
+        paddings = grid.masks if grid.has_padding else [None] * len(shapes)
+        level_padding = old.masks[-1] if old.has_padding else None
+        for index, x in enumerate(maps):
+            if self.halve is not None:
+                x = self.halve[index](cleared(x, paddings[index]))
+            finer.append(cleared(self.adapt[index](x), paddings[index - len(maps)]))
+        level = cleared(level, level_padding)
+        conv = self.blocks[0].conv
+        base = F.conv2d(level, conv.weight[:, : level.shape[1]], conv.bias, padding=1)
+        keys = self.key(level.flatten(2).transpose(1, 2))
+        return _Shared(keys, base, finer, [level_padding, *paddings[-len(maps) :]])
+
+    def attend(self, states: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
+        """(P, heads, h w) attention of (P, C) states to (P, h w, C) keys; each query's sum to 1 over all heads."""
+        queries = self.query(states).unflatten(-1, (self.num_heads, -1))
+        keys = keys.unflatten(-1, (self.num_heads, -1))
+        logits = torch.einsum("phc,pshc->phs", queries, keys).float() * queries.shape[-1] ** -0.5
+        if padding is not None:
+            logits = logits.masked_fill(padding.flatten(1)[:, None], -torch.inf)
+        return logits.flatten(1).softmax(-1).view(logits.shape)
+
+    def draw(self, states: Tensor, image: Tensor, shared: _Shared, memory: Memory) -> Tensor:
+        """The logits of some queries."""
+        own = shared.of(image)
+        attention = self.attend(states, own.keys, own.paddings[0])
+        first, *blocks = self.blocks
+        attention = attention.view(*attention.shape[:2], *own.base.shape[-2:]).to(own.base.dtype)
+        x = F.conv2d(attention, first.conv.weight[:, -self.num_heads :], padding=1) + own.base
+        x = first.normed(x, own.paddings[0])
+        padding, stride = own.paddings[0], memory.grid.strides[-1]
+        for block, added, next_padding, next_stride in zip(blocks, own.maps, own.paddings[1:], self.strides):
+            x = repeated(block(x, padding), stride, next_stride, added.shape[-2:]) + added
+            x, padding, stride = cleared(x, next_padding), next_padding, next_stride
+        return self.out(blocks[-1](x, padding))[:, 0].float()
+
+
+def cleared(x: Tensor, padding: Tensor | None) -> Tensor:
+    """(B, C, H, W) with 0 where (B, H, W) is True."""
+    return x if padding is None else x * ~padding[:, None]
+
+
+def repeated(x: Tensor, stride: int, wanted: int, shape: Sequence[int]) -> Tensor:
+    """Maps of one stride at another, of so many (rows, columns): cells are repeated, or left out."""
+    if stride > wanted:
+        x = F.interpolate(x, scale_factor=stride // wanted, mode="nearest")
+    elif stride < wanted:
+        x = x[..., :: wanted // stride, :: wanted // stride]
+    return x[..., : shape[0], : shape[1]]
+
+
+@dataclass
+class StateMasks:
+    """The masks of an output's queries, by their states (``structures.QueryMasks``)."""
+
+    head: nn.Module
+    content: Tensor  # (B, N, C)
+    memory: Memory
+
+    @property
+    def stride(self) -> int:
+        return self.head.stride
+
+    def __call__(self, image: Tensor, query: Tensor) -> Tensor:
+        return self.head(self.content[image, query], image, self.memory)
+
+    def slice(self, start: int, stop: int | None) -> StateMasks:
+        return StateMasks(self.head, self.content[:, start:stop], self.memory)
+
+    def sample(self, logits: Tensor, image: Tensor, points: Tensor) -> Tensor:
+        """(P, K) of (P, H, W) ``logits`` at points (P, K, 2), x, y in [0, 1] of the images (P,), bilinear between the
+        centres of cells. No cell of the padding is read."""
+        cells = self.memory.grid.image_scale[image, :, :2] / self.stride  # (P, 1, 2) columns, rows; a part counts
+        at = (points * cells - 0.5).clamp(min=0).minimum(cells.ceil() - 1)
+        extent = logits.new_tensor([logits.shape[2], logits.shape[1]])
+        grid = (2 * (at + 0.5) / extent - 1)[:, None]
+        return F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
+
+
+def build_mask_head(cfg, feature_shapes) -> MaskHead:
+    D = cfg.MODEL.DETR
+    key = "MODEL.DETR.MASK.IN_FEATURES"
+    names = in_features(D.MASK.IN_FEATURES or D.NECK.IN_FEATURES, feature_shapes, key)
+    return MaskHead(
+        embed_dim=D.HIDDEN_DIM,
+        num_heads=D.NUM_HEADS,
+        names=names,
+        channels=[feature_shapes[name].channels for name in names],
+        strides=[feature_shapes[name].stride for name in names],
+        halve=D.MASK.HALVE_MAPS,
+        at_once=check_range("MODEL.DETR.MASK.AT_ONCE", D.MASK.AT_ONCE, "[1, inf)"),
+    )
+
+
+def build_mask_losses(cfg) -> dict:
+    """By name weight and loss, for ``Objective.mask_losses``."""
+    M, key = cfg.MODEL.DETR.MASK, "MODEL.DETR.MASK"
+    losses = PointMaskLosses(
+        num_points=check_range(f"{key}.NUM_POINTS", M.NUM_POINTS, "[1, inf)"),
+        oversample=check_range(f"{key}.OVERSAMPLE", M.OVERSAMPLE, "[1, inf)"),
+        uncertain=check_range(f"{key}.UNCERTAIN", M.UNCERTAIN, "[0, 1]"),
+    )
+    return {"mask": (M.BCE_WEIGHT, losses.bce), "dice": (M.DICE_WEIGHT, losses.dice)}
