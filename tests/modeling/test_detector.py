@@ -364,10 +364,10 @@ def test_a_predictor_without_its_dataset_knows_the_class_names(options, tmp_path
     # Every query and class, unless DH-DETR's generator drops all that score 0.01, suppression takes the ones that
     # overlap, boxes that are no logits lie outside of the image, or an image decides how many queries it has.
     tells_apart = "dehomo" in str(options.get("MODEL.DETR.DECODER.INTERACTION"))
-    fewer = {"MODEL.DETR.READ_OUT.NMS_IOU", "MODEL.DETR.QUERIES.KEEP.WHEN", "MODEL.DETR.CODEC"} & options.keys()
-    counts = options.get("MODEL.DETR.QUERIES.NAME") == "AdaptiveSparseAnchors"
     most = 3 * cfg.MODEL.DETR.QUERIES.NUM
-    wanted = {0} if tells_apart else range(most + 1) if fewer or counts else {most}
+    fewer = ("READ_OUT.NMS_IOU", "QUERIES.KEEP.WHEN", "CODEC", "ASAG.PATCH_SIZE")
+    fewer = {f"MODEL.DETR.{key}" for key in fewer} & options.keys()
+    wanted = {0} if tells_apart else range(most + 1) if fewer else {most}
     assert instances.image_size == (48, 80) and len(instances) in wanted
     assert {"pred_boxes", "scores", "pred_classes"} <= set(instances.get_fields())
     assert predictor.model.class_names == ("cat", "dog", "owl")

@@ -16,7 +16,7 @@ from .layout import DECODER, NECK, SOURCE, Layout, Rules, Weights, needed, prefi
 LAYER = rf"{DECODER}.layers.\1"
 CLASS_HEAD, BOX_HEAD = rf"{DECODER}.class_heads.\1", rf"{DECODER}.box_heads.\1"
 
-# Of a stage, whose number is the first group.
+# Of a stage, whose number is the first group; ASAG's copies have the same names, but for two.
 SPARSE_RCNN_STAGE: Rules = (
     (r"self_attn\.(in_proj_weight|in_proj_bias|out_proj)", rf"{LAYER}.interactions.0.attention.\2"),
     (r"norm1", f"{LAYER}.interactions.0.norm"),
@@ -33,7 +33,7 @@ SPARSE_RCNN_STAGE: Rules = (
 )
 
 ADAMIXER_STAGE: Rules = (
-    (r"attention\.attn\.(in_proj_weight|in_proj_bias|out_proj)", rf"{LAYER}.interactions.0.attention.\2"),
+    (r"attention\.(?:attn\.)?(in_proj_weight|in_proj_bias|out_proj)", rf"{LAYER}.interactions.0.attention.\2"),
     (r"attention_norm", f"{LAYER}.interactions.0.norm"),
     (r"iof_tau", f"{LAYER}.interactions.0.tau"),
     (
@@ -43,7 +43,7 @@ ADAMIXER_STAGE: Rules = (
     (r"sampling_n_mixing\.adaptive_mixing\.parameter_generator\.0", f"{LAYER}.cross_attention.mixing.kernels"),
     (r"sampling_n_mixing\.adaptive_mixing\.out_proj", f"{LAYER}.cross_attention.mixing.output"),
     (r"sampling_n_mixing\.norm", f"{LAYER}.cross_attention.norm"),
-    (r"ffn\.layers\.0\.0", f"{LAYER}.ffn.linear1"),
+    (r"ffn\.layers\.0(?:\.0)?", f"{LAYER}.ffn.linear1"),
     (r"ffn\.layers\.1", f"{LAYER}.ffn.linear2"),
     (r"ffn_norm", f"{LAYER}.ffn.norm"),
     (r"cls_fcs\.(\d)", rf"{CLASS_HEAD}.tower.\2"),

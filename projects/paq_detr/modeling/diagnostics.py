@@ -62,8 +62,8 @@ def alive_share(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
 
 
 def slot_agreement(assignments: Mapping[str, Assignment], routes: Sequence[Route]) -> dict[str, Tensor]:
-    """Share of the queries matched in a layer of the main route, ``routes[0]``, that have an object in the same layer of
-    another route, for every layer of the routes whose slots can be compared (``Route.same_slots``)."""
+    """Share of the queries matched in a layer of the main route, ``routes[0]``, that have an object in the same layer
+    of another route, for every layer of the routes whose slots can be compared (``Route.same_slots``)."""
     main, *others = routes
     agreement = {}
     for route in (route for route in others if route.same_slots):
