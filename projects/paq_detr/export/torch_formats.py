@@ -44,7 +44,7 @@ def _drop_records(path: str, ending: str) -> None:
 
 
 class TorchRunner:
-    """A file of either kind. Without torch's guards: one that it meets in a reshape refuses batches of 1 for no reason."""
+    """A file of either kind, without torch's guards: one that it meets in a reshape refuses batches of 1."""
 
     def __init__(self, path: str, script: bool):
         self.run = torch.jit.load(path) if script else torch.export.load(path).module(check_guards=False)
