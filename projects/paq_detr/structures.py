@@ -156,6 +156,7 @@ class QueryGroup:
     pairs: Assignment
     scale: float = 1.0  # factor on its losses (1 / number of denoising groups)
     objective: Supervision | None = None  # how it is supervised; None: as the layer's other queries
+    supervised: Tensor | None = None  # (B, stop - start) False for slots without losses, seen or not; None: all have
 
 
 @dataclass
@@ -217,6 +218,10 @@ class LayerOutput:
 
         masks = None if self.masks is None else self.masks.slice(start, stop)
         return LayerOutput(cut(self.logits), cut(self.boxes), cut(self.content), cut(self.valid), masks)
+
+    def restricted(self, valid: Tensor) -> LayerOutput:
+        """The output with only those valid that also are so in (B, N) ``valid``."""
+        return replace(self, valid=valid if self.valid is None else self.valid & valid)
 
 
 @dataclass
