@@ -44,10 +44,10 @@ def _drop_records(path: str, ending: str) -> None:
 
 
 class TorchRunner:
-    """A file of either kind."""
+    """A file of either kind, without torch's guards: one that it meets in a reshape refuses batches of 1."""
 
     def __init__(self, path: str, script: bool):
-        self.run = torch.jit.load(path) if script else torch.export.load(path).module()
+        self.run = torch.jit.load(path) if script else torch.export.load(path).module(check_guards=False)
 
     @torch.no_grad()
     def __call__(self, *inputs: np.ndarray) -> list[np.ndarray]:
