@@ -99,7 +99,7 @@ def test_gradients_are_clipped_after_they_are_unscaled(make_cfg):
 
 
 def test_an_unknown_precision_is_named(make_cfg):
-    with pytest.raises(UserError, match="'bf16'.*bfloat16"):
+    with pytest.raises(UserError, match="bf16.*bfloat16"):
         Trainer(make_cfg("SOLVER.AMP.DTYPE", "bf16"))
 
 

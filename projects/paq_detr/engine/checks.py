@@ -68,6 +68,7 @@ CHOICES = {
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
+    "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,
 }
 
