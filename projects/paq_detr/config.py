@@ -127,13 +127,15 @@ def _add_model_keys(cfg: CN) -> None:
 
     D.QUERIES = CN()
     # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
-    # "LearnedAnchors": a table of boxes (DAB-DETR).  "LearnedBoxes": one whose boxes start as the whole image (Sparse
-    # R-CNN, AdaMixer).  "EncoderTopN": the encoder's best tokens (two-stage).
+    # "LearnedAnchors": a table of boxes (DAB-DETR).  "PatternedAnchors": one with DAB.PATTERNS queries at each box.
+    # "LearnedBoxes": one whose boxes start as the whole image (Sparse R-CNN, AdaMixer).  "EncoderTopN": the encoder's
+    # best tokens (two-stage).  "AdaptiveSparseAnchors": as many anchors as an image needs, at most QUERIES.NUM (ASAG).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);
     # "zeros" (DAB-DETR); "shared": one learned vector (DN-DETR). With EncoderTopN only: "proposal", from the proposal's
-    # box (two-stage of Deformable DETR); "token", its own features (detrex's two-stage DAB-Deformable-DETR).
+    # box (two-stage of Deformable DETR); "token", its own features (detrex's two-stage DAB-Deformable-DETR). With it or
+    # ASAG's anchors: "roi", what the box holds of the feature pyramid (ASAG).
     D.QUERIES.CONTENT = "learned"
     # How a learned table starts: "normal"; "xavier" (DINO, in effect); "zeros" (detrex's deformable DAB and DN).
     D.QUERIES.CONTENT_INIT = "normal"
@@ -165,7 +167,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.KEEP.MIN = 50
 
     # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
-    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels; DENOISING.BOX_DN.*).
+    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels, where boxes give the content:
+    # ASAG, two-stage with CONTENT "proposal"; DENOISING.BOX_DN.*).
     D.QUERIES.AUGMENT = "none"
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
@@ -230,7 +233,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.MATCHER.GIOU_COST = 2.0
 
     # One entry for all layers, or one for each: "focal_l1_giou"; "center_inside", which also asks that a box's centre
-    # lie in the object (DH-DETR, behind a generator). The encoder's proposals are matched by the first.
+    # lie in the object (DH-DETR, behind a generator); "area_weighted", more for small objects (ASAG). The encoder's
+    # proposals are matched by the first.
     D.MATCHER.COST = ["focal_l1_giou"]
 
     # Who finds the objects of the decoder's layers up to the last but one, of the last one, and of the encoder's
@@ -243,8 +247,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.ASSIGNER.ENCODER = "hungarian"
 
     D.LOSS = CN()
-    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2), "align" (Align-DETR) or
-    # "mr_align" (Mr. DETR's Align variant).
+    # "focal" (alpha 0.25, gamma 2), "varifocal" (IoU-aware, PaQ-DETR; alpha 0.75, gamma 2), "align" (Align-DETR),
+    # "mr_align" (Mr. DETR's Align variant) or "query_weighting" (ASAG, QUERY_WEIGHTING.*).
     D.LOSS.CLASSIFICATION = "focal"
     # For the encoder's proposals; empty: the same. "soft_focal": DH-DETR's GIoU-aware selection (SOFT_TARGET.*).
     D.LOSS.ENCODER_CLASSIFICATION = ""

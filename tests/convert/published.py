@@ -330,6 +330,51 @@ def adamixer(queries=100, classes=80):
     return merged(parts)
 
 
+def asag(copy_of, classes=80, fixed=150, probed=50):
+    """``copy_of(at)``: the tensors of a copy of the decoder."""
+    parts = [torchvision_r50("backbone.0.body.")]
+    for level, width in enumerate((256, 512, 1024, 2048)):
+        lateral, output = f"neck.inner_blocks.{level}", f"neck.layer_blocks.{level}"
+        parts += [{f"{lateral}.weight": (WIDTH, width, 1, 1), f"{output}.weight": (WIDTH, WIDTH, 3, 3)}]
+        parts += [{f"{name}.bias": (WIDTH,)} for name in (lateral, output)]
+    at = "anchor_generator"
+    for level in range(3):
+        parts += [{f"{at}.compress.{level}.0.weight": (128, WIDTH, 1, 1), f"{at}.compress.{level}.0.bias": (128,)}]
+        parts += [{f"{at}.compress.{level}.2.weight": (8, 128, 3, 3), f"{at}.compress.{level}.2.bias": (8,)}]
+        parts += [{f"{at}.layernorm.{level}.{name}": (225, 8) for name in ("weight", "bias")}]
+        parts += [{f"{at}.pos_embedding.{level}.weight": (225, 8)}]
+    parts += [{f"{at}.P6.weight": (8, 8, 3, 3), f"{at}.P6.bias": (8,)}]
+    parts += [mlp(f"{at}.proj_all", 1800, 1000, 1000, 5 * fixed), mlp(f"{at}.proj_patch", 1800, 1000, 1000, 5 * probed)]
+    parts += [linear("rpn.roi", WIDTH, 49 * WIDTH), *(norm(f"rpn.tokens_norm{n}") for n in (1, 2, 3))]
+    parts += [self_attention("rpn.attn"), {"rpn.iof_tau": (HEADS,)}, mlp("rpn.tokens_proj", WIDTH, 2048, WIDTH)]
+    parts += [tower("rpn.cls_fcs", 1, bias=False), tower("rpn.reg_fcs", 3, bias=False)]
+    parts += [linear("rpn.fc_cls", classes, WIDTH), linear("rpn.fc_reg", 4, WIDTH)]
+    parts += [
+        {"decoder.decoder_embedding.weight": (4, WIDTH)},
+        *(part for i in range(4) for part in copy_of(i, classes)),
+    ]
+    return merged(parts)
+
+
+def asag_a_copy(number, classes):
+    at = f"decoder.bbox_head.{number}"
+    mixing = f"{at}.sampling_n_mixing"
+    return [
+        *(self_attention(f"{at}.attention"), {f"{at}.iof_tau": (HEADS,)}),
+        *(linear(f"{mixing}.sampling_offset_generator.0", 4 * 32 * 3, WIDTH), norm(f"{mixing}.norm")),
+        linear(f"{mixing}.adaptive_mixing.parameter_generator.0", 4 * (64 * 64 + 128 * 32), WIDTH),
+        linear(f"{mixing}.adaptive_mixing.out_proj", WIDTH, 4 * 128 * 64),
+        *(mlp(f"{at}.ffn", WIDTH, 2048, WIDTH), norm(f"{at}.attention_norm"), norm(f"{at}.ffn_norm")),
+        *(tower(f"{at}.cls_fcs", 1, bias=False), tower(f"{at}.reg_fcs", 3, bias=False)),
+        *(linear(f"{at}.fc_cls", classes, WIDTH), linear(f"{at}.fc_reg", 4, WIDTH)),
+    ]
+
+
+def asag_s_copy(number, classes):
+    stage = {k: s for k, s in sparse_rcnn(classes=classes).items() if k.startswith(f"head.head_series.{number}.")}
+    return [{key.replace("head.head_series", "decoder.head_series"): shape for key, shape in stage.items()}]
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Tensors
 

@@ -102,6 +102,14 @@ CASES = {
         published.adamixer(), 475, 134_790_904 - 53_120, "the official AdaMixer", "adamixer_100_r50_12ep", dropped=1,
         classes=80,
     ),
+    "asag_a": lambda: Case(  # both counted from the official code, whose files were not at hand
+        published.asag(published.asag_a_copy), 498, 112_402_556, "the official ASAG, ASAG-A", "asag_a_300_r50_36ep",
+        classes=80,
+    ),
+    "asag_s": lambda: Case(
+        published.asag(published.asag_s_copy), 510, 91_303_004, "the official ASAG, ASAG-S", "asag_s_300_r50_36ep",
+        classes=80,
+    ),
 }  # fmt: skip
 
 

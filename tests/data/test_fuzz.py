@@ -3,7 +3,7 @@
 """Annotation files, detections, configs and pictures changed at random: read, or one ``ValueError`` without a line
 break; nothing else, no hang, and never more than 1 GiB.
 
-PAQ_DETR_FUZZ sets the number of inputs of each kind (default 100, some 1,500 in all); slow/test_fuzz.py takes more.
+PAQ_DETR_FUZZ sets the number of inputs of each kind (default 100, some 1,400 in all); slow/test_fuzz.py takes more.
 """
 
 import copy

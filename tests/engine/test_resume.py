@@ -273,6 +273,31 @@ def test_a_model_with_parts_that_nobody_trained_is_not_evaluated(trained, make_c
         evaluate(make_cfg, "MODEL.WEIGHTS", f"{trained.folder}/model_final.pth", *opts)
 
 
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["PERSON", "BALLOON", "CRATE", "CONE"], "refused"),
+        (["person", "balloon", "crate", "lamp"], "warned"),
+        (["person", "balloon"], "fine"),
+        (["cone", "crate", "balloon", "person"], "fine"),
+    ],
+    ids=["none of them", "one more", "fewer", "in another order"],
+)
+def test_classes_that_the_weights_do_not_know_are_named(trained, make_cfg, caplog, names, said):
+    cfg = make_cfg("DATASETS.TRAIN", "[]", "MODEL.WEIGHTS", f"{trained.folder}/model_final.pth").clone()
+    cfg.defrost()
+    cfg.MODEL.DETR.CLASS_NAMES = names  # as from the json of a test set
+    if said == "refused":
+        text = (
+            "was trained for the classes person, balloon, crate, cone, and the evaluation is for none of them, but for"
+        )
+        with pytest.raises(UserError, match=f"model_final.pth {text} the classes PERSON, BALLOON, CRATE, CONE"):
+            load_trained(cfg)
+        return
+    load_trained(cfg)
+    assert ("was not trained for the classes lamp: their scores" in caplog.text) == (said == "warned")
+
+
 def test_parts_for_training_alone_need_no_weights(trained, make_cfg):
     hybrid = ("MODEL.DETR.QUERIES.NAME", "EncoderTopN", "OUTPUT_DIR", os.path.join(trained.folder, "two"))
     cfg = make_cfg(*BASE, *hybrid, "SOLVER.MAX_ITER", 1)

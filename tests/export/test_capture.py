@@ -9,32 +9,34 @@ import torch
 from paq_detr.errors import UserError
 from paq_detr.export.check import Tolerance, compare
 from paq_detr.export.wrapper import DetectionProgram, Shape, capture, stride_of
+from paq_detr.modeling.neck import measure_grid
 from paq_detr.ops.export_forms import FORMS
 
 from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
+from .models import small_model
 
 # Keys that inference does not read: assemblies that differ in them alone are captured once.
 OF_TRAINING = (
-    "ASSIGNER", "DDQ.DENSE", "DENOISING", "HYBRID", "LOSS", "MATCHER", "MR", "QUALITY_ASSIGNMENT",
+    "ASSIGNER", "DDQ.DENSE", "DENOISING", "HYBRID", "LOSS", "MASK", "MATCHER", "MR.", "QUALITY_ASSIGNMENT",
     "QUERIES.ANCHOR_INIT", "QUERIES.AUGMENT", "QUERIES.CONTENT_INIT", "QUERIES.MATCH_ON_PRIORS", "QUERIES.SUPERVISE",
     "ROUTES", "SOFT_TARGET", "DECODER.LOOK_FORWARD_TWICE",
 )  # fmt: skip
-
-
-def without_nms(options):
-    """A read-out that suppresses is refused (below)."""
-    return {key: value for key, value in options.items() if key != "MODEL.DETR.READ_OUT.NMS_IOU"}
+EVERY_TIME = {
+    "single_stage", "two_stage", "plusplus_patterns", "dehomo", "dab", "dab_deformable", "dino", "ddq",
+    "no_positions_rcnn_delta", "sparse_rcnn", "adamixer", "asag_a",
+}  # fmt: skip
 
 
 def different_at_inference():
-    """Names of assemblies, one of each kind."""
+    """Assemblies, one of each kind: one of each system every time, the others with the slow tests."""
     kinds = {}
     for name, options in ASSEMBLIES.items():
         read = [
             item for item in sorted(options.items()) if not item[0].removeprefix("MODEL.DETR.").startswith(OF_TRAINING)
         ]
         kinds.setdefault(repr(read), name)
-    return list(kinds.values())
+    assert EVERY_TIME <= set(kinds.values())
+    return [name if name in EVERY_TIME else pytest.param(name, marks=pytest.mark.slow) for name in kinds.values()]
 
 
 def arrays(batch, height, width, seed=0):
@@ -55,7 +57,12 @@ def captured(model, shape):
 
 @pytest.mark.parametrize("name", different_at_inference())
 def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
-    model = wake_up(make_model(without_nms(ASSEMBLIES[name]))).eval()
+    model = small_model(name)
+    refusal = next((part.not_exported for part in model.modules() if hasattr(part, "not_exported")), None)
+    if refusal:
+        with pytest.raises(UserError, match=refusal):
+            captured(model, Shape((64, 96)))
+        return
     program = captured(model, Shape((64, 96)))
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert not any("paq_detr" in target for target in targets)
@@ -63,9 +70,11 @@ def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
     assert found.total > 0 and found.alone == 0
 
 
-@pytest.mark.parametrize("name", ["plusplus_paq", "dehomo", "dab"])
+@pytest.mark.parametrize(
+    "name", ["dab", *(pytest.param(n, marks=pytest.mark.slow) for n in ("two_stage", "dehomo_paq"))]
+)
 def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
-    model = wake_up(make_model(ASSEMBLIES[name])).eval()
+    model = small_model(name)
     stride = stride_of(model)
     run = runner(captured(model, Shape((2 * stride, 3 * stride), dynamic=True)).module())
     height, width = 3 * stride, 4 * stride
@@ -78,14 +87,26 @@ def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
         assert found.total > 0 and found.alone == 0
 
 
+@pytest.mark.parametrize("by_stride", [True, False])
+def test_image_sizes_as_data_give_the_same_geometry(by_stride):
+    shapes, strides, sizes = [(8, 12), (4, 6), (2, 3)], [8, 16, 32], [(64, 96), (41, 70), (8, 9)]
+    numbers, data = (
+        measure_grid(shapes, strides, given, (64, 96), torch.device("cpu"), by_stride)
+        for given in (sizes, torch.tensor(sizes))
+    )
+    for name in ("valid_shapes", "valid_ratios", "padding", "centers", "image_scale"):
+        assert torch.equal(getattr(numbers, name), getattr(data, name))
+    assert numbers.valid_shapes[1].tolist() == [[6, 9], [3, 5], [2, 3]]
+
+
 def test_half_keeps_boxes_in_fp32_and_near():
-    model = wake_up(make_model(ASSEMBLIES["dab"])).eval()
+    model = small_model("dab")
     program = captured(model, Shape((64, 96), half=True))
     weights = [tensor for name, tensor in program.state_dict.items() if name.endswith("weight")]
     assert weights and all(tensor.dtype == torch.float16 for tensor in weights)
     run = runner(program.module())
     assert run(arrays(1, 64, 96))[1].dtype == np.float32
-    found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(1.0, 0.05))
+    found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(5.0, 0.05))
     assert found.within() and found.box > 0
 
 

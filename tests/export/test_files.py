@@ -15,7 +15,8 @@ from paq_detr.export import Shape, export_model, open_file
 from paq_detr.export.check import Tolerance, compare
 from paq_detr.ops.export_forms import PLUGIN, PLUGIN_DOMAIN
 
-from ..modeling.assemblies import ASSEMBLIES, DAB, TWO_STAGE, make_model, wake_up
+from ..modeling.assemblies import DAB, TWO_STAGE, make_model, wake_up
+from .models import small_model
 
 NEAR = Tolerance(5e-3, 1e-4)
 HERE = str(Path(__file__).parents[2]).encode()
@@ -58,7 +59,7 @@ class TestOnnx:
     def test_a_file_of_one_size(self, tmp_path, name):
         import onnx
 
-        model, path = small(ASSEMBLIES[name]), str(tmp_path / "model.onnx")
+        model, path = small_model(name), str(tmp_path / "model.onnx")
         metadata = export_model(model, path, shape=Shape((64, 96)))
         found = compare(model, open_file(path, "onnx"), [(arrays(64, 96),)], NEAR)
         assert found.total > 0 and found.alone == 0

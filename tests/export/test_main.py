@@ -49,8 +49,8 @@ def test_a_file_that_finds_other_things_is_refused(run, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "change, arguments, sentence",
     [
-        (lambda run: (run / "config.yaml").unlink(), [], "has no config.yaml"),
-        (lambda run: (run / "model_final.pth").unlink(), [], "has neither model_best.pth nor model_final.pth"),
+        (lambda run: (run / "config.yaml").unlink(), [], "holds no config.yaml"),
+        (lambda run: (run / "model_final.pth").unlink(), [], "holds neither model_best.pth nor model_final.pth"),
         (
             None,
             ["--size", "50", "64"],

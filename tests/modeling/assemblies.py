@@ -243,7 +243,17 @@ ASSEMBLIES = {
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
     "dab": DAB,
     "dab_paq": {**DAB, **PATTERNS, **ASSIGNMENT},
+    "dab_patterned": {
+        **DAB,
+        "MODEL.DETR.QUERIES.NAME": "PatternedAnchors",
+        "MODEL.DETR.QUERIES.CONTENT": "learned",
+    },
     "dn": DN,
+    "dn_deformable_patterned": {
+        **DN_DEFORMABLE,
+        "MODEL.DETR.QUERIES.NAME": "PatternedAnchors",
+        "MODEL.DETR.DENOISING.PADDING_SLOTS": "unsupervised",
+    },
     "dab_deformable": DAB_DEFORMABLE,
     "dab_deformable_two_stage": {
         **PLUSPLUS,
@@ -344,7 +354,7 @@ ASSEMBLIES = {
         "MODEL.DETR.DECODER.NUM_LAYERS": 5,
         "MODEL.DETR.DECODER.COPY_LAYERS": 2,
         "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", *["adaptive_mixing"] * 4],
-        "MODEL.DETR.READ_OUT.LAYER": 3,
+        "MODEL.DETR.READ_OUT.LAYER": 2,
     },
     "asag_a_dn": {**ASAG_A, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
     "asag_a_patterns": {**ASAG_A, **PATTERNS},

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from . import backbones, box_detectors, deformable, dense, detrex, dino, mr_detr
+from . import asag, backbones, box_detectors, deformable, dense, detrex, dino, mr_detr
 from .classes import class_names_of, coco_names
 from .layout import Conversion, Layout, convert, number_of_classes, part_of
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["LAYOUTS", "Conversion", "Layout", "class_names_of", "convert_if_foreign", "part_of"]
 
 LAYOUTS: tuple[Layout, ...] = (
+    *asag.LAYOUTS,
     *mr_detr.LAYOUTS,
     *dense.LAYOUTS,
     *detrex.LAYOUTS,

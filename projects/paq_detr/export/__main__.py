@@ -25,7 +25,7 @@ TOLERANCE, HALF_TOLERANCE = (0.05, 0.001), (2.0, 0.05)
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__.split("\n")[0])
-    parser.add_argument("run", metavar="RUN", help="a training's output folder: config.yaml, model_best or model_final")
+    parser.add_argument("run", metavar="RUN", help="a training's output folder, or its weights")
     parser.add_argument("--format", choices=FORMATS, default="onnx")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--size", nargs=2, type=int, metavar=("H", "W"),
@@ -45,16 +45,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def export(options: argparse.Namespace) -> int:
     """Export and compare; the file stays where the comparison fails, and the error says so."""
     check_packages(options.format)
-    cfg, model = load_run(options.run)
+    cfg, model, folder = load_run(options.run)
     stride = stride_of(model)
     size = tuple(options.size) if options.size else default_size(cfg, stride)
     shape = Shape(size, options.dynamic, options.half)
-    path = options.output or os.path.join(options.run, f"model{FORMATS[options.format].ending}")
+    path = options.output or os.path.join(folder, f"model{FORMATS[options.format].ending}")
     start = time.perf_counter()
     metadata = export_model(model, path, format=options.format, shape=shape, msda=options.msda)
     sizes = f"multiples of {stride}" if shape.dynamic else f"{size[0]} x {size[1]}"
     print(f"{path}: {size_on_disk(path) / 2**20:.1f} MiB, {sizes} (height x width), "
           f"{len(metadata['names'])} classes, {time.perf_counter() - start:.0f} s")  # fmt: skip
+    if model.routes["main"].mask_head is not None:
+        print("its masks are not in the file, which holds boxes, labels and scores alone")
     if options.images == ["0"]:
         print("not compared with the model (--images 0)")
         return 0

@@ -91,6 +91,7 @@ def detect(model: nn.Module, images: np.ndarray, valid_sizes: np.ndarray | None 
     normed[..., width:] = 0.0
     (found,) = model.detect(model.encode(ImageList(normed, [(height, width)])))
     found = found[found.scores > 0]
+    found.pred_boxes.clip((height, width))
     return Detections(
         found.pred_classes.cpu().numpy(), found.pred_boxes.tensor.cpu().numpy(), found.scores.cpu().numpy()
     )

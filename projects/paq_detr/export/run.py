@@ -4,39 +4,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from torch import nn
 
 from ..data import SyntheticCrowd, register_datasets
-from ..detector import add_paq_detr_config
 from ..engine.evaluate import load_trained
-from ..engine.merge import merge_file
+from ..engine.run_folder import find_run, trained_config
 from ..errors import UserError
 
-WEIGHTS = ("model_best.pth", "model_final.pth")
 
-
-def load_run(folder: str) -> tuple[CfgNode, nn.Module]:
-    """Config and trained model, on the CPU, of a training's output folder: its best weights, else its last.
+def load_run(path: str) -> tuple[CfgNode, nn.Module, str]:
+    """Config, trained model on the CPU, and folder of a run: what training wrote, or a weight file beside its config.
 
     Raises:
-        UserError: the folder lacks one of the two, or they do not fit each other.
+        UserError: there is no such run, or config and weights do not fit each other.
     """
-    config = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(config):
-        raise UserError(f"{folder} is no folder of a training: it has no config.yaml.")
-    weights = next((path for name in WEIGHTS if os.path.isfile(path := os.path.join(folder, name))), None)
-    if weights is None:
-        raise UserError(f"{folder} has neither {' nor '.join(WEIGHTS)}.")
-    cfg = get_cfg()
-    add_paq_detr_config(cfg)
-    merge_file(cfg, config)
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE, cfg.OUTPUT_DIR = weights, "cpu", folder
-    return cfg, load_trained(cfg).eval()
+    run = find_run(path)
+    cfg = trained_config(run, device="cpu")
+    return cfg, load_trained(cfg).eval(), run.folder
 
 
 def trial_images(cfg: CfgNode, given: Sequence[str]) -> tuple[list[str], str]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UserError
 from ..whole_file import whole_file
 
 RECORD = "paq_detr.json"  # the metadata inside of a file
@@ -25,13 +24,7 @@ def write_torch_export(program: torch.export.ExportedProgram, path: str, metadat
 
 
 def write_torchscript(program: torch.export.ExportedProgram, path: str, metadata: dict[str, Any]) -> None:
-    """A trace; it takes the traced size alone.
-
-    Raises:
-        UserError: the program is for all sizes.
-    """
-    if metadata["dynamic"]:
-        raise UserError("--format torchscript takes one size: a trace holds sizes as constants; leave --dynamic out.")
+    """A trace of a program of one size."""
     images = torch.rand(*metadata["shape"])
     with torch.no_grad():
         traced = torch.jit.trace(program.module(), (images,), check_trace=False)

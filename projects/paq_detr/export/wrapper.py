@@ -39,7 +39,8 @@ class Shape:
 
 class DetectionProgram(nn.Module):
     """``images`` (B, 3 or 1, H, W), RGB (or grey) from 0 to 1, to ``labels`` (B, K) int64, ``boxes`` (B, K, 4) xyxy in
-    pixels of the input, and ``scores`` (B, K) from high to low; a slot that is no detection has the score 0.
+    pixels of the input, clipped to the image, and ``scores`` (B, K) from high to low; a slot that is no
+    detection has the score 0.
 
     With a second input ``valid_sizes`` (B, 2) int64 = un-padded (height, width); what is to the right of it and below
     is padding, whatever stands there.
@@ -56,11 +57,11 @@ class DetectionProgram(nn.Module):
         """
         super().__init__()
         self.read_out = _read_out_of(model)
+        model = copy.deepcopy(model).to("cpu")
+        model.drop_training_parts()
         for part in model.modules():
             if getattr(part, "not_exported", None):
                 raise UserError(f"This model cannot be exported: {part.not_exported}.")
-        model = copy.deepcopy(model)
-        model.drop_training_parts()
         self.mean, self.std = model.pixel_mean.float(), model.pixel_std.float()
         self.model = halved(model) if half else model
         self.dtype = torch.float16 if half else torch.float32
@@ -94,7 +95,8 @@ class DetectionProgram(nn.Module):
         scores = torch.where(usable, scores, -1.0).flatten(1)
         scores, index = scores.topk(min(self.read_out.top_k, scores.shape[1]), dim=1)
         query = torch.div(index, self.num_classes, rounding_mode="floor")
-        boxes = boxes_cxcywh_to_xyxy(boxes) * memory.grid.image_scale
+        scale = memory.grid.image_scale
+        boxes = torch.minimum((boxes_cxcywh_to_xyxy(boxes) * scale).clamp(min=0), scale)  # clipped, as the detector's
         boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
         return index - query * self.num_classes, boxes, scores.clamp(min=0)
 

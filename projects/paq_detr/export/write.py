@@ -33,13 +33,16 @@ class Format:
     open: Callable[[str], Runner]
     packages: tuple[str, ...] = ()
     half_weights_only: bool = False  # fp16 is how weights are stored, not how they are computed with
+    one_size: bool = False
 
 
 FORMATS = {
     "onnx": Format(".onnx", write_onnx, OnnxRunner, ("onnx", "onnxscript", "onnxruntime")),
     "torch_export": Format(".pt2", write_torch_export, partial(TorchRunner, script=False)),
-    "torchscript": Format(".pt", write_torchscript, partial(TorchRunner, script=True)),
-    "openvino": Format(".xml", write_openvino, OpenVINORunner, ("onnx", "onnxscript", "openvino"), True),
+    "torchscript": Format(".pt", write_torchscript, partial(TorchRunner, script=True), one_size=True),
+    "openvino": Format(
+        ".xml", write_openvino, OpenVINORunner, ("onnx", "onnxscript", "openvino"), half_weights_only=True
+    ),
 }
 
 
@@ -62,8 +65,12 @@ def export_model(
     check_packages(format)
     if msda == "plugin" and format != "onnx":
         raise UserError(f"--msda plugin is for TensorRT, which reads ONNX; --format is {format}.")
+    if shape.dynamic and kind.one_size:
+        raise UserError(
+            f"--format {format} takes one size, because a trace holds sizes as constants; leave --dynamic out."
+        )
     _check_size(shape, stride_of(model))
-    program = DetectionProgram(model.to("cpu"), half=shape.half and not kind.half_weights_only)
+    program = DetectionProgram(model, half=shape.half and not kind.half_weights_only)
     metadata = describe(program, shape, msda)
     captured = capture(program, shape, FORMS[msda])
     try:

@@ -115,7 +115,7 @@ class LearnedBoxes(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         return QuerySet(
             content=self.content(memory),
-            reference=self.boxes.expand(len(memory.tokens), -1, -1),
+            reference=self.boxes.expand(memory.tokens.shape[0], -1, -1),
             losses=self.content.losses() if self.training else {},
         )
 
