@@ -415,6 +415,8 @@ def wake_up(model, seed=1):
             noise = torch.randn(parameter.shape, generator=generator)
             if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
                 parameter.add_(noise * 0.1)
+            elif not bounded and "box_heads" in name and ".last." in name:
+                parameter.mul_(0.1).add_(noise * 0.03)
             elif "_head" in name:
                 parameter.add_(noise * (0.3 if bounded or "box_head" not in name else 0.03))
     return model

@@ -127,8 +127,9 @@ def _levels_to_sample(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
     grid, tokens = memory.grid, memory.tokens
     sizes = torch.tensor([(w * s, h * s) for (h, w), s in zip(grid.shapes, grid.strides)], dtype=torch.float32)
     log_strides = torch.tensor(grid.strides, dtype=torch.float32).log2()
+    levels = torch.cat([sizes, log_strides[:, None]], 1).to(tokens.device)
     value = tokens if grid.padding is None else tokens.masked_fill(grid.padding[..., None], 0.0)
-    return sizes.to(tokens.device), log_strides.to(tokens.device), value
+    return levels[:, :2], levels[:, 2], value
 
 
 class AdaptiveMixing(nn.Module):
