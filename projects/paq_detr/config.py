@@ -167,8 +167,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.QUERIES.KEEP.MIN = 50
 
     # What training puts in front of the main route's queries: "none"; "dn" (DN-DETR, DENOISING.DN.*), "cdn" (DINO's
-    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels, where boxes give the content: ASAG,
-    # two-stage with CONTENT "proposal"; DENOISING.BOX_DN.*).
+    # contrastive denoising, DENOISING.CDN.*), "box_dn" (boxes alone, without labels, where boxes give the content:
+    # ASAG, two-stage with CONTENT "proposal"; DENOISING.BOX_DN.*).
     D.QUERIES.AUGMENT = "none"
 
     # How a box head's output is read: "logit" (DETR family), "rcnn_delta" (Sparse R-CNN), "xyzr" (AdaMixer).
@@ -233,7 +233,8 @@ def _add_model_keys(cfg: CN) -> None:
     D.MATCHER.GIOU_COST = 2.0
 
     # One entry for all layers, or one for each: "focal_l1_giou"; "center_inside", which also asks that a box's centre
-    # lie in the object (DH-DETR, behind a generator); "area_weighted", more for small objects (ASAG). The encoder's proposals are matched by the first.
+    # lie in the object (DH-DETR, behind a generator); "area_weighted", more for small objects (ASAG). The encoder's
+    # proposals are matched by the first.
     D.MATCHER.COST = ["focal_l1_giou"]
 
     # Who finds the objects of the decoder's layers up to the last but one, of the last one, and of the encoder's
