@@ -145,3 +145,22 @@ def test_gpu_run_says_that_there_is_no_gpu(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().endswith("run_gpu: torch finds no CUDA device here")
+
+
+def test_one_cross_attention_for_all_routes_computes_what_one_for_each_does(monkeypatch):
+    """The rivals of bench_routes.py, of which none wins by doing less."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import bench_routes
+
+    options = ("HIDDEN_DIM", 32, "DECODER.FFN_DIM", 48, "DECODER.NUM_LAYERS", 3)
+    routes = bench_routes.routes_of(12, "cpu", *options)
+    memory, queries = bench_routes.inputs_of(2, 12, (64, 96), 32, "cpu")
+    parameters = [p for route in routes for p in route.parameters()]
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = []
+    for rival in (bench_routes.ours, bench_routes.naive, bench_routes.joined):
+        loss = bench_routes.loss_of(rival(routes, queries, memory()))
+        found.append([loss, *torch.autograd.grad(loss, parameters)])
+    for others in found[1:]:
+        torch.testing.assert_close(others, found[0], atol=1e-5, rtol=1e-4)

@@ -18,7 +18,7 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
-    ("predict",),
+    ("predict", "export"),
     ("cli",),
     ("__main__",),
 )

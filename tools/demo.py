@@ -16,6 +16,7 @@ import math
 import os
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from paq_detr.data import DetrDatasetMapper, read_image
-from paq_detr.engine import Trainer, run_cli, setup_config, start_run
+from paq_detr.engine import Trainer, UserError, run_cli, setup_config, start_run
 
 
 def held_out(cfg: CfgNode, count: int) -> list[dict]:
@@ -100,13 +101,15 @@ To go on:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config-file", default="configs/demo.yaml")
+    parser.add_argument("--config-file", default=str(Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"))
     parser.add_argument("--images", type=int, default=6, help="how many held-out images to draw")
     parser.add_argument("--threshold", type=float, default=0.4, help="lowest score that is drawn")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
     args.opts = ["OUTPUT_DIR", os.path.join("output", "demo"), *args.opts]
     cfg = setup_config(args)
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: the demo draws pictures of a test set.")
     start_run(cfg, args)
     with contextlib.suppress(FileNotFoundError):
         os.remove(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))  # an earlier demo's curves would mix in

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``paq-detr``: predict, train, eval, demo, convert, average, doctor.
+"""The command ``paq-detr``: predict, train, eval, demo, export, convert, average, doctor.
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -23,6 +23,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
     "doctor": ("what this machine has, and what does not work", "_doctor"),
@@ -138,6 +139,12 @@ def _demo(arguments: list[str]) -> int:
     finally:
         sys.argv, sys.path[:] = before
     return 0
+
+
+def _export(arguments: list[str]) -> int:
+    from .export import main
+
+    return main(arguments)
 
 
 def _convert(arguments: list[str]) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import papers  # noqa: F401  (they register their parts and config keys)
 from .assembly import build_parts
 from .config import add_core_config
-from .data import check_image_array
+from .data import check_batch, check_image_array
 from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
 from .modeling.objective import supervise
@@ -125,10 +125,10 @@ class QueryDetector(nn.Module):
         """Normalised images, padded to one size with zeros at the bottom and the right.
 
         Raises:
-            ValueError: no images; at inference an image of another form, number type or range than ``input_format``'s.
+            ValueError: no batch, or no images; at inference an image of another form, number type or range than
+                ``input_format``'s.
         """
-        if not batched_inputs:
-            raise ValueError("the batch holds no images")
+        check_batch(batched_inputs, self.training)
         images = [x["image"] for x in batched_inputs]
         if not self.training:  # at inference, images may come from anywhere
             images = [check_image_array(image, self.input_format) for image in images]

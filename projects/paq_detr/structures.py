@@ -26,35 +26,41 @@ from .window_masks import WindowMasks
 
 
 class Grid:
-    """The geometry of a batch's feature levels. What follows from it is computed once, and sent to the device once."""
+    """The geometry of a batch's feature levels. What follows from it is computed once, and sent to the device once.
+
+    While a program for all sizes is being exported, sizes are symbols (``torch.SymInt``), and the images' own are data.
+    """
 
     def __init__(
         self,
         shapes: Sequence[tuple[int, int]],
         strides: Sequence[int],
-        image_sizes: Sequence[tuple[int, int]],
+        image_sizes: Sequence[tuple[int, int]] | Tensor,
         padded_size: tuple[int, int],
-        valid_shapes: Sequence[Sequence[tuple[int, int]]],
+        valid_shapes: Sequence[Sequence[tuple[int, int]]] | Tensor,
         device: torch.device | str = "cpu",
     ):
         """
         Args:
             shapes: (height, width) of each level, padding included.
             strides: pixels per step of each level.
-            image_sizes: un-padded (height, width) of each image, in pixels.
+            image_sizes: un-padded (height, width) of each image, in pixels; (B, 2) int64 on ``device`` where they are
+                data, which then always count as padded.
             padded_size: (height, width) of the batch, in pixels.
-            valid_shapes: per image and level, the (rows, columns) that are no padding.
+            valid_shapes: per image and level, the (rows, columns) that are no padding; also as (B, L, 2) int64.
         """
-        self.shapes = tuple((int(h), int(w)) for h, w in shapes)
+        self.shapes = tuple((_size(h), _size(w)) for h, w in shapes)
         self.strides = tuple(strides)
-        self.image_sizes = tuple((int(h), int(w)) for h, w in image_sizes)
         self.padded_size = tuple(padded_size)
-        self.valid_sizes = tuple(tuple((int(h), int(w)) for h, w in levels) for levels in valid_shapes)  # on the host
-        valid = torch.tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
-        ratios = (valid / torch.tensor(self.shapes)).flip(-1).to(torch.float32)
+        self.image_sizes, self.has_padding = image_sizes, True
+        if not isinstance(image_sizes, Tensor):
+            self.image_sizes = tuple((_size(h), _size(w)) for h, w in image_sizes)
+            self.has_padding = any(size != self.padded_size for size in self.image_sizes)
+        valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
+        ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
+        self._valid_shapes = valid  # on the host, unless images' sizes are data
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
         self.valid_ratios: Tensor = ratios.to(device)  # (B, L, 2) share of (width, height) that is no padding
-        self.has_padding = any(size != self.padded_size for size in self.image_sizes)
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +70,11 @@ class Grid:
     def level_sizes(self) -> list[int]:
         """Tokens of each level."""
         return [h * w for h, w in self.shapes]
+
+    @cached_property
+    def valid_sizes(self) -> list[list[list[int]]]:
+        """``valid_shapes`` as numbers of the host."""
+        return self._valid_shapes.tolist()
 
     @cached_property
     def masks(self) -> list[Tensor]:
@@ -95,8 +106,13 @@ class Grid:
     @cached_property
     def image_scale(self) -> Tensor:
         """(B, 1, 4) un-padded (width, height, width, height) in pixels: boxes times this are in pixels."""
-        sizes = [[width, height, width, height] for height, width in self.image_sizes]
-        return torch.tensor(sizes, dtype=torch.float32).to(self.device)[:, None]
+        sizes = torch.as_tensor(self.image_sizes, dtype=torch.float32)
+        return sizes.flip(-1).repeat(1, 2).to(self.device)[:, None]
+
+
+def _size(side: int) -> int:
+    """A side as a Python int; a symbol stays one."""
+    return side if isinstance(side, torch.SymInt) else int(side)
 
 
 @dataclass
@@ -140,6 +156,7 @@ class QueryGroup:
     pairs: Assignment
     scale: float = 1.0  # factor on its losses (1 / number of denoising groups)
     objective: Supervision | None = None  # how it is supervised; None: as the layer's other queries
+    supervised: Tensor | None = None  # (B, stop - start) False for slots without losses, seen or not; None: all have
 
 
 @dataclass
@@ -201,6 +218,10 @@ class LayerOutput:
 
         masks = None if self.masks is None else self.masks.slice(start, stop)
         return LayerOutput(cut(self.logits), cut(self.boxes), cut(self.content), cut(self.valid), masks)
+
+    def restricted(self, valid: Tensor) -> LayerOutput:
+        """The output with only those valid that also are so in (B, N) ``valid``."""
+        return replace(self, valid=valid if self.valid is None else self.valid & valid)
 
 
 @dataclass

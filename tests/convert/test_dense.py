@@ -151,7 +151,7 @@ def our_shapes(file):
     cfg.merge_from_file(str(Path(__file__).parents[2] / "configs" / "coco" / f"{name}_detr_r50_50ep.yaml"))
     cfg.MODEL.DETR.CLASS_NAMES = [str(i) for i in range(80 if "detrex" in file else 91)]
     if "patterns" in file:
-        cfg.MODEL.DETR.QUERIES.NUM, cfg.MODEL.DETR.QUERIES.CONTENT = 900, "learned"
+        cfg.merge_from_file(str(Path(__file__).parents[2] / "configs/coco/dab_detr_3patterns_r50_50ep.yaml"))
     cfg.DATASETS.TEST = ()
     with torch.device("meta"):
         model = META_ARCH_REGISTRY.get("QueryDetector")(cfg)
@@ -262,17 +262,6 @@ def test_the_row_behind_the_classes_is_the_content_of_matching_queries(file):
     content = converted["sources.main.content.content.table"]
     assert torch.equal(content[:, :-1], table[-1:]) and content[0, -1] == 0
     assert torch.equal(converted["augmenters.main.labels.weight"], table[:-1])
-
-
-def test_patterns_go_with_every_anchor():
-    weights = stored(official() | PATTERNS)
-    weights["transformer.patterns.weight"] = patterns = torch.randn(3, WIDTH)
-    weights["refpoint_embed.weight"] = anchors = torch.randn(300, 4)
-    converted = convert_if_foreign(weights).weights
-    contents, boxes = converted["sources.main.content.table"], converted["sources.main.anchors"]
-    for pattern, anchor in ((0, 0), (1, 7), (2, 299)):
-        assert torch.equal(contents[300 * pattern + anchor], patterns[pattern])
-        assert torch.equal(boxes[300 * pattern + anchor], anchors[anchor])
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,24 @@ def test_which_boxes_are_ignored(write, case):
         assert DatasetCatalog[box].objects_per_image.tolist() == [1 - region]
 
 
+DOUBTS = {
+    "corners": (lambda x, y, w, h: [x, y, x + w, y + h], "reach far outside their image: they are probably corners"),
+    "fractions": (lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT], "are probably fractions"),
+    "as they are": (lambda *box: list(box), ""),
+    "bodies that end outside": (lambda x, y, w, h: [x, y, w + WIDTH, h + HEIGHT], ""),
+}
+
+
+@pytest.mark.parametrize("read, message", DOUBTS.values(), ids=DOUBTS)
+def test_boxes_that_are_hardly_x_y_width_height_are_counted(write, caplog, read, message):
+    boxes = [(0.3 * WIDTH + i, 0.3 * HEIGHT, 0.4 * WIDTH, 0.6 * HEIGHT) for i in range(4)]
+    path, folder = write([{"ID": "a", "gtboxes": [person(read(*box)) for box in boxes]}])
+    register_crowdhuman("crowd", path, folder, "full")
+    DatasetCatalog.get("crowd")
+    found = [text for text in warnings(caplog) if text.startswith(f"dataset 'crowd' ({path}): 4 of 4 boxes")]
+    assert [message in text for text in found] == ([True] if message else [])
+
+
 @pytest.mark.parametrize("tag", ["background", "pedestrian"])
 def test_a_box_of_an_unusual_tag_is_a_region_and_said(write, caplog, tag):
     register_crowdhuman("crowd", *write([{"ID": "a", "gtboxes": [person(tag=tag)]}]), "full")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from paq_detr.data import check_image_array
+from paq_detr.data import check_batch, check_image_array
 
 GOOD = {
     "uint8": (torch.zeros(3, 8, 9, dtype=torch.uint8), "RGB"),
@@ -65,3 +65,34 @@ def test_another_form_is_one_sentence_with_the_wanted_one(image, image_format, m
 def test_fractions_get_a_warning(caplog):
     check_image_array(torch.rand(3, 8, 9), "RGB")
     assert "the image has no value above" in caplog.text and "unless it holds fractions" in caplog.text
+
+
+IMAGE = torch.zeros(3, 8, 9)
+BATCHES = {
+    "a dict": ({"image": IMAGE}, False, "is a dict, must be a list of dicts, each with an 'image'$"),
+    "a tensor": (IMAGE[None], False, "is a Tensor, must be a list of dicts"),
+    "None": (None, False, "is a NoneType, must be a list"),
+    "empty": ([], False, "holds no images"),
+    "images alone": ([IMAGE], False, "holds a Tensor, must be a list of dicts"),
+    "without image": ([{"height": 3}], False, "has no 'image', must be"),
+    "no height": ([{"image": IMAGE, "height": 0}], False, "the height of an entry of the batch is 0, must be above 0"),
+    "a text as width": ([{"image": IMAGE, "width": "9"}], False, "the width of .* is '9', must be above 0"),
+    "no objects in training": (
+        [{"image": IMAGE}],
+        True,
+        "has no 'instances', .* and, in training, 'instances'",
+    ),
+}
+
+
+@pytest.mark.parametrize("batch, training, message", BATCHES.values(), ids=BATCHES)
+def test_a_batch_of_another_form_is_one_sentence(batch, training, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_batch(batch, training)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_of_the_wanted_form_is_taken():
+    check_batch([{"image": IMAGE}], False)
+    check_batch(({"image": IMAGE, "height": torch.tensor(8), "width": 9.5},), False)
+    check_batch([{"image": IMAGE, "instances": None, "height": 0}], True)

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, build_detection_test_loader, build_d
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
+from pycocotools import mask as rle
 
 from paq_detr.data import DetrDatasetMapper, SyntheticCrowd, read_image, register_datasets
 from paq_detr.data.mapper import ResizeShortSide
@@ -224,3 +225,92 @@ def test_images_without_objects_reach_the_training_loop(cfg):
 def test_the_mapper_can_be_sent_to_a_worker(cfg):
     register_datasets(cfg)
     assert pickle.loads(pickle.dumps(DetrDatasetMapper(cfg, True))).num_classes == 4
+
+
+# ---- masks ----
+
+
+def run_lengths(mask):
+    return rle.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+@pytest.fixture
+def masked(record):
+    """The record with a polygon, uncompressed and compressed run lengths, and a crowd without a mask."""
+    rows, columns = np.mgrid[:30, :40]
+    blob = (rows - 24) ** 2 + (columns - 35) ** 2 < 30
+    flat = blob.ravel(order="F").astype(int)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *edges, flat.size]).tolist()
+    first, second, crowd = record["annotations"]
+    first["segmentation"] = [[1.0, 2, 11, 2, 11, 14, 1, 14]]
+    second["segmentation"] = {"size": [30, 40], "counts": counts}
+    compressed = {"size": [30, 40], "counts": run_lengths(blob)["counts"].decode()}
+    record["annotations"] = [first, second, crowd, {**second, "segmentation": compressed}]
+    square = np.zeros((30, 40), dtype=bool)
+    square[2:14, 1:11] = True
+    record["dense"] = [square, blob, np.zeros_like(blob), blob]
+    return record
+
+
+def test_masks_are_asked_for_or_not_read(masked):
+    masked["annotations"][0]["segmentation"] = "broken"
+    assert not mapper()(masked)["instances"].has("gt_masks")
+
+
+def test_masks_of_both_forms_are_the_dense_ones(masked):
+    masks = mapper(masks=True)(masked)["instances"].gt_masks
+    assert masks.dense().numpy().tolist() == np.array(masked["dense"]).tolist()
+
+
+@pytest.mark.parametrize(
+    "augmentations",
+    [[T.RandomFlip(1.0)], [T.RandomFlip(1.0, horizontal=False, vertical=True)], [ResizeShortSide([60])],
+     [ResizeShortSide([47])], [T.RandomCrop("absolute", [20, 25])],
+     [ResizeShortSide([45]), T.RandomCrop("absolute", [30, 30]), T.RandomFlip(1.0), ResizeShortSide([41])]],
+    ids=["horizontal", "vertical", "twice", "odd", "crop", "all"],
+)  # fmt: skip
+def test_masks_follow_the_image(masked, augmentations):
+    """The picture shows the second object's mask; polygons are drawn anew, so their edge may move by a pixel."""
+    pixels = np.stack([mask * 255 for mask in masked["dense"][:2]] + [np.zeros((30, 40))], -1).astype(np.uint8)
+    Image.fromarray(pixels).save(masked["file_name"])
+    for seed in range(5):
+        np.random.seed(seed)
+        result = mapper(*augmentations, masks=True)(masked)
+        instances = result["instances"]
+        shown = result["image"][:2] >= 128
+        dense = instances.gt_masks.dense()
+        assert dense.shape[0] == len(instances)
+        by_class = dict(zip(instances.gt_classes.tolist(), dense))
+        for channel, label in ((0, 2), (1, 0)):
+            mask = by_class.get(label, torch.zeros_like(shown[0]))
+            inner = torch.nn.functional.max_pool2d((~shown[channel]).float()[None], 3, 1, 1)[0] == 0
+            outer = torch.nn.functional.max_pool2d(shown[channel].float()[None], 3, 1, 1)[0] == 1
+            assert not (inner & ~mask).any() and not (mask & ~outer).any()
+
+
+def test_an_object_whose_mask_has_left_the_crop_keeps_its_box(masked):
+    """Boxes are the same with masks and without; the object has no mask loss."""
+    masked["annotations"] = masked["annotations"][1:2]
+    masked["annotations"][0]["bbox"] = [5, 5, 33, 25]
+    for seed in range(40):
+        np.random.seed(seed)
+        instances = mapper(T.RandomCrop("absolute", [12, 12]), masks=True)(masked)["instances"]
+        if len(instances) and not instances.gt_masks.present.any():
+            return
+    raise AssertionError("no crop left the mask out")
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        (None, "is None, must be a list of polygons"),
+        ([[1.0, 2, 3, 4]], "4 numbers, must be x, y of three corners"),
+        ({"size": [30, 41], "counts": [30 * 41]}, r"is 30 x 41 \(height x width\), its image is 30 x 40"),
+        ({"size": [30, 40], "counts": [7]}, "add up to 7 pixels of 30 x 40"),
+    ],
+)
+def test_a_segmentation_that_is_missing_or_unsound_is_named_with_its_file(masked, segmentation, message):
+    masked["annotations"][1]["segmentation"] = segmentation
+    with pytest.raises(ValueError, match=rf"a.png: the segmentation of the box \[30, 20, 15, 20\] .*{message}"):
+        mapper(masks=True)(masked)

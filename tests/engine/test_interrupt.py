@@ -240,6 +240,14 @@ def test_the_resume_command_is_this_command_with_resume(monkeypatch):
     assert resume_command().count("--resume") == 1
 
 
+@pytest.mark.parametrize(
+    "script, start", [("/env/bin/paq-detr", "paq-detr"), ("/x/paq_detr/__main__.py", "python -m paq_detr")]
+)
+def test_the_resume_command_of_paq_detr_is_its_own(monkeypatch, script, start):
+    monkeypatch.setattr(sys, "argv", [script, "train", "c.yaml", "SOLVER.MAX_ITER", "5"])
+    assert resume_command() == f"{start} train --resume c.yaml SOLVER.MAX_ITER 5"
+
+
 @pytest.mark.parametrize("whole_group", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_program_ends_with_the_sentence_and_the_signals_code(config_file, tmp_path, whole_group):
     options = f"SOLVER.MAX_ITER 5000 SOLVER.STEPS [] DATASETS.TEST [] OUTPUT_DIR {tmp_path}/out".split()

@@ -28,6 +28,12 @@ ERRORS = {
     "user": (UserError, ("This is wrong.",), "This is wrong.", 2),
     "loss": (NonFiniteLossError, ("It is infinite.",), "It is infinite.", 1),
     "signal": (Interrupted, ("Stopped by SIGINT.", signal.SIGINT), "Stopped by SIGINT. Go on with: ", 130),
+    "memory": (
+        RuntimeError,
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0",),
+        "The memory does not suffice",
+        2,
+    ),
     "disk": (OSError, (errno.ENOSPC, "No space left on device", "x.pth"), "x.pth: No space left on device; what", 2),
 }
 
@@ -50,7 +56,8 @@ def run(worker, *args):
 
 
 @pytest.mark.parametrize(
-    "name, rank", [("user", 0), ("user", 1), ("user", "both"), ("loss", "both"), ("signal", 1), ("disk", 0)]
+    "name, rank",
+    [("user", 0), ("user", 1), ("user", "both"), ("loss", "both"), ("signal", 1), ("disk", 0), ("memory", 1)],
 )
 def test_an_expected_error_is_one_sentence_whichever_process_fails(forked, capfd, name, rank):
     _, _, sentence, code = ERRORS[name]

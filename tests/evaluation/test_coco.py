@@ -5,7 +5,10 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
+import torch
+from pycocotools import mask as rle
 
 from paq_detr.evaluation import CocoBoxEvaluator
 
@@ -278,3 +281,68 @@ def test_a_category_beyond_the_classes_is_refused(register_dataset):
     name = register_dataset([("a", [(1, A, 0)])])
     with pytest.raises(ValueError, match="category_id 1 of an annotation of image 'a', but dataset .* has 1 classes"):
         CocoBoxEvaluator(name, 100)
+
+
+# ---- masks ----
+
+
+def with_masks(result, masks):
+    result.pred_masks = torch.tensor(np.stack(masks))
+    return result
+
+
+def box_mask(x0, y0, x1, y1):
+    mask = np.zeros((200, 300), dtype=bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def polygon(x0, y0, x1, y1):
+    return [[x0, y0, x1, y0, x1, y1, x0, y1]]
+
+
+def test_masks_are_scored_beside_boxes(register_file, tmp_path, caplog):
+    """The box is right; of the mask the upper 62 % are there."""
+    content = coco_json()
+    content["annotations"][0]["segmentation"] = polygon(10, 10, 60, 60)
+    evaluator = CocoBoxEvaluator(register_file(content), 100, str(tmp_path), masks=True)
+    with caplog.at_level(logging.INFO, "paq_detr"):
+        results = feed(evaluator, {1: with_masks(instances([A], [0.9]), [box_mask(10, 10, 60, 41)])})
+    assert (results["bbox"]["AP"], results["bbox"]["AP75"]) == pytest.approx((100, 100))
+    assert (results["segm"]["AP50"], results["segm"]["AP75"], results["segm"]["AP-person"]) == pytest.approx(
+        (100, 0, 30)
+    )
+    assert "| mask AP" in caplog.text.replace("  ", " ")
+    with open(tmp_path / "per_class_ap.csv", newline="") as file:
+        person = next(row for row in csv.DictReader(file) if row["class"] == "person")
+    assert (person["AP"], person["mask AP"], person["boxes"]) == ("100.0000", "30.0000", "1")
+    (row,) = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert row["segmentation"]["size"] == [200, 300]
+    assert (rle.decode(row["segmentation"]) == box_mask(10, 10, 60, 41)).all()
+
+
+def test_a_mask_in_a_crowd_is_neither_right_nor_wrong_and_a_crowd_may_have_its_box_alone(register_file):
+    content = coco_json()
+    first = content["annotations"][0]
+    first["segmentation"] = polygon(10, 10, 60, 60)
+    content["annotations"].append({**first, "id": 2, "iscrowd": 1, "bbox": [100, 100, 80, 80], "segmentation": None})
+    found = with_masks(instances([(120, 120, 150, 150), A], [0.9, 0.8]), [box_mask(120, 120, 150, 150), box_mask(*A)])
+    results = feed(CocoBoxEvaluator(register_file(content), 100, masks=True), {1: found})
+    assert results["segm"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("segmentation", [[], None, [[1, 2, 3]], {"size": [300, 200], "counts": [60000]}], ids=str)
+def test_a_test_set_without_sound_segmentations_is_refused(register_file, register_dataset, segmentation):
+    content = coco_json()
+    content["annotations"][0]["segmentation"] = segmentation
+    with pytest.raises(ValueError, match="annotations.json: .*annotation 1 "):
+        CocoBoxEvaluator(register_file(content), 100, masks=True)
+    with pytest.raises(ValueError, match="segmentation of an object on image 1"):
+        CocoBoxEvaluator(register_dataset([(1, [(0, A, 0)])]), 100, masks=True)
+
+
+def test_detections_without_masks_are_refused(register_file):
+    content = coco_json()
+    content["annotations"][0]["segmentation"] = polygon(10, 10, 60, 60)
+    with pytest.raises(ValueError, match="no field pred_masks"):
+        feed(CocoBoxEvaluator(register_file(content), 100, masks=True), {1: instances([A], [0.9])})

@@ -243,7 +243,17 @@ ASSEMBLIES = {
     "plusplus_paq_hybrid": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **HYBRID},
     "dab": DAB,
     "dab_paq": {**DAB, **PATTERNS, **ASSIGNMENT},
+    "dab_patterned": {
+        **DAB,
+        "MODEL.DETR.QUERIES.NAME": "PatternedAnchors",
+        "MODEL.DETR.QUERIES.CONTENT": "learned",
+    },
     "dn": DN,
+    "dn_deformable_patterned": {
+        **DN_DEFORMABLE,
+        "MODEL.DETR.QUERIES.NAME": "PatternedAnchors",
+        "MODEL.DETR.DENOISING.PADDING_SLOTS": "unsupervised",
+    },
     "dab_deformable": DAB_DEFORMABLE,
     "dab_deformable_two_stage": {
         **PLUSPLUS,

@@ -142,6 +142,18 @@ def test_pooling_of_a_batch_is_that_of_each_image_alone():
         torch.testing.assert_close(together[image : image + 1], alone)
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_pooling_by_gathers_is_the_same(aligned):
+    """For exported programs; both images smaller than their batch on one axis, boxes beyond all edges."""
+    pool = MultiLevelRoIAlign(aligned=aligned)
+    maps = random_maps(128, 160, batch=2, widths=(3,) * 4)
+    memory = memory_from_maps(maps, STRIDES, [(101, 160), (128, 90)])
+    pixels = boxes_of_all_sizes(2) * memory.grid.image_scale
+    level = pool.level_of(pixels, STRIDES)
+    expected = pool.by_level(memory, pixels, level)
+    torch.testing.assert_close(pool.by_gather(memory, pixels, level), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_boxes_that_are_not_finite_are_read_as_empty_ones_and_no_gradient_reaches_boxes():
     memory = memory_from_maps(random_maps(64, 96, widths=(2,) * 4), STRIDES, [(64, 96)])
     memory.tokens.requires_grad_()

@@ -5,6 +5,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,40 @@ def test_the_neck_reads_the_last_map_or_the_one_that_is_named(names, stride):
 def test_only_the_first_layer_projects_the_position_of_its_queries():
     layers = make_model(DAB).routes["main"].decoder.layers
     assert [layer.cross_attention.position_query is not None for layer in layers] == [True, False, False]
+
+
+PATTERNED = {**DAB, "MODEL.DETR.QUERIES.NAME": "PatternedAnchors", "MODEL.DETR.QUERIES.CONTENT": "learned"}
+
+
+@pytest.mark.parametrize("patterns", [1, 3, 12])
+def test_every_anchor_has_a_query_of_each_pattern(patterns):
+    source = make_model({**PATTERNED, "MODEL.DETR.DAB.PATTERNS": patterns}).sources["main"]
+    anchors = 12 // patterns
+    assert {name: len(table) for name, table in source.named_parameters()} == {
+        "anchors": anchors,
+        "content.table": patterns,
+    }
+    queries = source(SimpleNamespace(tokens=torch.zeros(2, 1, 1)))
+    assert queries.content.shape == (2, 12, 64) and queries.reference.shape == (2, 12, 4)
+    for pattern in range(patterns):
+        for anchor in range(anchors):
+            slot = pattern * anchors + anchor
+            assert torch.equal(queries.content[1, slot], source.content.table[pattern])
+            torch.testing.assert_close(queries.reference[1, slot], source.anchors[anchor].sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"DAB.PATTERNS": 5}, "QUERIES.NUM is 12, must be a multiple of MODEL.DETR.DAB.PATTERNS 5"),
+        ({"DAB.PATTERNS": 0}, "DAB.PATTERNS is 0, must be at least 1"),
+        ({"QUERIES.CONTENT": "zeros"}, "PatternedAnchors needs MODEL.DETR.QUERIES.CONTENT learned in place of zeros"),
+        ({"QUERIES.SUPERVISE": "selected"}, "QUERIES.SUPERVISE selected needs queries from the encoder"),
+    ],
+)
+def test_patterns_that_do_not_fit_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        make_model(PATTERNED, **{f"MODEL.DETR.{key}": value for key, value in options.items()})
 
 
 def two_images(objects=True):

@@ -18,6 +18,7 @@ from ..modeling.assemblies import (
     DEHOMO,
     DINO,
     DN_DEFORMABLE,
+    KEPT,
     PLUSPLUS,
     decode,
     make_image,
@@ -279,6 +280,23 @@ def test_ignored_filling_has_no_loss_and_is_not_seen():
     torch.manual_seed(0)
     output = predictions_of(model, IMAGES, make_targets([A, B], [C]))["dn_final"].output
     assert output.valid.sum(1).tolist() == [2 * 3 * 2, 2 * 3 * 1]  # 3 groups of 2 + 2 and of 1 + 1
+
+
+@pytest.mark.parametrize("options", [DN_DEFORMABLE, {**DINO, **KEPT}], ids=["dn", "cdn_kept"])
+def test_unsupervised_filling_is_seen_as_background_is_but_has_no_loss(options):
+    found = {}
+    for kind in ("background", "unsupervised"):
+        model = wake_up(make_model({**options, "MODEL.DETR.DENOISING.PADDING_SLOTS": kind}))
+        torch.manual_seed(0)
+        found[kind] = predictions_of(model, IMAGES, make_targets([A, B], [C]))
+    seen, without_loss = found["background"]["dn_final"], found["unsupervised"]["dn_final"]
+    torch.testing.assert_close(without_loss.output.logits, seen.output.logits)
+    assert seen.output.valid is None or seen.output.valid.all()
+    filled = torch.zeros_like(without_loss.output.valid)
+    filled[0], filled[1, ::2] = True, True  # of the second image's slots, every other one has an object
+    assert torch.equal(without_loss.output.valid, filled)
+    final = [kinds["final"].output for kinds in found.values()]
+    assert final[0].valid is final[1].valid is None or torch.equal(final[0].valid, final[1].valid)
 
 
 @pytest.mark.parametrize("options", [DINO, DN_DEFORMABLE], ids=["cdn", "dn"])

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch.nn import functional as F
 
 from paq_detr import add_paq_detr_config
+from paq_detr.engine.solver import build_optimizer
 from paq_detr.errors import UserError
 from paq_detr.layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh
 from paq_detr.modeling.assignment import MatchCost
@@ -38,11 +40,16 @@ def count(*modules):
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def stage_of(config, classes):
-    """A decoder layer and its two heads as a config has them, without numbers."""
+def config_of(name):
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / f"{config}.yaml"))
+    cfg.merge_from_file(str(CONFIGS / f"{name}.yaml"))
+    return cfg
+
+
+def stage_of(config, classes):
+    """A decoder layer and its two heads as a config has them, without numbers."""
+    cfg = config_of(config)
     cfg.MODEL.DETR.DECODER.NUM_LAYERS = 1
     kit = Kit(num_classes=classes)
     with torch.device("meta"):
@@ -60,6 +67,23 @@ def test_a_stage_has_the_published_size(config, classes, size):
     assert count(layer.cross_attention.dynamic_conv.kernels) == 8_421_376
     assert count(layer.cross_attention.dynamic_conv.output) == 3_211_520
     assert count(layer.interactions[0].attention) == 263_168
+
+
+@pytest.mark.parametrize(
+    ("config", "trained"),
+    [
+        ("coco/sparse_rcnn_100_r50_36ep", 106_015_368),
+        ("coco/adamixer_100_r50_12ep", 134_790_904 - 225_344 - 4 * 100),  # the last ones, its boxes, get no gradient
+    ],
+)
+def test_all_but_stem_and_first_stage_learn_at_one_rate(config, trained):
+    cfg = config_of(config)
+    cfg.MODEL.DETR.CLASS_NAMES, cfg.DATASETS.TEST = [str(i) for i in range(80)], ()
+    with torch.device("meta"):
+        model = META_ARCH_REGISTRY.get("QueryDetector")(cfg)
+    groups = build_optimizer(cfg, model).param_groups
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {(2.5e-5, 1e-4)}
+    assert sum(p.numel() for group in groups for p in group["params"]) == trained
 
 
 def test_the_pyramid_has_the_published_size():

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiles, and what becomes of objects that several of them see."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -99,16 +101,20 @@ def iou(a, b):
     return overlap / (area[0][:, None] + area[1] - overlap)
 
 
+@cache
+def figures(index):
+    return SyntheticCrowd(seed=3, height=375, width=333, density=110, occlusion=0.9, ignore=0).label("val", index)[0]
+
+
 def crowd(size):
     """(N, 4) boxes and (N,) classes of 24 crowds beside one another in 4000 x 3000 pixels.
 
     Figures of a small picture, their places twice as far from each other and they themselves ``size`` times as large.
     """
     boxes, classes = [], []
-    small = SyntheticCrowd(seed=3, height=375, width=333, density=110, occlusion=0.9, ignore=0)
     for index in range(24):
         row, column = divmod(index, 6)
-        for figure in small.label("val", index)[0]:
+        for figure in figures(index % 8):
             x0, y0, x1, y1 = figure.full_box
             x, y = 2 * x0 + 667 * column, 2 * y0 + 750 * row
             boxes.append((x, y, x + size * (x1 - x0), y + size * (y1 - y0)))

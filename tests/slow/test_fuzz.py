@@ -12,4 +12,4 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def many(monkeypatch):
-    monkeypatch.setattr(test_fuzz, "INPUTS", 700)
+    monkeypatch.setattr(test_fuzz, "INPUTS", 750)

@@ -1,14 +1,17 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from demo import ground_truth
+from demo import ground_truth, main
 from demo_figures import DPI, PAIRS, PANEL, Labelled, draw_losses, draw_predictions
 from detectron2.structures import BoxMode
 from matplotlib.colors import same_color
+
+from paq_detr.engine import UserError
 
 from ..figures import curves, rectangles, texts
 
@@ -83,3 +86,11 @@ def test_the_ground_truth_keeps_regions_apart():
     labelled = ground_truth(record)
     assert labelled.boxes_xyxy.tolist() == [[1, 2, 4, 6], [5, 6, 9, 9]] and labelled.classes == [2, 1]
     assert labelled.ignored_xyxy.tolist() == [[5, 6, 9, 9]] and labelled.scores is None
+
+
+def test_the_demo_needs_a_test_set_and_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo", "DATASETS.TEST", "[]", "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN", "2"])
+    with pytest.raises(UserError, match="DATASETS.TEST is empty: the demo draws pictures of a test set."):
+        main()
+    assert not (tmp_path / "output").exists()

@@ -115,7 +115,7 @@ TRANSFORMERS = rules(
 
 def finish(weights: Weights, names: Collection[str]) -> str:
     stack_projections(weights)
-    anchors = weights[f"{SOURCE}.anchors"] = needed(weights, f"{SOURCE}.anchor_table.weight")
+    weights[f"{SOURCE}.anchors"] = needed(weights, f"{SOURCE}.anchor_table.weight")
     del weights[f"{SOURCE}.anchor_table.weight"]
     place_labels(weights)
     patterns = weights.pop(f"{SOURCE}.patterns.weight", None)
@@ -123,8 +123,7 @@ def finish(weights: Weights, names: Collection[str]) -> str:
         return ""
     if f"{LABELS}.weight" in weights:
         raise UserError("DN-DETR with several patterns cannot be loaded: its patterns are added to marked contents.")
-    weights[f"{SOURCE}.content.table"] = patterns.repeat_interleave(len(anchors), 0)
-    weights[f"{SOURCE}.anchors"] = anchors.repeat(len(patterns), 1)
+    weights[f"{SOURCE}.content.table"] = patterns
     return f"{len(patterns)} patterns"
 
 

@@ -8,6 +8,7 @@ _HOMES = {
     "DetrDatasetMapper": "mapper",
     "SyntheticCrowd": "synthetic_crowd",
     "SyntheticDataset": "builtin",
+    "check_batch": "image_array",
     "check_image_array": "image_array",
     "check_pictures": "pictures",
     "read_image": "mapper",

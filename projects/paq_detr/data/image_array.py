@@ -15,6 +15,29 @@ logger = logging.getLogger(__name__)
 _CHANNELS = {"RGB": 3, "BGR": 3, "L": 1}
 
 
+def check_batch(batch: Any, training: bool) -> None:
+    """See that ``batch`` is what the detector reads: a list of dicts with ``image``, in training with ``instances``.
+
+    Raises:
+        ValueError: one sentence with what it is and what is wanted.
+    """
+    wanted = "must be a list of dicts, each with an 'image'" + (" and, in training, 'instances'" if training else "")
+    if not isinstance(batch, (list, tuple)):
+        raise ValueError(f"the batch is a {type(batch).__name__}, {wanted}")
+    if not batch:
+        raise ValueError("the batch holds no images")
+    for entry in batch:
+        if not isinstance(entry, dict):
+            raise ValueError(f"the batch holds a {type(entry).__name__}, {wanted}")
+        for key in ("image", "instances") if training else ("image",):
+            if key not in entry:
+                raise ValueError(f"an entry of the batch has no {key!r}, {wanted}")
+        for key in () if training else ("height", "width"):
+            side = entry.get(key, 1)
+            if isinstance(side, str) or not side > 0:
+                raise ValueError(f"the {key} of an entry of the batch is {side!r}, must be above 0")
+
+
 def check_image_array(image: Any, image_format: str, where: str = "image") -> Tensor:
     """``image`` as the detector reads it: (C, H, W), uint8 or floating, values in 0..255, channels in ``image_format``.
 

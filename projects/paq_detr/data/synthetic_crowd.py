@@ -67,7 +67,7 @@ class SyntheticCrowd:
 
     Args:
         seed: 0 .. 2**32 - 1.
-        height, width: of every image, at least 32 pixels.
+        height, width: of every image, 32 to 8192 pixels.
         density: mean number of figures in an image. Counts are binomial (nearly Poisson: variance 0.75 to 0.8 of the
             mean). Figures that are nearly all covered (``MIN_VISIBILITY``) are drawn but not labelled.
         occlusion: in [0, 1]; 0 spreads the figures out, towards 1 they stand in tight groups.
@@ -83,8 +83,8 @@ class SyntheticCrowd:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**32, "seed", "in 0 .. 2**32 - 1", self.seed)
-        _require(self.height >= 32, "height", "at least 32", self.height)
-        _require(self.width >= 32, "width", "at least 32", self.width)
+        _require(32 <= self.height <= 8192, "height", "in 32 .. 8192", self.height)
+        _require(32 <= self.width <= 8192, "width", "in 32 .. 8192", self.width)
         _require(0 <= self.density <= 500, "density", "in [0, 500]", self.density)
         _require(0 <= self.occlusion <= 1, "occlusion", "in [0, 1]", self.occlusion)
         _require(0 <= self.ignore <= 1, "ignore", "in [0, 1]", self.ignore)

@@ -29,7 +29,7 @@ from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .merge import merge_file, merge_opts
-from .output import claim, full_disk, holds_checkpoint, make_folder, remove_parts, set_aside
+from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
 def _expected_error_to_sentence(record: logging.LogRecord) -> bool:
     """A filter for Detectron2's loop, which logs the traceback of whatever ends a training."""
     error = record.exc_info and record.exc_info[1]
-    if isinstance(error, (UserError, NonFiniteLossError)) or (isinstance(error, OSError) and full_disk(error)):
-        record.msg, record.exc_info = str(error), None
+    if isinstance(error, (UserError, NonFiniteLossError)) or (error and fault_of_machine(error)):
+        record.msg, record.exc_info = fault_of_machine(error) or str(error), None
     elif comm.get_world_size() > 1 and re.search(r"[Cc]onnection (closed|reset)|gloo/transport", str(error)):
         record.msg, record.exc_info = "Another process ended", None
     return True
@@ -134,7 +134,8 @@ def save_config(cfg: CfgNode) -> None:
 def run_cli(main: Callable[[], int | None], program: str) -> int:
     """Call ``main``; print an expected error as one sentence.
 
-    Returns the exit code: 2 for wrong input and a full disk, 1 for an infinite loss, 128 + its number for a signal.
+    Returns the exit code: 2 for wrong input and what the machine has no room for, 1 for an infinite loss, 128 + its
+    number for a signal.
     """
     try:
         return main() or 0
@@ -146,10 +147,10 @@ def run_cli(main: Callable[[], int | None], program: str) -> int:
         return _tell(program, f"{error} Go on with: {resume_command()}", 128 + error.signal)
     except KeyboardInterrupt:
         return _tell(program, "Stopped; nothing was saved but what the log says.", 128 + signal.SIGINT)
-    except OSError as error:
-        if not full_disk(error):
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not fault_of_machine(error):
             raise
-        return _tell(program, full_disk(error), 2)
+        return _tell(program, fault_of_machine(error), 2)
 
 
 def _tell(program: str, sentence: str, code: int) -> int:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UserError
 from .checkpoint import DetrCheckpointer
-from .resume import refuse_untrained, tell_other_settings
+from .resume import check_classes, refuse_untrained, tell_other_settings
 from .trainer import build_detector
 
 
@@ -19,7 +19,8 @@ def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
     """The model of ``cfg`` with the weights of ``MODEL.WEIGHTS``, or of the last checkpoint of ``OUTPUT_DIR``.
 
     Raises:
-        UserError: there are no weights, or some that prediction needs are not among them.
+        UserError: there are no weights, some that prediction needs are not among them, or they know none of the
+            classes.
     """
     model = build_detector(cfg)
     checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
@@ -29,7 +30,7 @@ def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
     seen: dict[str, Any] = {}
 
     def check(content: dict[str, Any]) -> None:
-        seen.update({key: content.get(key) for key in ("file", "run_config")})
+        seen.update({key: content.get(key) for key in ("file", "run_config", "class_names")})
         tell_other_settings(content, cfg)
 
     checkpointer.load(path, check=check, checkpointables=[])
@@ -38,4 +39,5 @@ def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
     needed = model.state_dict().keys()
     lacking = [name for name in (*checkpointer.report.missing, *checkpointer.report.reshaped) if name in needed]
     refuse_untrained(seen, cfg, lacking)
+    check_classes(seen, list(cfg.MODEL.DETR.CLASS_NAMES))
     return model

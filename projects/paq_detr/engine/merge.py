@@ -146,6 +146,8 @@ def _fitted(key: str, value: Any, now: Any) -> Any:
             return ""
         raise UserError(f"{key} is null, must be {_like(now)}.")
     if type(value) is int and isinstance(now, float):
+        if abs(value) > sys.float_info.max:
+            raise UserError(f"{key} is a number of {len(str(abs(value)))} digits, must be {_like(now)}.")
         return float(value)
     if isinstance(now, str) and type(value) in (int, str):
         text = str(value)

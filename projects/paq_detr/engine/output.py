@@ -9,6 +9,7 @@ import fnmatch
 import itertools
 import logging
 import os
+import re
 import shutil
 import tempfile
 from typing import IO
@@ -24,7 +25,7 @@ _BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
 LAST_CHECKPOINT = "last_checkpoint"
 
 _LOCK = ".lock"
-_claims: dict[tuple[int, int], IO] = {}  # open locks by device and inode: closing one would give it up
+_claims: dict[tuple[int, int, int], IO] = {}  # open locks by process and file: to close one would give it up
 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
@@ -85,9 +86,9 @@ def claim(folder: str) -> None:
     _claims[_identity(path)] = file
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int, int]:
     status = os.stat(path)
-    return status.st_dev, status.st_ino
+    return os.getpid(), status.st_dev, status.st_ino
 
 
 def holds_checkpoint(folder: str) -> bool:
@@ -114,10 +115,18 @@ def set_aside(folder: str, keep: str = "") -> str:
     return aside
 
 
-def full_disk(error: OSError) -> str:
-    """The sentence for a disk that takes no more, or a path that nothing can be written to; empty for an error of
-    another kind."""
-    if error.errno not in _FULL and not (error.filename and error.errno in _BARRED):
+def fault_of_machine(error: BaseException) -> str:
+    """The sentence for a disk that takes no more, a path that nothing can be written to, or memory that does not
+    suffice; empty for an error of another kind."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        asked = re.search(r"tried to allocate (\S+ \w+)", text, re.IGNORECASE)
+        wanted = f" for {asked[1].removesuffix('.')} more" if asked else ""
+        return (
+            f"The memory does not suffice{wanted}: lower SOLVER.IMS_PER_BATCH, the sizes of the images (INPUT) or of "
+            "the model, or set SOLVER.AMP.ENABLED."
+        )
+    if not isinstance(error, OSError) or error.errno not in _FULL and not (error.filename and error.errno in _BARRED):
         return ""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}; what was saved before stays as it is."

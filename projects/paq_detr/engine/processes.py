@@ -24,7 +24,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .interrupt import SIGNALS, signals
-from .output import full_disk
+from .output import fault_of_machine
 
 _KINDS = {"UserError": UserError, "NonFiniteLossError": NonFiniteLossError}
 
@@ -109,10 +109,10 @@ class _Guard:
             worker(*args)
         except (UserError, NonFiniteLossError, Interrupted) as error:
             self._end(error)
-        except OSError as error:
-            if not full_disk(error):
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not fault_of_machine(error):
                 raise
-            self._end(UserError(full_disk(error)))
+            self._end(UserError(fault_of_machine(error)))
 
     def _end(self, error: BaseException) -> None:
         fault = {"kind": type(error).__name__, "text": str(error), "signal": getattr(error, "signal", 0)}

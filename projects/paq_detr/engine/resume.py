@@ -148,6 +148,24 @@ def refuse_untrained(content: dict[str, Any], cfg: CfgNode, lacking: list[str]) 
         )
 
 
+def check_classes(content: dict[str, Any], classes: list[str]) -> None:
+    """One warning for the classes that an evaluation asks for and the weights were not trained for.
+
+    Raises:
+        UserError: they know none of them.
+    """
+    trained = list(content.get("class_names") or classes)
+    unknown = [name for name in classes if name not in trained]
+    if unknown and len(unknown) == len(classes):
+        raise UserError(
+            f"Weight file {content['file']} was trained for {_classes(trained)}, and the evaluation is for none of "
+            f"them, but for {_classes(classes)}."
+        )
+    if unknown:
+        logger.warning("%s was not trained for %s: their scores are those of fresh weights", content["file"],
+                       _classes(unknown))  # fmt: skip
+
+
 def _matters(key: str) -> bool:
     return (key.startswith("MODEL.") or key == "INPUT.FORMAT") and key not in (*_OF_THE_PLACE, *_NOT_APPLIED)
 

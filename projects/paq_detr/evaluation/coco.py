@@ -99,7 +99,7 @@ class CocoBoxEvaluator(RecordingEvaluator):
             logger.warning("no detections on %s: every AP is 0", name)
 
     def _write_results(self, results: list[dict]) -> None:
-        """COCO results in original ids; boxes to 1/1000 pixel, scores to 6 digits, masks as compressed run lengths."""
+        """COCO results in original ids: boxes to 1/1000 pixel, scores to 6 digits, masks as compressed run lengths."""
         rows = [
             {
                 "image_id": self._truth.image_ids[r["image_id"]],

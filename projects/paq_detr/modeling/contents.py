@@ -45,7 +45,7 @@ class LearnedContent(ContentSource):
             nn.init.xavier_uniform_(self.table)
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        return self.table.expand(len(memory.tokens), -1, -1)
+        return self.table.expand(memory.tokens.shape[0], -1, -1)
 
 
 class SharedContent(ContentSource):
@@ -60,7 +60,7 @@ class SharedContent(ContentSource):
             self.register_buffer("table", torch.zeros(1, embed_dim), persistent=False)
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        return self.table.expand(len(memory.tokens), self.num_queries, -1)
+        return self.table.expand(memory.tokens.shape[0], self.num_queries, -1)
 
 
 class TokenContent(ContentSource):

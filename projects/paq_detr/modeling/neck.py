@@ -90,7 +90,7 @@ class ChannelMapper(nn.Module):
 def measure_grid(
     shapes: Sequence[tuple[int, int]],
     strides: Sequence[int],
-    image_sizes: Sequence[tuple[int, int]],
+    image_sizes: Sequence[tuple[int, int]] | Tensor,
     padded_size: tuple[int, int],
     device: torch.device,
     by_stride: bool,
@@ -98,22 +98,19 @@ def measure_grid(
     """The geometry of levels of these (height, width) and strides.
 
     ``by_stride`` counts a level's un-padded pixels by its stride; otherwise those count whose nearest input pixel is
-    none of the padding, as published.
+    none of the padding, as published. ``image_sizes`` as in ``Grid``.
     """
-
-    def valid(image: int, padded: int, size: int, stride: int) -> int:
-        """How many of a level's ``size`` rows (or columns) lie in an image of so many pixels."""
-        if by_stride:
-            return min(-(-image // stride), size)
-        return sum(i * padded // size < image for i in range(size))
-
-    valid_shapes = [
-        [
-            tuple(valid(*axis, stride) for axis in zip(size, padded_size, shape))
-            for shape, stride in zip(shapes, strides)
+    sizes = torch.as_tensor(image_sizes)  # (B, 2)
+    if by_stride:
+        steps, limits = (torch.tensor(x, device=sizes.device) for x in (strides, shapes))
+        valid_shapes = torch.minimum((sizes[:, None] + steps[:, None] - 1) // steps[:, None], limits)
+    else:
+        counts = [
+            (torch.arange(side, device=sizes.device) * padded // side < sizes[:, axis, None]).sum(1)
+            for shape in shapes
+            for axis, (side, padded) in enumerate(zip(shape, padded_size))
         ]
-        for size in image_sizes
-    ]
+        valid_shapes = torch.stack(counts, 1).unflatten(1, (-1, 2))
     return Grid(shapes, strides, image_sizes, padded_size, valid_shapes, device)
 
 

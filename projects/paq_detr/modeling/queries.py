@@ -57,7 +57,7 @@ class LearnedQueries(nn.Module):
         nn.init.zeros_(self.reference_points.bias)
 
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         return QuerySet(
             content=self.content(memory),
             reference=self.reference_points(self.position).sigmoid().expand(batch, -1, -1),
@@ -90,7 +90,7 @@ class LearnedAnchors(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         return QuerySet(
             content=self.content(memory),
-            reference=self.anchors.sigmoid().expand(len(memory.tokens), -1, -1),
+            reference=self.anchors.sigmoid().expand(memory.tokens.shape[0], -1, -1),
             losses=self.content.losses() if self.training else {},
         )
 
@@ -115,7 +115,7 @@ class LearnedBoxes(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         return QuerySet(
             content=self.content(memory),
-            reference=self.boxes.expand(len(memory.tokens), -1, -1),
+            reference=self.boxes.expand(memory.tokens.shape[0], -1, -1),
             losses=self.content.losses() if self.training else {},
         )
 
@@ -222,8 +222,10 @@ class EncoderTopN(nn.Module):
         least one), and (B, N) whether each may be used."""
         scores = self.scores(proposals)
         scores = scores.masked_fill(~proposals.valid | scores.isnan(), -torch.inf)
-        count = scores.shape[1]
-        scores, index = scores.topk(min(skip + num_queries, count), dim=1)
+        wanted, count = skip + num_queries, scores.shape[1]
+        if isinstance(count, torch.SymInt):  # a program for all sizes that hold as many tokens
+            torch._check(count >= wanted)
+        scores, index = scores.topk(wanted if count >= wanted else count, dim=1)
         scores, index = scores[:, min(skip, count - 1) :], index[:, min(skip, count - 1) :]
         return index, scores > -torch.inf
 
@@ -260,7 +262,7 @@ def token_priors(memory: Memory) -> tuple[Tensor, Tensor]:
     """(B, S, 4) prior box of every token, and (B, S) whether it may be used."""
     centers = memory.grid.centers
     sizes = [
-        centers.new_full((len(centers), tokens, 2), 0.05 * 2**level)
+        centers.new_full((centers.shape[0], tokens, 2), 0.05 * 2**level)
         for level, tokens in enumerate(memory.grid.level_sizes)
     ]
     priors = torch.cat([centers, torch.cat(sizes, 1)], -1)

@@ -98,10 +98,11 @@ class Route(nn.Module):
         for index, (output, objective) in enumerate(zip(outputs, self.objectives)):
             layer = "final" if index == len(outputs) - 1 else f"layer{index + 1}"
             for group in queries.groups:
+                part = output.slice(group.start, group.stop)
                 predictions.append(
                     Prediction(
                         self.named(f"{group.name}_{layer}"),
-                        output.slice(group.start, group.stop),
+                        part if group.supervised is None else part.restricted(group.supervised),
                         group.objective or objective.of_group(),
                         pairs=group.pairs,
                         scale=self.scale * group.scale,

@@ -3,7 +3,7 @@
 """Operators of paq_detr: checked Python functions over native kernels, with pure-torch twins (``*_torch``)."""
 
 # Which backend runs, and why not another
-from ._extension import explain
+from ._extension import explain, force_torch
 
 # Multi-scale deformable attention
 from .ms_deform_attn import (
@@ -37,6 +37,7 @@ __all__ = [
     "NON_FINITE_COST",
     "NON_FINITE_QUALITY",
     "explain",
+    "force_torch",
     "fused_ms_deform_attn",
     "fused_ms_deform_attn_torch",
     "match_cost",

@@ -13,7 +13,8 @@ import logging
 import os
 import re
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 _operators: dict[str, tuple[torch.dtype, ...]] = {}
 _kernels: set[tuple[str, str]] = set()  # (operator, kind of device) that the library has
+_forms: Mapping[str, Callable] | None = None  # within ``force_torch``: what takes the place of twins
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,35 @@ def register_once_differentiable(op_name: str) -> None:
     torch.library.register_autograd(f"paq_detr::{op_name}", refuse)
 
 
+@contextmanager
+def force_torch(forms: Mapping[str, Callable] | None = None) -> Iterator[None]:
+    """Within it no native operator runs, so that a program which is exported there holds torch's own alone.
+
+    Args:
+        forms: by the name of an operator, what runs in place of its twin, with the twin's arguments.
+
+    Raises:
+        ValueError: a form for an operator that does not exist, naming those that do.
+    """
+    global _forms
+    forms = dict(forms or {})
+    for name in forms:
+        _check_known(name)
+    before, _forms = _forms, forms
+    try:
+        yield
+    finally:
+        _forms = before
+
+
 def use_native(op_name: str, tensor: Tensor) -> bool:
     """Whether the native operator takes over for inputs like ``tensor``; the twin does otherwise.
 
     Raises:
         RuntimeError: for a CPU or CUDA tensor without a kernel if ``PAQ_DETR_REQUIRE_EXT=1``.
     """
+    if _forms is not None:
+        return False
     kind = tensor.device.type
     known = (op_name, kind) in _kernels
     if torch.compiler.is_compiling() or kind not in KINDS:  # the compiler cannot look at devices and files
@@ -139,7 +164,12 @@ def use_native(op_name: str, tensor: Tensor) -> bool:
 
 def implementation(op_name: str, tensor: Tensor, twin: Callable) -> Callable:
     """The native operator if it takes over for inputs like ``tensor``, else its twin."""
-    return getattr(torch.ops.paq_detr, op_name) if use_native(op_name, tensor) else twin
+    return getattr(torch.ops.paq_detr, op_name) if use_native(op_name, tensor) else torch_form(op_name, twin)
+
+
+def torch_form(op_name: str, twin: Callable) -> Callable:
+    """What runs where the native operator does not: the twin, or what ``force_torch`` puts in its place."""
+    return twin if _forms is None else _forms.get(op_name, twin)
 
 
 def explain(op_name: str, *inputs: Any) -> list[Backend]:
@@ -152,8 +182,7 @@ def explain(op_name: str, *inputs: Any) -> list[Backend]:
     Raises:
         ValueError: for an operator that does not exist, naming those that do.
     """
-    if op_name not in _operators:
-        raise ValueError(f"op_name {op_name!r} is none of {sorted(_operators)}")
+    _check_known(op_name)
     tensor = next((value for value in inputs if isinstance(value, Tensor)), torch.empty(0))
     backends = []
     for kind in KINDS:
@@ -167,6 +196,11 @@ def explain(op_name: str, *inputs: Any) -> list[Backend]:
     native = next((backend.name for backend in backends if backend.runs), None)
     backends.append(Backend("torch", native is None, f"the {native} kernel does" if native else "no kernel does"))
     return backends
+
+
+def _check_known(op_name: str) -> None:
+    if op_name not in _operators:
+        raise ValueError(f"op_name {op_name!r} is none of {sorted(_operators)}")
 
 
 @cache

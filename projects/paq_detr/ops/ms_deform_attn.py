@@ -52,15 +52,15 @@ def ms_deform_attn(
     _check_tensor("sampling_locations", sampling_locations, value, 6, "(B, Q, H, L, P, 2)")
     _check_tensor("attention_weights", attention_weights, value, 5, "(B, Q, H, L, P)")
     batch, queries, heads, levels, points, _ = sampling_locations.shape
-    check_shape(
-        "sampling_locations", sampling_locations, (len(value), queries, value.shape[2], len(spatial_shapes), points, 2)
-    )
+    expected = (value.shape[0], queries, value.shape[2], len(spatial_shapes), points, 2)
+    check_shape("sampling_locations", sampling_locations, expected)
     check_shape("attention_weights", attention_weights, (batch, queries, heads, levels, points))
     value, sampling_locations, attention_weights = _working_types(value, sampling_locations, attention_weights)
     if _extension.use_native("ms_deform_attn", value):
         shapes = [size for shape in spatial_shapes for size in shape]
         return _call(_Classical, "ms_deform_attn", value, shapes, sampling_locations, attention_weights)
-    return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
+    run = _extension.torch_form("ms_deform_attn", ms_deform_attn_torch)
+    return run(value, spatial_shapes, sampling_locations, attention_weights)
 
 
 def fused_ms_deform_attn(
@@ -121,7 +121,8 @@ def fused_ms_deform_attn(
         return _call(
             _Fused, "fused_ms_deform_attn", value, shapes, reference, offsets, logits, valid_ratios, padding_mask
         )
-    return fused_ms_deform_attn_torch(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
+    run = _extension.torch_form("fused_ms_deform_attn", fused_ms_deform_attn_torch)
+    return run(value, spatial_shapes, reference, offsets, logits, valid_ratios, padding_mask)
 
 
 def _working_types(value: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:

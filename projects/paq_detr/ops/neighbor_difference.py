@@ -113,7 +113,8 @@ def neighbor_difference(
     if _extension.use_native("neighbor_difference", p):
         out, _ = torch.ops.paq_detr.neighbor_difference(wide, index, count, *parameters, zero_fill)
     else:
-        out = neighbor_difference_torch(wide, index, count, *parameters, zero_fill)
+        run = _extension.torch_form("neighbor_difference", neighbor_difference_torch)
+        out = run(wide, index, count, *parameters, zero_fill)
     return out.to(p.dtype)
 
 

@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -126,10 +125,10 @@ def sample_3d(memory: Memory, points: Tensor, z: Tensor) -> Tensor:
 def _levels_to_sample(memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
     """(L, 2) width and height of the padded levels in pixels, (L,) log2 of their strides, tokens without padding."""
     grid, tokens = memory.grid, memory.tokens
-    levels = [[w * s, h * s, math.log2(s)] for (h, w), s in zip(grid.shapes, grid.strides)]
-    levels = torch.tensor(levels, dtype=torch.float32).to(tokens.device)
+    sizes = torch.tensor([(w * s, h * s) for (h, w), s in zip(grid.shapes, grid.strides)], dtype=torch.float32)
+    log_strides = torch.tensor(grid.strides, dtype=torch.float32).log2()
     value = tokens if grid.padding is None else tokens.masked_fill(grid.padding[..., None], 0.0)
-    return levels[:, :2], levels[:, 2], value
+    return sizes.to(tokens.device), log_strides.to(tokens.device), value
 
 
 class AdaptiveMixing(nn.Module):

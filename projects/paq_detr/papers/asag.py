@@ -99,6 +99,8 @@ class AdaptiveSparseAnchors(nn.Module):
     found by their strides, and may be a neck's or an encoder's.
     """
 
+    not_exported = "the number of ASAG's patches and anchors is data"
+
     def __init__(
         self,
         *,

@@ -10,6 +10,7 @@ model with denoising queries (``QUERIES.AUGMENT``). The deformable forms of both
 | last map of the backbone, 1x1 convolution | ``SingleLevel`` | NECK.NAME single_level |
 | encoder, position codes scaled by the content | ``DenseEncoder`` | ENCODER.NAME dense |
 | anchor boxes as queries | ``modeling.queries.LearnedAnchors`` | QUERIES.NAME LearnedAnchors |
+| "3 patterns" | ``PatternedAnchors`` | QUERIES.NAME PatternedAnchors, DAB.PATTERNS |
 | position code, modulated code of the centre | ``AnchorPosition`` | DECODER.QUERY_POSITION dab |
 | self-attention, projected apart | ``ConditionalSelfAttention`` | DECODER.INTERACTION conditional_self_attention |
 | cross-attention, position beside content | ``ConditionalCrossAttention`` | DECODER.CROSS_ATTENTION conditional |
@@ -23,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,8 +35,28 @@ from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..registry import CROSS_ATTENTIONS, ENCODERS, INTERACTIONS, NECKS, POSITIONS, Kit, check_map_positions, per_layer
-from ..structures import DecoderState, Memory
+from ..modeling.queries import LearnedAnchors, content_for
+from ..registry import (
+    CONTENTS,
+    CROSS_ATTENTIONS,
+    ENCODERS,
+    INTERACTIONS,
+    NECKS,
+    POSITIONS,
+    SOURCES,
+    Kit,
+    adds_config,
+    check_map_positions,
+    per_layer,
+)
+from ..structures import DecoderState, Memory, QuerySet, Targets
+
+
+@adds_config
+def add_config(cfg: CN) -> None:
+    cfg.MODEL.DETR.DAB = CN()
+    cfg.MODEL.DETR.DAB.PATTERNS = 3  # PatternedAnchors only: queries at each of QUERIES.NUM / PATTERNS anchors
+
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Neck and encoder
@@ -124,6 +146,19 @@ def xavier(module: nn.Module) -> nn.Module:
 # Decoder
 
 
+class PatternedAnchors(LearnedAnchors):
+    """At every anchor as many queries as there are contents ("patterns"): content by content, each with all anchors."""
+
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        queries = super().forward(memory, targets)
+        patterns, anchors = queries.content.shape[1], queries.reference.shape[1]
+        return replace(
+            queries,
+            content=queries.content.repeat_interleave(anchors, 1),
+            reference=queries.reference.repeat(1, patterns, 1),
+        )
+
+
 class AnchorPosition(nn.Module):
     """What the current anchors say to a layer: their position code, and the spatial query of the cross-attention.
 
@@ -144,12 +179,12 @@ class AnchorPosition(nn.Module):
 
     def forward(self, state: DecoderState, memory: Memory) -> tuple[Tensor, Tensor]:
         """(B, N, C) position code and (B, N, C) spatial query."""
-        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4)
+        code = sine_yxwh_code(state.reference, self.mlp[0].in_features // 4).to(state.content.dtype)
         center = code.chunk(2, -1)[0]
         if state.history:
             center = center * self.content_scale(state.content)
         size = (self.size_scale(state.content).sigmoid() / state.reference[..., 2:]).flip(-1)  # (B, N, 2) of y, of x
-        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2)
+        return self.mlp(code), (center.unflatten(-1, (2, -1)) * size[..., None]).flatten(-2).to(code.dtype)
 
 
 class ConditionalSelfAttention(nn.Module):
@@ -276,6 +311,22 @@ def build_dense_encoder(cfg, kit: Kit) -> DenseEncoder:
         for _ in range(num_layers)
     ]
     return DenseEncoder(layers, D.HIDDEN_DIM, D.ENCODER.CHECKPOINT)
+
+
+@SOURCES.register("PatternedAnchors")
+def build_patterned_anchors(cfg, kit: Kit) -> PatternedAnchors:
+    Q = cfg.MODEL.DETR.QUERIES
+    patterns = check_range("MODEL.DETR.DAB.PATTERNS", cfg.MODEL.DETR.DAB.PATTERNS, "[1, inf)")
+    if Q.NUM % patterns:
+        raise UserError(f"MODEL.DETR.QUERIES.NUM is {Q.NUM}, must be a multiple of MODEL.DETR.DAB.PATTERNS {patterns}")
+    if Q.CONTENT != "learned":  # the others give no row of their own to each pattern
+        raise UserError(f"{SOURCES.key} PatternedAnchors needs {CONTENTS.key} learned in place of {Q.CONTENT}")
+    init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, PatternedAnchors.INITS)
+    of_patterns = cfg.clone()
+    of_patterns.defrost()
+    of_patterns.MODEL.DETR.QUERIES.NUM = patterns
+    content = content_for(of_patterns, kit)
+    return PatternedAnchors(num_queries=Q.NUM // patterns, content=content, init=init)
 
 
 @POSITIONS.register("dab")

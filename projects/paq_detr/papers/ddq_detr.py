@@ -71,9 +71,10 @@ def distinct(boxes: Tensor, scores: Tensor, candidates: Tensor, iou_threshold: f
         candidates: (B, N) False for queries that neither are distinct nor suppress others. Of an image that has any,
             one at least is distinct.
     """
-    lowest = torch.finfo(torch.float64).min
-    ranked = scores.double().nan_to_num(lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
-    corners = boxes_cxcywh_to_xyxy(boxes.double())
+    exact = torch.float32 if torch.compiler.is_exporting() else torch.float64  # ONNX knows no other suppression
+    lowest = torch.finfo(exact).min
+    ranked = scores.to(exact).nan_to_num(lowest, neginf=lowest).masked_fill(~candidates, -torch.inf)
+    corners = boxes_cxcywh_to_xyxy(boxes.to(exact))
     chosen = torch.zeros_like(candidates)
     for image, (image_corners, image_scores) in enumerate(zip(corners, ranked)):
         chosen[image].index_fill_(0, nms(image_corners, image_scores, iou_threshold), True)
@@ -99,20 +100,21 @@ class DistinctTopN(EncoderTopN):
     def best(self, proposals: LayerOutput, num_queries: int, skip: int = 0) -> tuple[Tensor, Tensor]:
         """As in ``EncoderTopN``, among the distinct ones.
 
-        Whether a proposal is distinct depends on better ones alone, so that the best few are looked at first.
+        Whether a proposal is distinct depends on better ones alone, so that the best few are looked at first; an
+        exported program, which cannot ask for more, looks at all.
         """
         wanted = skip + num_queries
-        looked_at = 4 * wanted
+        looked_at = proposals.logits.shape[1] if torch.compiler.is_exporting() else 4 * wanted
         while True:
             index, usable = self.best_of_all(proposals, looked_at)
             boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))
             places = torch.arange(index.shape[1], device=index.device).expand_as(index)
             kept = distinct(boxes, -places, usable, self.iou_threshold)
-            if bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()) or looked_at >= proposals.logits.shape[1]:
+            if looked_at >= proposals.logits.shape[1] or bool(((kept.sum(1) >= wanted) | ~usable[:, -1]).all()):
                 break
             looked_at *= 4
-        front = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
-        front = front[:, min(skip, index.shape[1] - 1) : wanted]
+        order = places + places.shape[1] * ~kept  # those that are kept come first
+        front = order.topk(min(wanted, places.shape[1]), largest=False).indices[:, min(skip, index.shape[1] - 1) :]
         return index.gather(1, front), kept.gather(1, front)
 
 

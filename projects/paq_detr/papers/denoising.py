@@ -28,12 +28,15 @@ from ..layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh, inverse_sigmoid
 from ..registry import AUGMENTERS, Kit, adds_config
 from ..structures import Assignment, Memory, QueryGroup, QuerySet, Targets
 
+#: What ``DENOISING.PADDING_SLOTS`` may be.
+PADDING_SLOTS = ("background", "unsupervised", "ignored")
+
 
 @adds_config
 def add_config(cfg: CN) -> None:
     cfg.MODEL.DETR.DENOISING = D = CN()
     # Slots that an image has no object for: "background": trained to predict nothing, and seen by their group (DINO,
-    # detrex); "ignored": without loss, and seen by none. DN-DETR's own code lies between: no loss, but seen.
+    # detrex); "unsupervised": without loss, but seen (DN-DETR's code); "ignored": without loss, and seen by none.
     D.PADDING_SLOTS = "background"
     D.DN = CN()
     D.DN.GROUPS = 5
@@ -134,7 +137,7 @@ class NoisedQueries(nn.Module):
     def __init__(self, *, num_classes: int, box_noise: float, padding_slots: str = "background", eps: float = 1e-3):
         """
         Args:
-            padding_slots: "background" or "ignored", see ``DENOISING.PADDING_SLOTS``.
+            padding_slots: one of ``PADDING_SLOTS``, see the key of that name.
             eps: noised boxes are kept so far inside (0, 1).
         """
         super().__init__()
@@ -180,12 +183,13 @@ class NoisedQueries(nn.Module):
         self, queries: QuerySet, slots: Slots, content: Tensor, boxes: Tensor, position: Tensor | None
     ) -> QuerySet:
         batch, matching = queries.content.shape[:2]
-        valid = queries.valid
-        if valid is not None or self.padding_slots == "ignored":
-            own = valid if valid is not None else content.new_ones(batch, matching, dtype=torch.bool)
-            added = own.new_full((batch, slots.count), self.padding_slots == "background")
-            added[slots.rows] = True
-            valid = torch.cat([added, own], 1)
+        filled = torch.zeros(batch, slots.count, dtype=torch.bool, device=content.device)
+        filled[slots.rows] = True
+        valid, ignored = queries.valid, self.padding_slots == "ignored"
+        if valid is not None or ignored:
+            own = valid if valid is not None else filled.new_ones(batch, matching)
+            valid = torch.cat([filled if ignored else torch.ones_like(filled), own], 1)
+        supervised = filled if self.padding_slots == "unsupervised" else None
         known = slots.positive
         pairs = Assignment(slots.image[known], slots.slot[known], slots.target[known])
         before = [replace(g, start=g.start + slots.count, stop=g.stop + slots.count) for g in queries.groups]
@@ -199,7 +203,7 @@ class NoisedQueries(nn.Module):
             position=None if position is None else torch.cat([position, queries.position], 1),
             valid=valid,
             attention_mask=group_mask(slots.groups, slots.size, own_mask),
-            groups=[QueryGroup("dn", 0, slots.count, pairs, scale=1 / slots.groups), *before],
+            groups=[QueryGroup("dn", 0, slots.count, pairs, 1 / slots.groups, supervised=supervised), *before],
         )
 
 
@@ -297,7 +301,7 @@ def _numbers(cfg: CN, name: str, ranges: dict[str, str]) -> dict:
     key = "MODEL.DETR.DENOISING"
     return {
         **{k.lower(): check_range(f"{key}.{name}.{k}", numbers[k], interval) for k, interval in ranges.items()},
-        "padding_slots": check_choice(f"{key}.PADDING_SLOTS", D.DENOISING.PADDING_SLOTS, ("background", "ignored")),
+        "padding_slots": check_choice(f"{key}.PADDING_SLOTS", D.DENOISING.PADDING_SLOTS, PADDING_SLOTS),
         "eps": D.INVERSE_SIGMOID_EPS,
     }
 

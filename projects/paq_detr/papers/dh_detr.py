@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -117,8 +118,9 @@ class DehomoGenerator(nn.Module):
 
 def ranked(scores: Tensor, low_score: float) -> Tensor:
     """(B, N) distinct numbers in the order of ``scores``, of equals the first on top; positive above ``low_score``."""
-    rank = scores.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return ((scores > low_score).sum(-1, keepdim=True) - rank).to(scores.dtype)
+    later = torch.ones(scores.shape[-1:] * 2, dtype=torch.bool, device=scores.device).tril(-1)  # (N, N) j before i
+    higher = (scores[:, None] > scores[..., None]) | ((scores[:, None] == scores[..., None]) & later)
+    return ((scores > low_score).sum(-1, keepdim=True) - higher.sum(-1)).to(scores.dtype)
 
 
 class Dehomo(nn.Module):

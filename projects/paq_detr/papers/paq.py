@@ -207,7 +207,7 @@ class MultiScaleFusion(nn.Module):
 def _keep(x: Tensor, padding: Tensor | None) -> Tensor:
     """(B, 1, H, W) 1 at valid pixels of (B, C, H, W) ``x``, 0 in the padding."""
     if padding is None:
-        return x.new_ones(len(x), 1, *x.shape[-2:])
+        return x.new_ones(x.shape[0], 1, *x.shape[-2:])
     return (~padding)[:, None].to(x.dtype)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
-from ..checks import check_choice
 from ..data.image_file import allow_pixels
 from ..errors import UserError
 from .output import KINDS, Output, new_folder
@@ -57,7 +56,8 @@ def predict(options: argparse.Namespace) -> int:
     if not kinds:
         raise UserError(f"--save is empty, must name some of {', '.join(KINDS)}.")
     for kind in kinds:
-        check_choice("--save", kind, KINDS)
+        if kind not in KINDS:
+            raise UserError(f"--save names {kind}, must name some of {', '.join(KINDS)}.")
     sources = find_sources(options.sources)
     detector = Detector(options.run, options.config, options.device)
     allow_pixels(detector.cfg.INPUT.MAX_PIXELS)

@@ -32,7 +32,7 @@ def draw_detections(
     scores: np.ndarray,
     class_names: Sequence[str],
     *,
-    masks: np.ndarray | None = None,
+    masks: Sequence | None = None,
     labels: str = "auto",
     show_scores: bool = False,
 ) -> Image.Image:
@@ -41,7 +41,7 @@ def draw_detections(
     Args:
         image: (H, W, 3) uint8 RGB; stays as it is.
         boxes_xyxy, classes, scores: (N, 4) pixels, (N,) indices into ``class_names``, (N,) in [0, 1].
-        masks: (N, H, W) bool.
+        masks: N masks, (H, W) bool each.
         labels: "on"; "off"; "auto": on for up to 15 detections. Those that find no free place are left out.
         show_scores: also in labels.
     """
@@ -53,7 +53,7 @@ def draw_detections(
     order = np.argsort(-sizes.prod(1), kind="stable").tolist()  # the largest first
     if masks is not None:
         for i in order:
-            inside = masks[i]
+            inside = np.asarray(masks[i])
             pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + np.array(colors[i]) * MASK_ALPHA).astype(np.uint8)
     for i in order:
         line = 1 if len(order) > MANY else max(round(float(np.clip(sizes[i].min() / 24, 1.5, 4)) * unit), 1)
@@ -101,6 +101,12 @@ def _font(unit: float, least: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(max(min(14 * unit, 28), least))
 
 
+def _ink(ground: Color) -> Color:
+    """Black or white, whichever is read better on ``ground``."""
+    light = np.dot(ground, (0.299, 0.587, 0.114))  # ITU-R BT.601 luma
+    return (0, 0, 0) if light > 115 else (255, 255, 255)
+
+
 def _write_labels(
     picture: Image.Image, boxes: np.ndarray, texts: list[str], colors: list[Color], order: list[int], unit: float
 ) -> int:
@@ -116,7 +122,7 @@ def _write_labels(
             continue
         taken.append(place)
         draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colors[i])
-        draw.text((place[0] + pad - left, place[1] + pad - top), texts[i], fill=(0, 0, 0), font=font)
+        draw.text((place[0] + pad - left, place[1] + pad - top), texts[i], fill=_ink(colors[i]), font=font)
     return len(order) - len(taken)
 
 

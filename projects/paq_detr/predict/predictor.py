@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 import weakref
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -132,7 +133,10 @@ class Detector:
         if batch < 1:
             raise UserError(f"batch is {batch}, must be at least 1.")
         if tile:
-            tiles_of(1, 1, tile, overlap)  # says what is wrong with them
+            try:
+                tiles_of(1, 1, tile, overlap)
+            except UserError as error:
+                raise UserError(f"{error}.") from error
         return self._stream(images, lowest, wanted, tile, overlap, batch, channels)
 
     def class_indices(self, names: Sequence[str]) -> list[int]:
@@ -178,6 +182,8 @@ class Detector:
             found += [_chosen(instances, lowest, wanted) for instances in self._forward(views)]
         if len(tiles) == 1:
             return found[0]
+        if found[0].has("pred_masks"):
+            warnings.warn("tiles have no masks yet: the detections of this picture are boxes alone", stacklevel=2)
         boxes = [part.pred_boxes.tensor.numpy() + np.tile(tile[:2], 2) for part, tile in zip(found, tiles)]
         tile_of = np.repeat(np.arange(len(tiles)), [len(part) for part in found])
         scores, classes = (np.concatenate([part.get(n).numpy() for part in found]) for n in ("scores", "pred_classes"))

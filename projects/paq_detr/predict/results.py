@@ -9,7 +9,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.structures import Instances
+from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from ..checks import check_choice
@@ -66,10 +66,13 @@ class Result:
     @property
     def masks(self) -> np.ndarray | None:
         """(N, H, W) bool; None of a model that has none."""
-        if not self.instances.has("pred_masks"):
-            return None
-        masks = self.instances.pred_masks
-        return np.asarray(getattr(masks, "tensor", masks)).astype(bool)
+        masks = self._masks()
+        return None if masks is None else np.asarray(masks).astype(bool)
+
+    def _masks(self) -> Any:
+        """The masks in a form that gives one at a time: all of a large picture would not fit into the memory."""
+        masks = self.instances.pred_masks if self.instances.has("pred_masks") else None
+        return masks.tensor if isinstance(masks, BitMasks) else masks
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -94,7 +97,7 @@ class Result:
         check_choice("labels", labels, ("auto", "on", "off"))
         return draw_detections(
             self.image, self.boxes, self.classes, self.scores, self.class_names,
-            masks=self.masks, labels=labels, show_scores=scores,
+            masks=self._masks(), labels=labels, show_scores=scores,
         )  # fmt: skip
 
     def to_coco(self, image_id: Hashable = 1, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -113,8 +116,9 @@ class Result:
             }
             for (x0, y0, x1, y1), score, category in zip(self.boxes.tolist(), self.scores.tolist(), self.classes)
         ]
-        for row, mask in zip(rows, () if self.masks is None else self.masks):
-            row["segmentation"] = _rle(mask)
+        masks = self._masks()
+        for row, mask in zip(rows, () if masks is None else masks):
+            row["segmentation"] = _rle(np.asarray(mask))
         return rows
 
 

@@ -167,6 +167,32 @@ def test_command_runs_without_any_person_and_says_so(tmp_path, caplog):
     assert f"{gt} holds no person whose fbox counts: AP, MR-2 and recall are undefined" in warnings(caplog)
 
 
+@pytest.mark.parametrize("workers", ["0", "-3"])
+def test_command_refuses_a_number_of_workers_that_cannot_be(capsys, workers):
+    with pytest.raises(SystemExit) as end:
+        main(["--gt", "x", "--dt", "y", "--workers", workers])
+    assert end.value.code == 2 and f"--workers is {workers}, must be at least 1" in capsys.readouterr().err
+
+
+def test_command_finds_that_it_cannot_write_before_it_works(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paq_detr.evaluation.crowd.cli.evaluate_files", lambda *_: pytest.fail("works"))
+    for path in (tmp_path / "none" / "out.json", tmp_path):
+        with pytest.raises(SystemExit) as end:
+            main(["--gt", "x", "--dt", "y", "--json", str(path)])
+        assert end.value.code == 2 and str(path) in capsys.readouterr().err
+    (tmp_path / "kept.json").write_text("{}")
+    for name in ("new.json", "kept.json"):
+        monkeypatch.setattr("paq_detr.evaluation.crowd.cli.evaluate_files", interrupt)
+        with pytest.raises(SystemExit) as end:
+            main(["--gt", "x", "--dt", "y", "--json", str(tmp_path / name)])
+        assert end.value.code == 130 and capsys.readouterr().err == "stopped\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_command_ends_with_one_sentence_on_bad_input(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["--gt", str(tmp_path / "none.odgt"), "--dt", str(tmp_path / "none.json")])

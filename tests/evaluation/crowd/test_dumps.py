@@ -230,6 +230,11 @@ def fraction(x, y, w, h):
     return [x / 300, y / 200, w / 300, h / 200]
 
 
+def in_units(count):
+    """``count`` of them are a side of the image."""
+    return lambda *box: [count * value for value in fraction(*box)]
+
+
 def from_the_far_corner(x, y, w, h):
     return [x + w, y + h, -w, -h]
 
@@ -243,6 +248,7 @@ ODD = {
     "percent": (scores_as(lambda s: 100 * s), f"4 of 4 {PERCENT % '90.0'}"),
     "one score above 1": (first(score=1.5), f"1 of 4 {PERCENT % '1.5'}"),
     "logits": (scores_as(lambda s: 200 * s), "4 of 4 scores are above 1, .*; they are probably logits"),
+    "logits on both sides of 0": (scores_as(lambda s: 10 * s - 7.5), "1 of 4 scores are above 1, .* probably logits"),
     "negative scores": (scores_as(lambda s: s - 0.75), "2 of 4 scores are below 0, .* of the image 'a'"),
     "negative sizes": (boxes_as(from_the_far_corner), NEGATIVE % (4, 4)),
     "one negative width": (box([50, 10, -40, 100]), "1 of 4 boxes have a negative size, .* of the image 'a'"),
@@ -250,6 +256,10 @@ ODD = {
     "fractions as corners": (boxes_as(lambda *b: corners(*fraction(*b))), r"corners .* in fractions of the image"),
     "corners": (boxes_as(corners), CORNERS),
     "centres": (boxes_as(centre), CENTRES),
+    "percents": (boxes_as(in_units(100)), r"probably \[x, y, width, height\] in percents of the image"),
+    "percents as corners": (boxes_as(lambda *b: corners(*in_units(100)(*b))), r"corners .* in percents of the image"),
+    "thousandths": (boxes_as(in_units(1000)), r"probably \[x, y, width, height\] in thousandths of the image"),
+    "x and y swapped": (boxes_as(lambda x, y, w, h: [y, x, h, w]), r"probably \[y, x, height, width\]"),
 }
 
 
@@ -272,6 +282,13 @@ def test_implausible_annotations_are_counted_with_the_likely_cause(evaluate, rea
     true_boxes_as(read)(*changed)
     with pytest.raises(ValueError, match=f"gt.odgt.*{message}"):
         evaluate(*changed)
+
+
+def test_detections_that_meet_nobody_get_a_warning(evaluate, caplog):
+    annotations, detections = scene()
+    boxes_as(lambda x, y, w, h: [x / 2, y / 2, w / 2, h / 2])(annotations, detections)
+    evaluate(annotations, detections)
+    assert "overlaps a person of" in caplog.text and "or of the same in another size" in caplog.text
 
 
 def test_both_files_in_corners_are_told_where_the_images_have_sizes(evaluate):

@@ -157,6 +157,9 @@ def _warn(results: ImageResults, dt: str, annotations: Annotations) -> None:
         logger.warning("the ground truth that %s carries itself (gtboxes, height, width) is not that of %s in %d "
                        "images, the first of which is %r; as published, JI goes by it, and AP, MR-2 and recall do not",
                        dt, annotations.path, len(differing), annotations.ids[differing[0]])  # fmt: skip
+    if len(results.person_found) and len(results.scores) and not results.person_found.any():
+        logger.warning("no detection of %s overlaps a person of %s by half: perhaps they are of other pictures, or of "
+                       "the same in another size", dt, annotations.path)  # fmt: skip
     if not results.num_counted.any():
         logger.warning("%s holds no person whose %s counts: AP, MR-2 and recall are undefined",
                        annotations.path, annotations.box)  # fmt: skip
@@ -178,6 +181,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", help="write all numbers, at full precision, to this file")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if options.workers is not None and options.workers < 1:
+        parser.error(f"--workers is {options.workers}, must be at least 1")
     try:
         if options.json:
             _check_writable(options.json)

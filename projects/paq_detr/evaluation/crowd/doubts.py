@@ -33,7 +33,11 @@ _FORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "[centre x, centre y, width, height]": lambda b: np.concatenate(
         [b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], 1
     ),
+    "[y, x, height, width]": lambda b: np.concatenate([b[:, 1::-1], b[:, 1::-1] + b[:, :1:-1]], 1),
 }
+
+# Units other than pixels, and what part of the image's side one of them is.
+_UNITS = {"fractions": 1.0, "percents": 0.01, "thousandths": 0.001}
 
 
 @dataclass
@@ -96,7 +100,8 @@ class Noted:
     def sentence(self, key: str, ids: list[Hashable]) -> str:
         """What is wrong with the values under ``key``, counted, with the first and the likely cause; empty: nothing."""
         if "above" in self.found:
-            cause = "percent: divide them by 100" if self.max_score <= 100 else "logits"
+            percent = self.max_score <= 100 and "below" not in self.found
+            cause = "percent: divide them by 100" if percent else "logits"
             return self._counted("above", "scores are above 1", "score", ids, f"they are probably {cause}")
         if "below" in self.found:
             return self._counted("below", "scores are below 0", "score", ids, "they are probably logits")
@@ -167,8 +172,9 @@ def _readings(boxes_xyxy: np.ndarray, size: Size) -> Iterable[tuple[str, np.ndar
         yield form, corners(numbers)
     if size is not None:
         scale = np.array([size[1], size[0]] * 2)
-        for form, corners in _FORMS.items():
-            yield f"{form} in fractions of the image", corners(numbers * scale)
+        for unit, part in _UNITS.items():
+            for form, corners in list(_FORMS.items())[:-1]:
+                yield f"{form} in {unit} of the image", corners(numbers * scale * part)
 
 
 def _count_met(persons: np.ndarray, boxes: np.ndarray) -> int:
