@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..structures import Memory
 
