@@ -129,7 +129,7 @@ def _add_model_keys(cfg: CN) -> None:
     # "LearnedQueries": a table of positions and contents, reference points from the positions (Deformable DETR).
     # "LearnedAnchors": a table of boxes (DAB-DETR).  "PatternedAnchors": one with DAB.PATTERNS queries at each box.
     # "LearnedBoxes": one whose boxes start as the whole image (Sparse R-CNN, AdaMixer).  "EncoderTopN": the encoder's
-    # best tokens (two-stage).  "AdaptiveSparseAnchors": as many anchors as an image needs, NUM at most (ASAG.*).
+    # best tokens (two-stage).  "AdaptiveSparseAnchors": as many anchors as an image needs, at most QUERIES.NUM (ASAG).
     D.QUERIES.NAME = "LearnedQueries"
     D.QUERIES.NUM = 300
     # "learned": a learned table (with EncoderTopN: mixed query selection); "patterns": PaQ-DETR's (PATTERNS.*);

@@ -49,12 +49,12 @@ class Grid:
             padded_size: (height, width) of the batch, in pixels.
             valid_shapes: per image and level, the (rows, columns) that are no padding; also as (B, L, 2) int64.
         """
-        self.shapes = tuple((_size(h), _size(w)) for h, w in shapes)
+        self.shapes = tuple(map(plain_sides, shapes))
         self.strides = tuple(strides)
         self.padded_size = tuple(padded_size)
         self.image_sizes, self.has_padding = image_sizes, True
         if not isinstance(image_sizes, Tensor):
-            self.image_sizes = tuple((_size(h), _size(w)) for h, w in image_sizes)
+            self.image_sizes = tuple(map(plain_sides, image_sizes))
             self.has_padding = any(size != self.padded_size for size in self.image_sizes)
         valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
@@ -110,9 +110,9 @@ class Grid:
         return sizes.flip(-1).repeat(1, 2).to(self.device)[:, None]
 
 
-def _size(side: int) -> int:
-    """A side as a Python int; a symbol stays one."""
-    return side if isinstance(side, torch.SymInt) else int(side)
+def plain_sides(size: Sequence[int]) -> tuple[int, ...]:
+    """(height, width) as Python ints, which a trace has as tensors; a symbol stays one."""
+    return tuple(side if isinstance(side, torch.SymInt) else int(side) for side in size)
 
 
 @dataclass

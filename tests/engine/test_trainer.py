@@ -1,13 +1,16 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+import io
 import json
 import logging
 import os
 
+import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
 from paq_detr.engine import NonFiniteLossError, Trainer, UserError
 from paq_detr.engine.checkpoint import DetrCheckpointer
@@ -294,7 +297,10 @@ def test_a_run_on_a_gpu_resumes_where_it_was(make_cfg):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_truncated_image_gives_one_sentence_with_its_name(make_cfg, tmp_path, workers):
-    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 and no more")
+    """Its header, which is read before a training starts, is whole."""
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(whole, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     content = {
         "images": [{"id": 1, "file_name": "cut.jpg", "width": 64, "height": 48}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 4, 20, 20], "iscrowd": 0}],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..layers import MaskedGroupNorm, sine_map_code
 from ..registry import NECKS
-from ..structures import Grid, Memory
+from ..structures import Grid, Memory, plain_sides
 
 
 class ChannelMapper(nn.Module):
@@ -100,7 +100,9 @@ def measure_grid(
     ``by_stride`` counts a level's un-padded pixels by its stride; otherwise those count whose nearest input pixel is
     none of the padding, as published. ``image_sizes`` as in ``Grid``.
     """
-    sizes = torch.as_tensor(image_sizes)  # (B, 2)
+    shapes, sizes = [plain_sides(shape) for shape in shapes], image_sizes
+    if not isinstance(sizes, Tensor):
+        sizes = torch.tensor([plain_sides(size) for size in image_sizes])  # (B, 2)
     if by_stride:
         steps, limits = (torch.tensor(x, device=sizes.device) for x in (strides, shapes))
         valid_shapes = torch.minimum((sizes[:, None] + steps[:, None] - 1) // steps[:, None], limits)
