@@ -349,11 +349,12 @@ ASSEMBLIES = {
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },
     "asag_a": ASAG_A,
-    "asag_a_two_layers_read_first": {
-        **ASAG_A,
+    "asag_s_two_layers_read_first": {
+        **ASAG_S,
         "MODEL.DETR.DECODER.NUM_LAYERS": 5,
         "MODEL.DETR.DECODER.COPY_LAYERS": 2,
-        "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", *["adaptive_mixing"] * 4],
+        "MODEL.DETR.DECODER.INTERACTION": ["iof_self_attention", *["self_attention"] * 4],
+        "MODEL.DETR.DECODER.CROSS_ATTENTION": ["none", *["dynamic_conv"] * 4],
         "MODEL.DETR.READ_OUT.LAYER": 2,
     },
     "asag_a_dn": {**ASAG_A, "MODEL.DETR.QUERIES.AUGMENT": "box_dn", "MODEL.DETR.DENOISING.BOX_DN.QUERIES": 7},
@@ -409,7 +410,9 @@ def make_model(options=None, seed=0, **more):
 def wake_up(model, seed=1):
     """Random values where the initialisation has zeros, so that a comparison has something to compare."""
     generator = torch.Generator().manual_seed(seed)
-    bounded = isinstance(model.routes["main"].decoder.codec, LogitCodec)  # other boxes would leave the image
+    decoder = model.routes["main"].decoder
+    codecs = (decoder.codec, getattr(decoder, "stem_codec", decoder.codec))
+    bounded = all(isinstance(codec, LogitCodec) for codec in codecs)  # other boxes would leave the image
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -211,10 +211,8 @@ class AdaptiveSparseAnchors(nn.Module):
         if self.training:
             whole = torch.stack([whole, whole.flip(3), whole.flip(2), whole.flip(2, 3)], 1).flatten(0, 1)
         found = anchors_of(self.fixed_head, self.code[0](torch.cat([quarters, whole])))
-        of_quarters, of_whole = (
-            LayerOutput(logits, boxes)
-            for logits, boxes in zip(*(t.split([len(quarters), len(whole)]) for t in (found.logits, found.boxes)))
-        )
+        parts = slice(len(quarters)), slice(len(quarters), None)
+        of_quarters, of_whole = (LayerOutput(found.logits[part], found.boxes[part]) for part in parts)
         image, windows = quadrants(len(square))
         if objects is not None:
             device = x.device
