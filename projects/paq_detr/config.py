@@ -273,6 +273,9 @@ def _add_model_keys(cfg: CN) -> None:
     # ``pred_masks`` in the predictions. The datasets must have segmentations.
     D.MASK = CN()
     D.MASK.ENABLED = False
+    # The feature level that a query's attention is over, counted from 1, the finest; 0: the last (stride 64 in the
+    # official code). Objects that are smaller than its cells are hard to tell apart.
+    D.MASK.LEVEL = 0
     # The backbone's maps that the head goes up over, by name; empty: those that the neck reads. Each is halved first by
     # a convolution of stride 2 (official code of Mr. DETR: masks at stride 16), or taken as it is.
     D.MASK.IN_FEATURES = []

@@ -95,7 +95,7 @@ def test_attention_is_one_softmax_over_heads_and_cells_that_are_no_padding():
 
 def written_out(head, state, memory):
     """The head on one query of an image without padding, convolution by convolution."""
-    (level,) = memory.levels()[-1]
+    (level,) = memory.levels()[head.level]
     attention = head.attend(state[None], head.key(level.flatten(1).T)[None], None)[0]
     x = torch.cat([level, attention.view(-1, *level.shape[1:])])[None]
     x = head.blocks[0].norm(head.blocks[0].conv(x)).relu()
@@ -107,8 +107,10 @@ def written_out(head, state, memory):
     return head.out(last.norm(last.conv(x)).relu())[0, 0]
 
 
-def test_the_head_is_the_published_one_written_out():
-    model = wake_up(make_model({**PLUSPLUS, **MASKS})).eval()
+@pytest.mark.parametrize("level", [0, 3])
+def test_the_head_is_the_published_one_written_out(level):
+    """Over the last level, of stride 64, or another one; going up from 32 to 64 leaves cells out."""
+    model = wake_up(make_model({**PLUSPLUS, **MASKS}, **{"MODEL.DETR.MASK.LEVEL": level})).eval()
     memory = memory_of(model, [make_image(128, 192)])
     output = model.routes["main"](model.sources["main"](memory), memory)[-1]
     head = model.routes["main"].mask_head

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks of queries: DETR's mask head as Mr. DETR's instance segmentation has it (official code, project ins_seg).
 
-A query's attention over the coarsest level of the encoded memory becomes a map by convolutions, which go up over the
+A query's attention over a coarse level of the encoded memory becomes a map by convolutions, which go up over the
 backbone's maps. It is computed for the queries that are asked for alone: matched ones in training, detections after.
 
-Shape legend beside structures.py: P queries asked for, (h, w) cells of the coarsest level, (H, W) of the masks.
+Shape legend beside structures.py: P queries asked for, (h, w) cells of that level, (H, W) of the masks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Shared:
     keys: Tensor  # (B, h w, C)
     base: Tensor  # (B, C + heads, h, w) the first convolution's share from the memory
     maps: list[Tensor]  # (B, width, H_i, W_i) per block that adds one, coarsest first; 0 in the padding
-    paddings: list[Tensor | None]  # (B, ., .) of the coarsest level, then of each map; None where there is none
+    paddings: list[Tensor | None]  # (B, ., .) of the attention's level, then of each map; None where there is none
 
     def of(self, image: Tensor) -> _Shared:
         """The same per query, of the images (P,)."""
@@ -63,7 +63,7 @@ class _Shared:
 class MaskHead(nn.Module):
     """From the states of queries to mask logits at the finest map's stride (16 in the official model).
 
-    Attention maps: all heads' logits over the cells of the last level in one softmax; no values. With the level's
+    Attention maps: all heads' logits over the cells of one level in one softmax; no values. With the level's
     tokens they go through blocks of widths C + heads (twice), then C / 2, C / 4, ... of which each of width C / 2 and
     less has a map of the backbone added behind it, coarsest first; then one block more and the logits. Going from map
     to map repeats cells.
@@ -77,18 +77,20 @@ class MaskHead(nn.Module):
         names: Sequence[str],
         channels: Sequence[int],
         strides: Sequence[int],
+        level: int = -1,
         halve: bool = True,
         at_once: int = 100,
     ):
         """
         Args:
             names, channels, strides: of the backbone's maps to go up over, finest first.
+            level: index of the memory's level that the attention is over.
             halve: a 3x3 convolution of stride 2 halves each of these maps, and its width, first (official code).
             at_once: queries computed together. In training, where there are more, activations are recomputed in the
                 backward pass, so that the memory is that of so many.
         """
         super().__init__()
-        self.num_heads, self.at_once = num_heads, at_once
+        self.num_heads, self.level, self.at_once = num_heads, level, at_once
         self.names, self.map_strides = tuple(reversed(names)), tuple(reversed(strides))
         widths = list(reversed(channels))
         self.query, self.key = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
@@ -137,7 +139,7 @@ class MaskHead(nn.Module):
 
     def read(self, memory: Memory) -> _Shared:
         """What does not depend on the queries."""
-        level = memory.levels()[-1]
+        level = memory.levels()[self.level]
         maps, finer = [memory.maps[name] for name in self.names], []
         shapes = [tuple(x.shape[-2:]) for x in maps]
         if self.halve is not None:
@@ -146,7 +148,7 @@ class MaskHead(nn.Module):
         old = memory.grid
         grid = measure_grid(shapes, strides, old.image_sizes, old.padded_size, level.device, by_stride=True)
         paddings = grid.masks if grid.has_padding else [None] * len(shapes)
-        level_padding = old.masks[-1] if old.has_padding else None
+        level_padding = old.masks[self.level] if old.has_padding else None
         for index, x in enumerate(maps):
             if self.halve is not None:
                 x = self.halve[index](cleared(x, paddings[index]))
@@ -174,7 +176,7 @@ class MaskHead(nn.Module):
         attention = attention.view(*attention.shape[:2], *own.base.shape[-2:]).to(own.base.dtype)
         x = F.conv2d(attention, first.conv.weight[:, -self.num_heads :], padding=1) + own.base
         x = first.normed(x, own.paddings[0])
-        padding, stride = own.paddings[0], memory.grid.strides[-1]
+        padding, stride = own.paddings[0], memory.grid.strides[self.level]
         for block, added, next_padding, next_stride in zip(blocks, own.maps, own.paddings[1:], self.strides):
             x = repeated(block(x, padding), stride, next_stride, added.shape[-2:]) + added
             x, padding, stride = cleared(x, next_padding), next_padding, next_stride
@@ -233,6 +235,7 @@ def build_mask_head(cfg, feature_shapes) -> MaskHead:
         names=names,
         channels=[feature_shapes[name].channels for name in names],
         strides=[feature_shapes[name].stride for name in names],
+        level=check_range("MODEL.DETR.MASK.LEVEL", D.MASK.LEVEL, f"[0, {D.NECK.NUM_LEVELS}]") - 1,
         halve=D.MASK.HALVE_MAPS,
         at_once=check_range("MODEL.DETR.MASK.AT_ONCE", D.MASK.AT_ONCE, "[1, inf)"),
     )
