@@ -121,8 +121,8 @@ def test_openvino(tmp_path):
     [
         ({"format": "tensorflow"}, "--format"),
         ({"msda": "plugin", "format": "torch_export"}, "--msda plugin is for TensorRT"),
-        ({"shape": Shape((64, 90))}, "the width 90 is no multiple of 64"),
-        ({"shape": Shape((64, 8192), dynamic=True)}, "more than 4096"),
+        ({"shape": Shape((64, 90)), "format": "torch_export"}, "the width 90 is no multiple of 64"),
+        ({"shape": Shape((64, 8192), dynamic=True), "format": "torch_export"}, "more than 4096"),
         ({"shape": Shape((64, 128), dynamic=True), "format": "torchscript"}, "takes one size"),
     ],
 )
