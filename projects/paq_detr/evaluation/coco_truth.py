@@ -123,7 +123,7 @@ class GroundTruth:
         """The segmentation, and its area where the file says none."""
         size = self._sizes[row["image_id"]]
         if segmentation is None and row["iscrowd"]:
-            row["segmentation"] = rle.frPyObjects([row["bbox"]], *size)[0]
+            row["segmentation"] = rle.frPyObjects(np.array([row["bbox"]]), *size)[0]
             return
         try:
             checked = as_segmentation(segmentation)
