@@ -48,8 +48,10 @@ def our_model(patterns):
     D.ACTIVATION, D.ENCODER.NAME = "prelu", "dense"
     D.POSITION.TEMPERATURE, D.POSITION.OFFSET = 20, 0.0
     D.NECK.NAME, D.NECK.NUM_LEVELS = "single_level", 1
-    D.QUERIES.NAME = "LearnedAnchors"
-    D.QUERIES.NUM, D.QUERIES.CONTENT = (patterns * NUM_QUERIES, "learned") if patterns else (NUM_QUERIES, "zeros")
+    D.QUERIES.NAME, D.QUERIES.CONTENT, D.QUERIES.NUM = "LearnedAnchors", "zeros", NUM_QUERIES
+    if patterns:
+        D.QUERIES.NAME, D.QUERIES.CONTENT, D.QUERIES.NUM = "PatternedAnchors", "learned", patterns * NUM_QUERIES
+        D.DAB.PATTERNS = patterns
     D.DECODER.INTERACTION, D.DECODER.CROSS_ATTENTION = ["conditional_self_attention"], ["conditional"]
     D.DECODER.QUERY_POSITION = "dab"
     D.DECODER.OUTPUT_NORM = D.DECODER.SHARED_HEADS = D.DECODER.LOOK_FORWARD_TWICE = True

@@ -56,7 +56,8 @@ class Grid:
         if not isinstance(image_sizes, Tensor):
             self.image_sizes = tuple(map(plain_sides, image_sizes))
             self.has_padding = any(size != self.padded_size for size in self.image_sizes)
-        valid = torch.as_tensor(valid_shapes, dtype=torch.int64).view(-1, len(self.shapes), 2)
+        valid = valid_shapes if isinstance(valid_shapes, Tensor) else torch.tensor(valid_shapes, dtype=torch.int64)
+        valid = valid.view(-1, len(self.shapes), 2)
         ratios = (valid / torch.tensor(self.shapes, device=valid.device)).flip(-1).to(torch.float32)
         self._valid_shapes = valid  # on the host, unless images' sizes are data
         self.valid_shapes: Tensor = valid.to(device)  # (B, L, 2) (rows, columns)
