@@ -92,7 +92,8 @@ def test_a_step_waits_for_the_device_once_and_sends_a_handful(options):
     few, many = (transfers_of_a_step(options, count) for count in (2, 5))
     assert sum(few.reads.values()) <= 2, few.reads  # the matching costs; .cpu().numpy() are two calls
     assert few.reads == many.reads and few.writes == many.writes  # whatever the number of images
-    assert sum(few.writes.values()) <= 6, few.writes
+    # The mask head's maps have a geometry of their own.
+    assert sum(few.writes.values()) <= (12 if "MODEL.DETR.MASK.ENABLED" in options else 6), few.writes
 
 
 def test_pooling_from_a_pyramid_waits_once_more_in_each_layer():
