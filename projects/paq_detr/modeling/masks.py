@@ -220,8 +220,8 @@ class StateMasks:
         centres of cells. No cell of the padding is read."""
         cells = self.memory.grid.image_scale[image, :, :2] / self.stride  # (P, 1, 2) columns, rows; a part counts
         at = (points * cells - 0.5).clamp(min=0).minimum(cells.ceil() - 1)
-        extent = logits.new_tensor([logits.shape[2], logits.shape[1]])
-        grid = (2 * (at + 0.5) / extent - 1)[:, None]
+        height, width = logits.shape[1:]
+        grid = torch.stack([(2 * at[..., 0] + 1) / width, (2 * at[..., 1] + 1) / height], -1)[:, None] - 1
         return F.grid_sample(logits[:, None], grid, padding_mode="border", align_corners=False)[:, 0, 0]
 
 
