@@ -105,6 +105,8 @@ def draw(path: str, picture: np.ndarray, seen: Seen, score: float) -> None:
         axes[0, 0].plot([], [], color=COLORS[stride], label=f"stride {stride}")
     if seen.patches:
         axes[0, 0].legend(loc="lower right")
+    for axis in axes.flat:  # patches may reach beyond the image
+        axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
