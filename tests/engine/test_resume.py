@@ -12,6 +12,7 @@ import torch
 
 from paq_detr.engine import DetrCheckpointer, Trainer, UserError, build_detector, load_trained, setup_config
 from paq_detr.engine.hooks import BestCheckpoint
+from paq_detr.engine.resume import changes
 
 from .conftest import tiny_configs
 
@@ -331,3 +332,11 @@ def test_weights_alone_carry_the_config_too(make_cfg):
     path = f"{trainer.cfg.OUTPUT_DIR}/model_best.pth"
     assert "BASE_LR: 0.0002" in torch.load(path, weights_only=True)["run_config"]
     assert DetrCheckpointer(trainer.checkpointer.model).load(path)["run_config"]
+
+
+def test_one_name_is_no_change_where_a_list_is_now(make_cfg):
+    cfg = make_cfg()
+    run_config = cfg.dump()
+    earlier = run_config.replace("CROSS_ATTENTION:\n      - deformable", "CROSS_ATTENTION: deformable")
+    assert earlier != run_config and changes(earlier, cfg) == []
+    assert [key for key, *_ in changes(earlier.replace(": deformable", ": conditional"), cfg)] != []

@@ -36,20 +36,23 @@ _STATE = {  # what Trainer.state_dict holds
 }
 _DATA = ("seed", "start", "batches", "batch_size", "world_size")  # what TrainLoader.state_dict holds
 
+_FAST = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same in C, where PyYAML was built with it
 Change = tuple[str, Any, Any]  # key, value of the checkpoint, value of this run
 
 
 def changes(run_config: str | None, cfg: CfgNode) -> list[Change]:
     """The keys that both configs have and that differ; none where the checkpoint carries no config."""
     before = dict(_flat(_config_of(run_config)))
-    now = dict(_flat(yaml.safe_load(cfg.dump())))
-    return [(key, before[key], now[key]) for key in now if key in before and before[key] != now[key]]
+    now = dict(_flat(yaml.load(cfg.dump(), _FAST)))
+    # A key may hold a list since then: one name is a list of it.
+    differ = [key for key in now if key in before and now[key] not in (before[key], [before[key]])]
+    return [(key, before[key], now[key]) for key in differ]
 
 
 def _config_of(run_config: Any) -> dict[str, Any]:
     """The config as nested dicts; none where other code has put something else in its place."""
     try:
-        content = yaml.safe_load(run_config) if isinstance(run_config, str) else None
+        content = yaml.load(run_config, _FAST) if isinstance(run_config, str) else None
     except yaml.YAMLError:
         content = None
     return content if isinstance(content, dict) else {}
