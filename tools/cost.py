@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import get_cfg
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, PolygonMasks
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
@@ -95,6 +95,8 @@ def training_image(height: int, width: int, objects: int, classes: int, seed: in
     corner = torch.rand(objects, 2, generator=generator) * torch.tensor([width, height]) * 0.8
     side = torch.rand(objects, 2, generator=generator) * torch.tensor([width, height]) * 0.15 + 8
     instances.gt_boxes = Boxes(torch.cat([corner, corner + side], 1))
+    rectangles = instances.gt_boxes.tensor[:, [0, 1, 2, 1, 2, 3, 0, 3]].double().numpy()
+    instances.gt_masks = PolygonMasks([[rectangle] for rectangle in rectangles])
     instances.gt_classes = torch.randint(classes, (objects,), generator=generator)
     image = torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator)
     return {"image": image, "instances": instances}

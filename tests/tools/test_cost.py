@@ -54,6 +54,8 @@ def test_a_system_costs_more_in_training_than_at_inference():
     dino = cost.measure(CONFIGS / "bccd" / "dino.yaml", Namespace(**{**vars(args), "options": ["MODEL.WEIGHTS", ""]}))
     labels = 3 * 128
     assert round((dino["parameters"] - dino["inference_parameters"]) * 1e6) == labels
+    masked = Namespace(**{**vars(args), "options": ["MODEL.WEIGHTS", "", "MODEL.DETR.MASK.NUM_POINTS", "20"]})
+    assert cost.measure(CONFIGS / "nuclei" / "baseline.yaml", masked)["parameters"] > 0
     assert cost.table({"paq": found}).count("|") == 3 * (len(cost.COLUMNS) + 2)
 
 
