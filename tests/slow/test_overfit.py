@@ -29,7 +29,7 @@ SYSTEMS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_eight_real_images_are_learnt_by_heart(system, tmp_path):
-    """AP50 of 95 or more on the training images themselves, of masks if there are, within 15 minutes on a CPU."""
+    """AP50 of 95 or more on the training images themselves, of masks if there are."""
     name, config, more = SYSTEMS[system]
     folder = data_folder(name)
     content = json.loads((folder / "train.json").read_text())
@@ -62,4 +62,3 @@ def test_eight_real_images_are_learnt_by_heart(system, tmp_path):
     seconds = time.monotonic() - start
     print(f"AP {results['AP']:.1f}, AP50 {results['AP50']:.1f} after {cfg.SOLVER.MAX_ITER} steps, {seconds:.0f} s")
     assert results["AP50"] >= 95
-    assert seconds < 15 * 60
