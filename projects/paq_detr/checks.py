@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from .errors import UserError
 
@@ -35,6 +36,19 @@ def check_range(key: str, value: float, interval: str) -> float:
     if not (above and below):
         raise UserError(f"{key} is {value}, must be {_in_words(low, high, interval)}")
     return value
+
+
+def check_numbers(key: str, values: Any, interval: str = "(-inf, inf)", length: int | None = None) -> None:
+    """See that the config key ``key`` holds a list of numbers in ``interval``, ``length`` of them where that is given.
+
+    Raises:
+        UserError: naming the key, the value and what it must be.
+    """
+    numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
+    if not numbers or length not in (None, len(values)):
+        raise UserError(f"{key} is {values}, must be a list of {f'{length} ' if length else ''}numbers")
+    for value in values:
+        check_range(f"a number of {key}", value, interval)
 
 
 def expanded_path(key: str, path: str) -> str:

@@ -304,6 +304,7 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
     ("options", "message"),
     [
         ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "QUERIES.CONTENT proposal needs queries from the encoder"),
+        ({"MODEL.DETR.DECODER.CROSS_ATTENTION": ["none"]}, "CROSS_ATTENTION is none in every layer"),
         (
             {"MODEL.DETR.QUERIES.AUGMENT": "cdn"},
             "AUGMENT cdn needs queries with boxes, .* LearnedQueries .* does not make",

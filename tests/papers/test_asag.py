@@ -275,7 +275,9 @@ def test_contents_from_boxes_go_with_proposals_too():
     ("options", "message"),
     [
         ({"MODEL.DETR.ASAG.TEST_LEVELS": 3}, r"ASAG.TEST_LEVELS is 3, must be in \[0, 2\]"),
-        ({"MODEL.DETR.ASAG.SCORE_RANGE": [0.7, 0.1]}, r"SCORE_RANGE is \[0.7, 0.1\], must be two numbers in ascending"),
+        ({"MODEL.DETR.ASAG.SCORE_RANGE": [0.7, 0.1]}, r"SCORE_RANGE is \[0.7, 0.1\], must be in ascending order"),
+        ({"MODEL.DETR.ASAG.SCORE_RANGE": ["a", "b"]}, r"SCORE_RANGE is \['a', 'b'\], must be a list of 2 numbers"),
+        ({"MODEL.DETR.ASAG.SCORE_RANGE": [0.1]}, r"SCORE_RANGE is \[0.1\], must be a list of 2 numbers"),
         ({"MODEL.DETR.ASAG.TRAIN_PATCHES": 0}, "TRAIN_PATCHES is 0, must be at least 1"),
         ({"MODEL.DETR.QUERIES.CONTENT": "token"}, "CONTENT token needs queries from the encoder"),
         ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "CONTENT proposal needs queries from the encoder"),

@@ -104,7 +104,8 @@ def test_what_is_no_picture_is_one_sentence(detector, image, message):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"threshold": 1.5}, r"The threshold is 1.5, must be a number from 0 to 1, or auto; did you mean 0.015\?"),
+        ({"threshold": 1.5}, r"The threshold is 1.5, must be a number from 0 to 1, or auto\.$"),
+        ({"threshold": 40}, r"The threshold is 40, must be a number from 0 to 1, or auto \(did you mean 0.4\?\)\."),
         ({"threshold": -0.1}, "The threshold is -0.1, must be"),
         ({"threshold": float("nan")}, "The threshold is nan"),
         ({"threshold": "half"}, "The threshold is half"),

@@ -8,6 +8,7 @@ checked where it is built.
 
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .. import registry
-from ..checks import check_choice, check_range
+from ..checks import check_choice, check_numbers, check_range
 from ..evaluation.crowd.protocols import PROTOCOLS
 
 RANGES = {
@@ -81,6 +82,9 @@ def check_values(cfg: CfgNode) -> None:
     """
     for key, interval in RANGES.items():
         check_range(key, value_of(cfg, key), interval)
+    for key, value in _numbers_below("MODEL.DETR", cfg.MODEL.DETR):
+        if key.endswith(("_COST", "_SCALE", "_WEIGHT")):  # factors of costs and losses, of whichever paper
+            check_range(key, value, "[0, inf)")
     for key, choices in CHOICES.items():
         check_choice(key, value_of(cfg, key), choices)
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
@@ -90,12 +94,12 @@ def check_values(cfg: CfgNode) -> None:
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
-        _check_number_list(key, value_of(cfg, key), "[0, inf)")
+        check_numbers(key, value_of(cfg, key), "[0, inf)")
         if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be in ascending order")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
-    _check_number_list("MODEL.PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN, length=channels)
-    _check_number_list("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "(0, inf)", channels)
+    check_numbers("MODEL.PIXEL_MEAN", cfg.MODEL.PIXEL_MEAN, length=channels)
+    check_numbers("MODEL.PIXEL_STD", cfg.MODEL.PIXEL_STD, "(0, inf)", channels)
     _check_sizes(cfg)
     _check_device_name(cfg.MODEL.DEVICE)
     _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
@@ -104,6 +108,14 @@ def check_values(cfg: CfgNode) -> None:
 
 def value_of(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _numbers_below(prefix: str, node: CfgNode) -> Iterator[tuple[str, float]]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _numbers_below(f"{prefix}.{name}", value)
+        elif type(value) in (int, float):
+            yield f"{prefix}.{name}", value
 
 
 def _check_part_names(cfg: CfgNode) -> None:
@@ -123,24 +135,16 @@ def _check_part_names(cfg: CfgNode) -> None:
 def _check_sizes(cfg: CfgNode) -> None:
     """Those that images are resized and cropped to."""
     key, sizes = "INPUT.MIN_SIZE_TRAIN", cfg.INPUT.MIN_SIZE_TRAIN
-    _check_number_list(key, sizes, "[0, inf)")
+    check_numbers(key, sizes, "[0, inf)")
     if not sizes:
         raise ValueError(f"{key} is empty, must be sizes to choose from")
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and sizes[0] > sizes[-1]:
         raise ValueError(f"{key} is {sizes}, must be the least and the largest size, as {key}_SAMPLING is range")
-    _check_number_list("INPUT.CROP.RESIZE", cfg.INPUT.CROP.RESIZE, "[1, inf)")
+    check_numbers("INPUT.CROP.RESIZE", cfg.INPUT.CROP.RESIZE, "[1, inf)")
     if cfg.INPUT.CROP.ENABLED and not cfg.INPUT.CROP.RESIZE:
         raise ValueError("INPUT.CROP.RESIZE is empty, must be sizes to choose from")
     interval = "(0, 1]" if cfg.INPUT.CROP.TYPE.startswith("relative") else "[1, inf)"
-    _check_number_list("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, interval, length=2)
-
-
-def _check_number_list(key: str, values: Any, interval: str = "(-inf, inf)", length: int | None = None) -> None:
-    numbers = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
-    if not numbers or length not in (None, len(values)):
-        raise ValueError(f"{key} is {values}, must be a list of {f'{length} ' if length else ''}numbers")
-    for value in values:
-        check_range(f"a number of {key}", value, interval)
+    check_numbers("INPUT.CROP.SIZE", cfg.INPUT.CROP.SIZE, interval, length=2)
 
 
 def _check_device_name(name: str) -> None:

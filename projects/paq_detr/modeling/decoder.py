@@ -265,6 +265,8 @@ def build_layers(cfg, kit: Kit, first: Collection[int] = (0,)) -> list[DecoderLa
         ffn = FeedForward(D.HIDDEN_DIM, D.DECODER.FFN_DIM, D.DROPOUT, activation)
         present = [interaction for interaction in interactions if interaction is not None]
         layers.append(DecoderLayer(present, cross_attention, ffn))
+    if all(name == "none" for name in D.DECODER.CROSS_ATTENTION):
+        raise UserError(f"{CROSS_ATTENTIONS.key} is none in every layer, so that no query would see the image")
     return layers
 
 

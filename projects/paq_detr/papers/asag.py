@@ -29,7 +29,7 @@ from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_range
+from ..checks import check_numbers, check_range
 from ..errors import UserError
 from ..layers import MLP
 from ..modeling.assignment import HungarianAssigner, cost_terms
@@ -330,9 +330,10 @@ def build_adaptive_sparse_anchors(cfg: CN, kit: Kit) -> AdaptiveSparseAnchors:
         "TRAIN_PATCHES": "[1, inf)",
     }
     numbers = {name.lower(): check_range(f"{key}.{name}", A[name], interval) for name, interval in ranges.items()}
+    check_numbers(f"{key}.SCORE_RANGE", A.SCORE_RANGE, "[0, 1]", length=2)
     low, high = A.SCORE_RANGE
-    if not 0 <= low <= high <= 1:
-        raise UserError(f"{key}.SCORE_RANGE is {list(A.SCORE_RANGE)}, must be two numbers in ascending order in [0, 1]")
+    if low > high:
+        raise UserError(f"{key}.SCORE_RANGE is {list(A.SCORE_RANGE)}, must be in ascending order")
     return AdaptiveSparseAnchors(
         embed_dim=D.HIDDEN_DIM,
         content=content_for(cfg, kit, frozenset({"boxes"})),

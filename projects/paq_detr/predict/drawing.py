@@ -52,9 +52,12 @@ def draw_detections(
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0)
     order = np.argsort(-sizes.prod(1), kind="stable").tolist()  # the largest first
     if masks is not None:
-        for i in order:
-            inside = np.asarray(masks[i])
-            pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + np.array(colors[i]) * MASK_ALPHA).astype(np.uint8)
+        layer, inside = np.zeros_like(pixels), np.zeros((height, width), dtype=bool)
+        for i in order:  # the smallest on top; each pixel is blended once, so that the picture shows through
+            mask = np.asarray(masks[i])
+            layer[mask] = colors[i]
+            inside |= mask
+        pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + layer[inside] * MASK_ALPHA).astype(np.uint8)
     for i in order:
         line = 1 if len(order) > MANY else max(round(float(np.clip(sizes[i].min() / 24, 1.5, 4)) * unit), 1)
         alpha = 0.7 + 0.3 * float(np.clip(scores[i], 0, 1))

@@ -34,7 +34,7 @@ def settle_threshold(threshold: Any, run: Run, datasets: Sequence[str] = ()) -> 
     except (TypeError, ValueError):
         raise UserError(f"The threshold is {threshold}, must be a number from 0 to 1, or auto.") from None
     if not 0 <= value <= 1:
-        hint = f"; did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        hint = f" (did you mean {value / 100:g}?)" if 2 <= value <= 100 else ""
         raise UserError(f"The threshold is {value:g}, must be a number from 0 to 1, or auto{hint}.")
     return value, "as given"
 
