@@ -280,6 +280,9 @@ def _add_model_keys(cfg: CN) -> None:
     # a convolution of stride 2 (official code of Mr. DETR: masks at stride 16), or taken as it is.
     D.MASK.IN_FEATURES = []
     D.MASK.HALVE_MAPS = True
+    # Attention times the number of heads and cells, so that its mean is 1 and the head sees it from the start, for
+    # short schedules. False, as published: it sums to 1.
+    D.MASK.MEAN_ONE = False
     # Of each matched pair's mask so many points are compared, the share UNCERTAIN of them those nearest the border as
     # it is predicted, out of OVERSAMPLE times as many.
     D.MASK.NUM_POINTS = 12544

@@ -139,6 +139,16 @@ def test_cells_are_repeated_or_left_out_by_the_ratio_of_strides(stride, wanted, 
     assert repeated(x, stride, wanted, (len(rows), 1)).flatten().tolist() == rows
 
 
+def test_attention_of_mean_one_counts_heads_and_cells_that_are_no_padding():
+    parts = {"embed_dim": 8, "num_heads": 2, "names": ["a"], "channels": [16], "strides": [8]}
+    head = MaskHead(**parts, mean_one=True)
+    padding = torch.zeros(2, 2, 3, dtype=torch.bool)
+    padding[1, :, 2] = True
+    with torch.no_grad():
+        attention = head.attend(torch.randn(2, 8), torch.randn(2, 6, 8), padding)
+    torch.testing.assert_close(attention.sum((1, 2)), torch.tensor([12.0, 8.0]))
+
+
 # ---- points ----
 
 

@@ -79,6 +79,7 @@ class MaskHead(nn.Module):
         strides: Sequence[int],
         level: int = -1,
         halve: bool = True,
+        mean_one: bool = False,
         at_once: int = 100,
     ):
         """
@@ -86,11 +87,13 @@ class MaskHead(nn.Module):
             names, channels, strides: of the backbone's maps to go up over, finest first.
             level: index of the memory's level that the attention is over.
             halve: a 3x3 convolution of stride 2 halves each of these maps, and its width, first (official code).
+            mean_one: multiply attention by the number of heads and cells, so that its mean is 1. As published it sums
+                to 1, and is next to nothing beside the tokens until the convolutions have learnt to look for it.
             at_once: queries computed together. In training, where there are more, activations are recomputed in the
                 backward pass, so that the memory is that of so many.
         """
         super().__init__()
-        self.num_heads, self.level, self.at_once = num_heads, level, at_once
+        self.num_heads, self.level, self.mean_one, self.at_once = num_heads, level, mean_one, at_once
         self.names, self.map_strides = tuple(reversed(names)), tuple(reversed(strides))
         widths = list(reversed(channels))
         self.query, self.key = nn.Linear(embed_dim, embed_dim), nn.Linear(embed_dim, embed_dim)
@@ -160,13 +163,18 @@ class MaskHead(nn.Module):
         return _Shared(keys, base, finer, [level_padding, *paddings[-len(maps) :]])
 
     def attend(self, states: Tensor, keys: Tensor, padding: Tensor | None) -> Tensor:
-        """(P, heads, h w) attention of (P, C) states to (P, h w, C) keys; each query's sum to 1 over all heads."""
+        """(P, heads, h w) attention of (P, C) states to (P, h w, C) keys; each query's sums to 1 over heads and cells,
+        or has the mean 1."""
         queries = self.query(states).unflatten(-1, (self.num_heads, -1))
         keys = keys.unflatten(-1, (self.num_heads, -1))
         logits = torch.einsum("phc,pshc->phs", queries, keys).float() * queries.shape[-1] ** -0.5
         if padding is not None:
             logits = logits.masked_fill(padding.flatten(1)[:, None], -torch.inf)
-        return logits.flatten(1).softmax(-1).view(logits.shape)
+        attention = logits.flatten(1).softmax(-1).view(logits.shape)
+        if not self.mean_one:
+            return attention
+        cells = keys.shape[1] if padding is None else (~padding).flatten(1).sum(1)[:, None, None]
+        return attention * (self.num_heads * cells)
 
     def draw(self, states: Tensor, image: Tensor, shared: _Shared, memory: Memory) -> Tensor:
         """The logits of some queries."""
@@ -237,6 +245,7 @@ def build_mask_head(cfg, feature_shapes) -> MaskHead:
         strides=[feature_shapes[name].stride for name in names],
         level=check_range("MODEL.DETR.MASK.LEVEL", D.MASK.LEVEL, f"[0, {D.NECK.NUM_LEVELS}]") - 1,
         halve=D.MASK.HALVE_MAPS,
+        mean_one=D.MASK.MEAN_ONE,
         at_once=check_range("MODEL.DETR.MASK.AT_ONCE", D.MASK.AT_ONCE, "[1, inf)"),
     )
 
