@@ -8,7 +8,7 @@ checked where it is built.
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ def check_values(cfg: CfgNode) -> None:
     """
     for key, interval in RANGES.items():
         check_range(key, value_of(cfg, key), interval)
-    for key, value in _numbers_below("MODEL.DETR", cfg.MODEL.DETR):
+    for key, value in flat(cfg.MODEL.DETR, "MODEL.DETR."):
         if key.endswith(("_COST", "_SCALE", "_WEIGHT")):  # factors of costs and losses, of whichever paper
             check_range(key, value, "[0, inf)")
     for key, choices in CHOICES.items():
@@ -110,12 +110,13 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _numbers_below(prefix: str, node: CfgNode) -> Iterator[tuple[str, float]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _numbers_below(f"{prefix}.{name}", value)
-        elif type(value) in (int, float):
-            yield f"{prefix}.{name}", value
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a config or of nested dicts, with its value."""
+    for name, value in config.items():
+        if isinstance(value, dict):  # a CfgNode is one
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _check_part_names(cfg: CfgNode) -> None:

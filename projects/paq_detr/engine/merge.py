@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -17,7 +17,7 @@ from detectron2.config import CfgNode
 
 from ..errors import UserError
 from ..registry import load_plugins
-from .checks import value_of
+from .checks import flat, value_of
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
@@ -213,7 +213,7 @@ def unknown_key(cfg: CfgNode, key: str) -> str:
     if cfg.key_is_renamed(key):
         _, how = cfg.__dict__[CfgNode.RENAMED_KEYS][key]
         return f"{key} is gone: {how}"
-    known = list(keys(cfg))
+    known = keys(cfg)
     leaf = key.split(".")[-1].upper()
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     near = near or [name for name in known if name.split(".")[-1] == leaf]
@@ -222,9 +222,5 @@ def unknown_key(cfg: CfgNode, key: str) -> str:
     return f"There is no config key {key}{hint}"
 
 
-def keys(cfg: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in cfg.items():
-        if isinstance(value, CfgNode):
-            yield from keys(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+def keys(cfg: CfgNode) -> list[str]:
+    return [key for key, _ in flat(cfg)]

@@ -9,7 +9,6 @@ with what becomes of it: applied, not applied, or refused.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from types import NoneType
 from typing import Any
 
@@ -19,6 +18,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
+from .checks import flat
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ Change = tuple[str, Any, Any]  # key, value of the checkpoint, value of this run
 
 def changes(run_config: str | None, cfg: CfgNode) -> list[Change]:
     """The keys that both configs have and that differ; none where the checkpoint carries no config."""
-    before = dict(_flat(_config_of(run_config)))
-    now = dict(_flat(yaml.load(cfg.dump(), _FAST)))
+    before = dict(flat(_config_of(run_config)))
+    now = dict(flat(yaml.load(cfg.dump(), _FAST)))
     # A key may hold a list since then: one name is a list of it.
     differ = [key for key in now if key in before and now[key] not in (before[key], [before[key]])]
     return [(key, before[key], now[key]) for key in differ]
@@ -200,11 +200,3 @@ def _names(*states: dict[str, Any]) -> list[dict[Any, int]]:
             places = [(number, place) for place in range(len(group["params"]))]
             found[-1].update(zip(group["param_names"] if named else places, group["params"], strict=True))
     return found
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
