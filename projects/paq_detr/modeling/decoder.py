@@ -91,10 +91,6 @@ class Decoder(nn.Module):
             for module in modules[self.test_layers :]:
                 module.train_only = True
 
-    def running(self) -> int:
-        """How many layers run now."""
-        return len(self.layers) if self.training else self.test_layers
-
     def at_inference(self) -> list[int]:
         """Which layers, counted from 0, predict at inference, in the order of their outputs."""
         return list(range(self.test_layers))
@@ -138,7 +134,7 @@ class CascadeDecoder(Decoder):
         """One ``LayerOutput`` per layer, the final prediction last."""
         state = DecoderState.of(queries)
         start = state.reference  # what the box head's output is relative to
-        for layer in range(self.running()):
+        for layer in range(len(self.layers) if self.training else self.test_layers):
             state = self.step(layer, state, memory)
             content = self.normed(state.content)
             if layer < self.box_layers:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from ..registry import NECKS, Kit
 from ..structures import Memory
-from .neck import in_features, measure_grid
+from .neck import as_tokens, in_features, measure_grid
 
 
 class FPN(nn.Module):
@@ -68,7 +67,7 @@ class FPN(nn.Module):
                 x = x + above[..., : x.shape[-2], : x.shape[-1]]
             merged.append(x * keep[level])
         maps = [conv(x) * k for conv, x, k in zip(self.outputs, reversed(merged), keep)]
-        return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid, dict(features))
+        return Memory(as_tokens(maps), None, grid, dict(features))
 
 
 def one_level_per_map(cfg, kit: Kit) -> dict:

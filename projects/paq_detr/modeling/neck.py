@@ -82,9 +82,14 @@ class ChannelMapper(nn.Module):
             else:
                 x = inputs[-1] if level == len(inputs) else maps[-1]
             maps.append(norm(conv(x), masks[level]))
-        tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
+        tokens = as_tokens(maps)
         position = position_code(grid, self.level_code.shape[-1], self.temperature, self.offset, self.level_code)
         return Memory(tokens, position.to(tokens.dtype), grid, features)
+
+
+def as_tokens(maps: Sequence[Tensor]) -> Tensor:
+    """(B, S, C) of (B, C, H, W) maps, finest first; ``Memory.levels`` undoes it."""
+    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1)
 
 
 def measure_grid(

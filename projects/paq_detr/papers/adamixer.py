@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..layers import ACTIVATIONS, MaskedGroupNorm
 from ..modeling.codec import XYZRCodec
 from ..modeling.fpn import one_level_per_map
-from ..modeling.neck import measure_grid
+from ..modeling.neck import as_tokens, measure_grid
 from ..ops import ms_deform_attn
 from ..registry import CROSS_ATTENTIONS, NECKS, Kit, adds_config
 from ..structures import DecoderState, Memory
@@ -71,7 +71,7 @@ class LateralNeck(nn.Module):
         grid = measure_grid(shapes, self.strides, image_sizes, padded_size, inputs[0].device, self.mask_padding)
         masks = grid.masks if grid.has_padding and self.mask_padding else [None] * len(inputs)
         maps = [self.norm(conv(x), mask) for conv, x, mask in zip(self.convs, inputs, masks)]
-        return Memory(torch.cat([x.flatten(2).transpose(1, 2) for x in maps], 1), None, grid, dict(features))
+        return Memory(as_tokens(maps), None, grid, dict(features))
 
 
 class AdaptiveSampling(nn.Module):
