@@ -319,6 +319,9 @@ def _add_training_keys(cfg: CN) -> None:
     S.OFFSET_MULTIPLIER = 0.1
     S.WARMUP_ITERS = 0
     S.IMS_PER_BATCH = 16
+    # Each process's share of a batch goes through the model in so many parts, which need less memory, with the
+    # gradients that it has in one piece (docs/training.md says how exactly).
+    S.ACCUMULATE = 1
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0

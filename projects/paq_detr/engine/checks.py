@@ -38,6 +38,7 @@ RANGES = {
     "MODEL.DETR.NUM_HEADS": "[1, inf)",
     "MODEL.DETR.QUERIES.NUM": "[1, inf)",
     "SEED": "(-inf, 4294967000]",  # numpy's end, less the processes, which count on from it
+    "SOLVER.ACCUMULATE": "[1, inf)",
     "SOLVER.BACKBONE_MULTIPLIER": "[0, inf)",
     "SOLVER.BASE_LR": "[0, inf)",
     "SOLVER.BIAS_LR_FACTOR": "[0, inf)",
