@@ -283,6 +283,11 @@ def _add_model_keys(cfg: CN) -> None:
     # Attention times the number of heads and cells, so that its mean is 1 and the head sees it from the start, for
     # short schedules. False, as published: it sums to 1.
     D.MASK.MEAN_ONE = False
+    # Tell the head where a cell lies in the query's box (CondInst's relative coordinates), and whether it does. As
+    # published it knows an object by its looks alone, and takes long to tell one of many like ones from the others.
+    D.MASK.BOX_COORDINATES = False
+    # Probability that a new head gives every cell; less than the published 0.5 where objects are small.
+    D.MASK.PRIOR = 0.5
     # Of each matched pair's mask so many points are compared, the share UNCERTAIN of them those nearest the border as
     # it is predicted, out of OVERSAMPLE times as many.
     D.MASK.NUM_POINTS = 12544
