@@ -344,6 +344,20 @@ def _add_training_keys(cfg: CN) -> None:
     S.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     S.AMP.DTYPE = "bfloat16"  # used when SOLVER.AMP.ENABLED; or "float16"
 
+    # An exponential moving average of the weights: written beside the others as model_ema.pth, and evaluated in their
+    # place (EVAL), so that model_best.pth holds it too. A step counts 1 - DECAY, one of the first WARMUP_ITERS more.
+    S.EMA = CN()
+    S.EMA.ENABLED = False
+    S.EMA.DECAY = 0.9998
+    S.EMA.WARMUP_ITERS = 2000
+    S.EMA.EVAL = True
+
+    # Training ends after so many evaluations without a better BEST_METRIC; 0: never before its last iteration.
+    cfg.TEST.PATIENCE = 0
+    # Evaluation during training also takes the losses over the test datasets, without dropout, as validation/...: a
+    # second pass over the images.
+    cfg.TEST.LOSS = False
+
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.

@@ -124,11 +124,12 @@ class DetrCheckpointer(DetectionCheckpointer):
             self.save_weights(name, **state, **extra)
             self.tag_last_checkpoint(f"{name}.pth")
 
-    def save_weights(self, name: str, **extra: Any) -> None:
-        """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
+    def save_weights(self, name: str, weights: dict[str, Tensor] | None = None, **extra: Any) -> None:
+        """Write the weights (None: the model's), the class names and ``extra`` to ``name``.pth, whole or not at all."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
-            content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
+            weights = self.model.state_dict() if weights is None else weights
+            content = {"model": weights, "class_names": self.class_names, "run_config": self.run_config}
             try:
                 with whole_file(path) as part:
                     torch.save({**content, **extra}, part)

@@ -5,6 +5,7 @@ whole model, exact resume, and how to say which batch made a loss infinite."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -31,12 +32,13 @@ from ..errors import Interrupted, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
+from .ema import WeightAverage
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
 from .interrupt import StopRequest
 from .learn import Learner
 from .loader import NamedFaults, TrainLoader, build_train_loader
 from .non_finite import first_non_finite, non_finite_error
-from .output import LAST_CHECKPOINT
+from .output import AVERAGED, BEST, LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
@@ -97,6 +99,7 @@ class Trainer(TrainerBase):
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.stop = StopRequest()
+        self.average: WeightAverage | None = None
         self._others_stop = False  # a signal came to one of the processes
         self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
@@ -114,9 +117,13 @@ class Trainer(TrainerBase):
 
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
+        ema = cfg.SOLVER.EMA
+        if ema.ENABLED:
+            self.average = WeightAverage(self.checkpointer.model, ema.DECAY, ema.WARMUP_ITERS)
         built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            *filter(None, [self.average]),
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
             StopOnSignal(),
         ]
@@ -209,7 +216,7 @@ class Trainer(TrainerBase):
         self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
         try:
             # Training goes on as if nothing had been evaluated.
-            with preserved_rng(self.device), self.stop.waiting_for_data():
+            with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
                 self.results = self.test(self.cfg, self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
@@ -219,6 +226,15 @@ class Trainer(TrainerBase):
         finally:
             self.stop.at_once = False
         return self.results
+
+    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
+        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
+        return self.average.in_place() if averaged else contextlib.nullcontext()
+
+    def save_evaluated(self, name: str, **extra: Any) -> None:
+        """Write the weights that are evaluated, as they are now."""
+        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
+        self.checkpointer.save_weights(name, self.average.weights if averaged else None, **extra)
 
     def _in_last_evaluation(self) -> Interrupted:
         number = self.stop.signal
@@ -269,7 +285,7 @@ class Trainer(TrainerBase):
     def _others_than(self, path: str, error: UserError) -> str:
         """What else there is to go on from, where the last checkpoint itself cannot be read."""
         names = sorted(os.path.basename(other) for other in self.checkpointer.get_all_checkpoint_files())
-        others = [name for name in names if name not in (os.path.basename(path), "model_best.pth")]
+        others = [name for name in names if name not in (os.path.basename(path), BEST, AVERAGED)]
         if "was not loaded" not in str(error) or not others:
             return ""
         note = os.path.join(self.cfg.OUTPUT_DIR, LAST_CHECKPOINT)
@@ -279,6 +295,8 @@ class Trainer(TrainerBase):
         """Write a checkpoint to go on from. To be called on every process."""
         self._rng_states = comm.gather(rng_state(self.device))
         self.checkpointer.save(name)
+        if self.average is not None:
+            self.checkpointer.save_weights(AVERAGED.removesuffix(".pth"), self.average.weights, iteration=self.iter)
         self._saved = self.iter, name
 
     def before_train(self) -> None:

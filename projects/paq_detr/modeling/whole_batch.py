@@ -17,8 +17,8 @@ from .objective import OBJECTS, divisors
 class WholeBatch:
     """What a part of a batch must know of the whole: its size, its fullest image, and what losses are divided by.
 
-    The number of objects is known from the start. What other normalisers count (matched pairs) follows from outputs: with
-    ``counting`` True the parts are run once beforehand, and :meth:`divide` adds up what they have.
+    The number of objects is known from the start. What other normalisers count (matched pairs) follows from outputs:
+    with ``counting`` True the parts are run once beforehand, and :meth:`divide` adds up what they have.
     """
 
     def __init__(self, batch: Sequence[dict[str, Any]], parts: int):
