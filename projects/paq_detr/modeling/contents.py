@@ -31,6 +31,8 @@ class ContentSource(nn.Module):
 class LearnedContent(ContentSource):
     """A table of contents, the same for every image."""
 
+    query_axes = {"table": 0}
+
     def __init__(self, num_queries: int, embed_dim: int, init: str = "normal"):
         """
         Args:

@@ -47,6 +47,7 @@ class LearnedQueries(nn.Module):
     """Deformable DETR's single-stage queries: learned positions, whose linear map gives the reference points."""
 
     provides = frozenset({"position"})
+    query_axes = {"position": 0}
 
     def __init__(self, *, num_queries: int, embed_dim: int, content: ContentSource):
         super().__init__()
@@ -73,6 +74,7 @@ class LearnedAnchors(nn.Module):
     """
 
     provides = frozenset({"boxes"})
+    query_axes = {"anchors": 0}
     #: What the table can start as: (N,) to (N, 4) logits of cxcywh.
     INITS = {
         "normal": lambda count: torch.randn(count, 4),  # DAB-DETR, DN-DETR
@@ -108,6 +110,7 @@ class LearnedBoxes(nn.Module):
         boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)
         if learned:
             self.boxes = nn.Parameter(boxes)
+            self.query_axes = {"boxes": 0}
         else:
             self.register_buffer("boxes", boxes, persistent=False)
         self.content = content
