@@ -6,7 +6,7 @@ A module declares by attributes which of its parameters have rows that stand for
 
 * ``class_axes``: one row per class, which follows its class name.
 * ``query_axes``: one row per query (anchor, pattern), counted from the first one on.
-* ``query_blocks`` (parameter name: name of another parameter): per query a block of rows, one for each row of the other.
+* ``query_blocks`` (parameter name: name of another parameter): per query a block of rows, one per row of the other.
 * ``leading_axes``: counted from the first one on; those behind the first decide no prediction.
 """
 
