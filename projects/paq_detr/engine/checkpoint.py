@@ -24,7 +24,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
+from ..convert.classes import UNUSED, coco_names
 from ..convert.files import missing_file, read_checkpoint, strip_wrappers
+from ..convert.layout import number_of_classes
 from ..errors import UserError
 from ..whole_file import whole_file
 from .output import LAST_CHECKPOINT
@@ -44,12 +46,31 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
     dropped: list[str] = field(default_factory=list)  # of a known layout, under its names: not needed here
     shared_classes: list[str] = field(default_factory=list)
+    new_classes: list[str] = field(default_factory=list)  # of the model, and not in a file that names its own
+    dropped_classes: list[str] = field(default_factory=list)  # only in the file
     layout: str = ""  # of a file from elsewhere
     sizes: dict[str, int] = field(default_factory=dict)  # of the model's parameters
 
     def __str__(self) -> str:
         title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
-        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), self.absent())))
+        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), self.classes(), self.absent())))
+
+    def classes(self) -> str:
+        """Which classes of the file are kept, which are new and which dropped; "" where both have the same."""
+        if not self.new_classes and not self.dropped_classes:
+            return ""
+        kinds = {"kept": self.shared_classes, "new": self.new_classes, "dropped": self.dropped_classes}
+        return "Classes: " + "; ".join(f"{kind} {_named(names)}" for kind, names in kinds.items()) + "."
+
+    def misfit(self) -> str:
+        """One sentence on what of the model the file does not give; "" where it gives all."""
+        fresh = Counter(map(part_of, [*self.reshaped, *self.missing]))
+        parts = f"{fresh.total()} tensors of {', '.join(fresh)} begin anew" if fresh else ""
+        rows = f"the classes {_named(self.new_classes)} begin anew" if self.new_classes else ""
+        if self.new_classes and not self.shared_classes:
+            rows = f"none of its {len(self.dropped_classes)} classes is one of the model's, all of which begin anew"
+        found = "; ".join(filter(None, (rows, parts)))
+        return f"the weight file gives only a part of the model: {found}" if found else ""
 
     def parts(self) -> str:
         """How much of each part of the model is loaded."""
@@ -94,6 +115,11 @@ class LoadReport:
         return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
 
 
+def _named(names: Sequence[str], longest: int = 12) -> str:
+    more = f" and {len(names) - longest} more" if len(names) > longest else ""
+    return (", ".join(names[:longest]) or "none") + more
+
+
 def cut(names: Sequence[str], longest: int) -> str:
     """The names, one per line; of a long list only how many there are under each first two parts of the name."""
     if len(names) > longest:
@@ -113,6 +139,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(getattr(self.model, "class_names", ()))
+        self.class_renames = dict(getattr(self.model, "class_renames", {}))
         self.report = LoadReport()
         self.run_config = ""  # yaml of the training's config, for those who load the weights
         self._check: Callable[[dict[str, Any]], None] | None = None
@@ -202,10 +229,33 @@ class DetrCheckpointer(DetectionCheckpointer):
             content["model"] = conversion.weights
             content["layout"], content["dropped"] = conversion.layout, conversion.dropped
             content.setdefault("class_names", conversion.class_names)
+        names = content.get("class_names") or self._coco_names(content["model"])
+        content["class_names"] = self._renamed(names, filename)
         content["file"] = filename
         if self._check is not None:
             self._check(content)
         return content
+
+    def _coco_names(self, weights: dict[str, Tensor]) -> list[str] | None:
+        """COCO's names, where the file tells none and has as many classes as COCO, numbered one way or another."""
+        rows = number_of_classes(weights)
+        return coco_names(rows) if rows and rows != len(self.class_names) else None
+
+    def _renamed(self, names: Sequence[str] | None, path: str) -> list[str] | None:
+        """The file's class names by what they are called here. Those of a run that has renamed them stay."""
+        if not names or not self.class_renames or list(names) == self.class_names:
+            return names
+        for old, new in self.class_renames.items():
+            key = f"MODEL.DETR.CLASS_RENAMES [{old}, {new}]"
+            if new not in self.class_names:
+                raise UserError(f"{key}: {new} is no class of this model, which has {_named(self.class_names)}.")
+            if old not in names:
+                raise UserError(f"{key}: {path} has no class {old}, but {_named(names)}.")
+        renamed = [self.class_renames.get(name, name) for name in names]
+        twice = next((name for name in renamed if name in self.class_names and renamed.count(name) > 1), None)
+        if twice:
+            raise UserError(f"MODEL.DETR.CLASS_RENAMES gives {path} two classes {twice}: rename the other one, too.")
+        return renamed
 
     def _convert(self, weights: dict[str, Tensor], config: Any) -> Conversion:
         """The weights under this model's names. The backbone knows its classification files, convert/ all others."""
@@ -237,6 +287,9 @@ class DetrCheckpointer(DetectionCheckpointer):
     def _match_classes(self, weights: dict[str, Tensor], class_names: Sequence[str]) -> None:
         """Replace each class-sized tensor of ``weights`` by one for this model's classes."""
         self.report.shared_classes = [name for name in self.class_names if name in class_names]
+        self.report.new_classes = [name for name in self.class_names if name not in class_names]
+        unknown = [name for name in class_names if name not in self.class_names]
+        self.report.dropped_classes = [name for name in unknown if name != UNUSED]
         own = self.model.state_dict()
         for prefix, module in self.model.named_modules(remove_duplicate=False):  # shared heads have two names
             for parameter, axis in getattr(module, "class_axes", {}).items():
@@ -270,8 +323,10 @@ class DetrCheckpointer(DetectionCheckpointer):
         report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
-        logger.log(level, "%s", self.report)
+        misfit = self.report.misfit()
+        if misfit:
+            logger.warning("%s", misfit)
+        logger.log(logging.WARNING if misfit else logging.INFO, "%s", self.report)
 
 
 def match_rows(
