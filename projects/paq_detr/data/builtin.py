@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..checks import check_choice, expanded_path
-from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
+from .coco_json import CocoDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
 from .image_file import allow_pixels
@@ -194,7 +194,7 @@ def _settle_class_names(cfg: CfgNode) -> None:
     for name in names:
         if _classes(name) == classes:
             continue
-        if sorted(_classes(name)) == sorted(classes) and isinstance(DatasetCatalog[name], CocoJsonDataset):
+        if sorted(_classes(name)) == sorted(classes) and isinstance(DatasetCatalog[name], CocoDataset):
             reorder_classes(name, classes)
             continue
         raise ValueError(
