@@ -57,7 +57,7 @@ def _holds_images(file: str) -> bool:
 
 
 def _split_of(file: str) -> str:
-    """"train2017" of instances_train2017.json, and of train2017/_annotations.coco.json."""
+    """ "train2017" of instances_train2017.json, and of train2017/_annotations.coco.json."""
     folder, name = os.path.split(os.path.abspath(file))
     stem = name.removesuffix(".json")
     if stem == "_annotations.coco":

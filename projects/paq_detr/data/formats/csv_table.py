@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A CSV table as a source: one line a box.
 
-Without a header ``image,x1,y1,x2,y2,label``, corners in pixels, and perhaps ``image_width,image_height`` behind them, as
-in SKU110K (https://github.com/eg4000/SKU110K_CVPR19); with one, columns of these or usual other names in any order. A
-line whose box and label are empty is an image without objects.
+Without a header ``image,x1,y1,x2,y2,label``, corners in pixels, and perhaps ``image_width,image_height`` behind them,
+as in SKU110K (https://github.com/eg4000/SKU110K_CVPR19); with one, columns of these or usual other names in any order.
+A line whose box and label are empty is an image without objects.
 """
 
 from __future__ import annotations

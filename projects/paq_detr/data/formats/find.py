@@ -21,9 +21,7 @@ FORMATS: dict[str, type[Source]] = {
     source.key: source for source in (CocoSource, OdgtSource, YoloSource, VocSource, CsvSource)
 }
 _VALIDATION = ("val", "dev", "minival", "test")  # how the name of a split for evaluation begins, the best first
-_KNOWN = (
-    "a COCO json, a CrowdHuman odgt, a YOLO data.yaml or images and labels, Pascal VOC's Annotations, a CSV table"
-)
+_KNOWN = "a COCO json, a CrowdHuman odgt, a YOLO data.yaml or images and labels, Pascal VOC's Annotations, a CSV table"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import UserError
@@ -58,7 +57,8 @@ class VocSource(Source):
             return {split: cls(path, split) for split in splits or [""]}
         if _xmls(path):
             return {"": cls(path)}
-        return {os.path.basename(f): cls(f) for f in sorted(glob.glob(os.path.join(glob.escape(path), "*"))) if _xmls(f)}
+        folders = sorted(glob.glob(os.path.join(glob.escape(path), "*", "")))
+        return {os.path.basename(os.path.dirname(f)): cls(os.path.dirname(f)) for f in folders if _xmls(f)}
 
     @property
     def open_classes(self) -> bool:
@@ -179,7 +179,7 @@ def _object(element: ElementTree.Element, where: str) -> _Object:
     except Unfit as error:
         raise UserError(f"{where}, {name}: a value is {error} ({_shown_box(texts)})") from None
     if x1 < x0 or y1 < y0:
-        raise UserError(f"{where}, {name}: its box is {_shown_box(texts)}, but the largest cannot be below the smallest")
+        raise UserError(f"{where}, {name}: its box is {_shown_box(texts)}, where max cannot be below min")
     return _Object(name, corners, difficult)
 
 

@@ -100,14 +100,17 @@ class YoloSource(Source):
         if not labels:
             raise UserError(f"{self.path}: there is no picture in {', '.join(self._layout.places[self.split])}")
         if not there:
-            raise UserError(f"{self.path}: none of the {len(labels)} pictures has a label file; that of the first would "
-                            f"be {labels[0]}")  # fmt: skip
+            raise UserError(f"{self.path}: none of the {len(labels)} pictures has a label file; that of the first "
+                            f"would be {labels[0]}")  # fmt: skip
         folders = [place for place in self._layout.places[self.split] if os.path.isdir(place)]
         texts = [text for place in folders for text in _files_below(label_folder(place), (".txt",))]
         lonely = sorted(set(texts) - there - {t for t in texts if os.path.basename(t) == "classes.txt"})
-        notes = [f"{len(lonely)} of {len(texts)} label files have no picture; the first is {lonely[0]}"] if lonely else []
-        bare = len(labels) - len(there)
-        return [*notes, *([f"{bare} of {len(labels)} pictures have no label file, hence no object"] if bare else [])]
+        notes, bare = [], len(labels) - len(there)
+        if lonely:
+            notes.append(f"{len(lonely)} of {len(texts)} label files have no picture; the first is {lonely[0]}")
+        if bare:
+            notes.append(f"{bare} of {len(labels)} pictures have no label file, hence no object")
+        return notes
 
 
 def label_file(picture: str) -> str:
@@ -145,12 +148,12 @@ def _shape(numbers: list[float], width: int, height: int, keypoints: int, where:
     if len(numbers) == 4 + keypoints:
         numbers = numbers[:4]
     elif keypoints:
-        raise UserError(f"{where} holds {len(numbers)} numbers behind the class, must hold a box and {keypoints} numbers "
-                        "of keypoints, as kpt_shape says")  # fmt: skip
+        raise UserError(f"{where} holds {len(numbers)} numbers behind the class, must hold a box and {keypoints} "
+                        "numbers of keypoints, as kpt_shape says")  # fmt: skip
     elif len(numbers) < 6 or len(numbers) % 2:
         hint = ", as if its last were a score" if len(numbers) == 5 else ""
-        raise UserError(f"{where} holds {len(numbers)} numbers behind the class{hint}, must hold x, y, width and height, "
-                        "or x, y of three corners or more")  # fmt: skip
+        raise UserError(f"{where} holds {len(numbers)} numbers behind the class{hint}, must hold x, y, width and "
+                        "height, or x, y of three corners or more")  # fmt: skip
     odd = next((value for value in numbers if not -_SLACK <= value <= 1 + _SLACK), None)
     if odd is not None:
         raise UserError(f"{where} holds {odd:g}, must be shares of the image from 0 to 1{_pixels(odd)}")
