@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from detectron2.structures import BoxMode
 
 from .coco_file import CocoFile, CocoImage, check_coco
 from .formats.coco import CocoSource
-from .formats.source import Source
+from .formats.source import Content, Source
 from .image_file import image_size
 from .json_values import Unfit
 from .pictures import hint_at, local_name
@@ -75,9 +76,9 @@ def register_coco(name: str, source: Source, masks: bool = False) -> None:
 
 
 def reorder_classes(name: str, classes: Sequence[str]) -> None:
-    """Give the classes of a registered COCO json the order of ``classes``, which are the same ones.
+    """Give the classes of a registered dataset the order of ``classes``, which it ``can_have``.
 
-    ``thing_dataset_id_to_contiguous_id`` keeps the json's own ids, so that results are written with these.
+    ``thing_dataset_id_to_contiguous_id`` keeps the file's own ids, so that results are written with these.
     """
     dataset = DatasetCatalog[name]
     logger.info("dataset %r numbers its classes otherwise: they are matched by name", name)
@@ -97,7 +98,7 @@ class CocoDataset:
         if not os.path.isdir(source.image_root):
             raise FileNotFoundError(f"dataset {name!r}: the image folder {source.image_root} does not exist")
         self.name, self.source, self.masks = name, source, masks
-        content, notes = self._read()
+        source_content, content = self._read()
         self.annotated = content.annotated
         self.class_names = list(content.categories.values())
         self.contiguous_ids = {category: index for index, category in enumerate(content.categories)}
@@ -105,21 +106,27 @@ class CocoDataset:
         self.file_names = [record["file_name"] for record in self._dicts]
         self.sizes = [(record["width"], record["height"]) for record in self._dicts]
         self.objects_per_image = np.array([_count_objects(d) for d in self._dicts], dtype=np.int64)
-        self._report(content, dropped, notes)
+        self._report(source_content, content, dropped)
 
     def __call__(self) -> list[dict]:
         dicts, self._dicts = self._dicts, None
-        return self._build(self._read()[0])[0] if dicts is None else dicts
+        return self._build(self._read()[1])[0] if dicts is None else dicts
 
-    def _read(self) -> tuple[CocoFile, list[str]]:
-        coco, notes = self.source.content()
-        return check_coco(coco, self.source.path, self.masks), notes
+    def _read(self) -> tuple[Content, CocoFile]:
+        content = self.source.content()
+        return content, check_coco(content.coco, self.source.path, self.masks)
+
+    def can_have(self, classes: Sequence[str]) -> bool:
+        """Whether ``classes`` are this dataset's in any order, or could be as its format lists none."""
+        extra = set(classes) - set(self.class_names)
+        return set(self.class_names) <= set(classes) and (not extra or self.source.open_classes)
 
     def reorder_classes(self, classes: Sequence[str]) -> None:
-        names = dict(zip(self.contiguous_ids, self.class_names))
+        before, ids = self.contiguous_ids, dict(zip(self.class_names, self.contiguous_ids))
+        free = (number for number in itertools.count(1) if number not in before)  # ids of classes without objects
         self.class_names = list(classes)
-        before, self.contiguous_ids = self.contiguous_ids, {c: self.class_names.index(names[c]) for c in names}
-        moved = {before[category]: self.contiguous_ids[category] for category in names}
+        self.contiguous_ids = {ids[name] if name in ids else next(free): i for i, name in enumerate(classes)}
+        moved = {before[category]: self.contiguous_ids[category] for category in before}
         for record in self._dicts or ():
             for annotation in record["annotations"]:
                 annotation["category_id"] = moved[annotation["category_id"]]
@@ -165,7 +172,7 @@ class CocoDataset:
                 raise ValueError(f"{self.source.path}: {text}") from error
         return {"file_name": file_name, "image_id": image.id, "height": height, "width": width, "annotations": []}
 
-    def _report(self, content: CocoFile, dropped: list[str], notes: list[str]) -> None:
+    def _report(self, read: Content, content: CocoFile, dropped: list[str]) -> None:
         boxes = np.zeros(len(self.class_names), dtype=np.int64)
         for record in self._dicts:
             for annotation in record["annotations"]:
@@ -180,13 +187,13 @@ class CocoDataset:
             logger.warning("%s: dropped %d of %d boxes: %s",
                            self.source.path, len(dropped), len(content.annotations), examples)  # fmt: skip
         where = f"dataset {self.name!r} ({self.source.path})"
-        for note in notes:
+        for note in read.notes:
             logger.info("%s: %s", where, note)
         ignored = sum(annotation.ignore for annotation in content.annotations)
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
                            "1", where, ignored, len(content.annotations))  # fmt: skip
-        for doubt in (doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
+        for doubt in (*read.doubts, doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
             if doubt:
                 logger.warning("%s: %s", where, doubt)
 

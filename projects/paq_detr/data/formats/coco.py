@@ -45,7 +45,7 @@ class CocoSource(Source):
 
     def content(self) -> Content:
         with open_file(self.path) as file:
-            return Content(parse_json(file.read(), self.path), [])
+            return Content(parse_json(file.read(), self.path))
 
 
 def _holds_images(file: str) -> bool:

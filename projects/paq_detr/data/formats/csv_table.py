@@ -80,7 +80,7 @@ class CsvSource(Source):
             annotation["category_id"] = ids[annotation["category_id"]]
         self.fill_sizes(list(images.values()))
         categories = [{"id": number, "name": name} for name, number in ids.items()]
-        return Content({"images": list(images.values()), "annotations": annotations, "categories": categories}, [])
+        return Content({"images": list(images.values()), "annotations": annotations, "categories": categories})
 
 
 def _is_table(file: str) -> bool:

@@ -7,10 +7,10 @@ from __future__ import annotations
 import glob
 import os
 from functools import cached_property
-from typing import Any
 
 from ..odgt import read_odgt
-from .source import Source, first_existing
+from ..odgt_coco import to_coco
+from .source import Content, Source, first_existing
 
 
 class OdgtSource(Source):
@@ -30,5 +30,8 @@ class OdgtSource(Source):
         _, first = next(read_odgt(self.path))
         return first_existing(self.path, f"{first['ID']}.jpg")
 
-    def content(self) -> dict[str, Any]:
-        raise NotImplementedError
+    def content(self) -> Content:
+        """Of the full boxes, which COCO's form is about."""
+        coco, notes = to_coco(self.path)
+        self.fill_sizes(coco["images"])
+        return Content(coco, doubts=notes)

@@ -23,7 +23,8 @@ class Content(NamedTuple):
     """What a source holds."""
 
     coco: Any  # the content of a COCO json, not checked yet
-    notes: list[str]  # what was decided or left out on the way, one sentence each
+    notes: Sequence[str] = ()  # what was decided on the way, one sentence each
+    doubts: Sequence[str] = ()  # what is probably wrong with the files
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Source(ABC):
         unknown = [image for image in images if not ("width" in image and "height" in image)]
         files = [local_name(self.image_root, image["file_name"]) for image in unknown]
         for image, (width, height) in zip(unknown, self.sizes_of(files)):
-            image.update(width=width, height=height)
+            image.update(height=height, width=width)
 
     def entry(self, name: str) -> dict[str, str]:
         """The entry of ``DATASETS.FILES`` that means this source."""

@@ -70,7 +70,7 @@ class YoloSource(Source):
         names, names_file = self._names()
         pictures, labels = self._pictures, list(map(label_file, self._pictures))
         there = set(labels) - set(missing_files(labels))
-        notes = self._check_labels(labels, there)
+        notes, doubts = self._check_labels(labels, there)
         images, annotations = [], []
         for number, (picture, label, (width, height)) in enumerate(zip(pictures, labels, self.sizes_of(pictures)), 1):
             file_name = os.path.relpath(picture, self.image_root)
@@ -84,7 +84,7 @@ class YoloSource(Source):
                 known = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
                 annotations.append({**known, **shape, "iscrowd": 0})
         categories = [{"id": number, "name": name} for number, name in enumerate(names)]
-        return Content({"images": images, "annotations": annotations, "categories": categories}, notes)
+        return Content({"images": images, "annotations": annotations, "categories": categories}, notes, doubts)
 
     def _names(self) -> tuple[Sequence[str], str]:
         """The classes, and the file that names them."""
@@ -95,8 +95,8 @@ class YoloSource(Source):
                             "name a file of them, one a line, by classes")  # fmt: skip
         return self._layout.names, self._layout.names_file
 
-    def _check_labels(self, labels: Sequence[str], there: set[str]) -> list[str]:
-        """Notes on label files and pictures without each other."""
+    def _check_labels(self, labels: Sequence[str], there: set[str]) -> tuple[list[str], list[str]]:
+        """Notes on pictures without a label file, and doubts about label files without a picture."""
         if not labels:
             raise UserError(f"{self.path}: there is no picture in {', '.join(self._layout.places[self.split])}")
         if not there:
@@ -104,13 +104,13 @@ class YoloSource(Source):
                             f"would be {labels[0]}")  # fmt: skip
         folders = [place for place in self._layout.places[self.split] if os.path.isdir(place)]
         texts = [text for place in folders for text in _files_below(label_folder(place), (".txt",))]
-        lonely = sorted(set(texts) - there - {t for t in texts if os.path.basename(t) == "classes.txt"})
-        notes, bare = [], len(labels) - len(there)
-        if lonely:
-            notes.append(f"{len(lonely)} of {len(texts)} label files have no picture; the first is {lonely[0]}")
-        if bare:
-            notes.append(f"{bare} of {len(labels)} pictures have no label file, hence no object")
-        return notes
+        texts = [text for text in texts if os.path.basename(text) != "classes.txt"]
+        lonely = sorted(set(texts) - there)
+        bare = len(labels) - len(there)
+        notes = [f"{bare} of {len(labels)} pictures have no label file, hence no object"] if bare else []
+        if not lonely:
+            return notes, []
+        return notes, [f"{len(lonely)} of {len(texts)} label files have no picture; the first is {lonely[0]}"]
 
 
 def label_file(picture: str) -> str:
@@ -217,7 +217,7 @@ def _names_of(names: Any, count: Any, file: str) -> list[str]:
     if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(type(name) in (str, int, float, bool) for name in names):
-        raise UserError(f"{file}: names is {shown(names)}, must be a list of class names, or names by 0, 1, 2, ...")
+        raise UserError(f"{file}: names is {shown(names)}, must be a list of class names, or these by number from 0 on")
     if count not in (None, len(names)):
         raise UserError(f"{file}: nc is {shown(count)}, but there are {len(names)} names")
     return [str(name) for name in names]
