@@ -30,9 +30,11 @@ LEFT_OUT = shutil.ignore_patterns("*.so", "_build_record.json", "__pycache__")
 TINY = "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN 4 DATASETS.SYNTHETIC_CROWD.NUM_VAL 2 SOLVER.MAX_ITER 2 MODEL.DEVICE cpu"
 TRY = """
 import pathlib, sys, paq_detr
+from PIL import Image
 assert pathlib.Path(paq_detr.__file__).is_relative_to(sys.prefix), paq_detr.__file__
 assert pathlib.Path(paq_detr.configs("crowd/paq_dh")).is_relative_to(sys.prefix), paq_detr.configs()
-result = paq_detr.Detector("output/demo", device="cpu").predict("output/demo/predictions.png", threshold=0.0)
+Image.new("RGB", (96, 64), "grey").save("grey.png")
+result = paq_detr.Detector("output/demo", device="cpu").predict("grey.png", threshold=0.0)
 print(result, "with operators of", sys.modules["paq_detr.ops"]._extension.library().reason)
 """
 
@@ -112,7 +114,7 @@ def try_out(programs: Path, folder: Path) -> None:
     print(run(programs / "paq-detr", "install-detectron2", cwd=folder), end="")
     run(programs / "paq-detr", "demo", *TINY.split(), cwd=folder)
     print(run(programs / "python", "-c", TRY, cwd=folder), end="")
-    print(run(programs / "paq-detr", "predict", "output/demo", "output/demo/predictions.png", cwd=folder), end="")
+    print(run(programs / "paq-detr", "predict", "output/demo", "grey.png", cwd=folder), end="")
 
 
 def main() -> int:
