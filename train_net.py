@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--config-file", default="", metavar="FILE", help="a yaml file, or a name such as crowd/paq_dh")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    parser.add_argument("--allow-partial", action="store_true", help="--eval-only of weights that fit only in part")
     add_launch_arguments(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE")
     run(parser.parse_args())

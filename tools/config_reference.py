@@ -102,7 +102,7 @@ def page() -> str:
     add_paq_detr_config(cfg)
     parts = [HEAD]
     for heading, adders in functions():
-        rows = [entry for adder in adders for entry in entries(adder) if entry.text or entry.default]
+        rows = [entry for adder in adders for entry in entries(adder) if entry.text or entry.default is not None]
         lines = [f"\n## {heading}\n", "| key | default | meaning |", "|---|---|---|"]
         lines += [f"| `{row.key}` | {_cell(_default(cfg, row), code=True)} | {_cell(row.text)} |" for row in rows]
         parts.append("\n".join(lines) + "\n")

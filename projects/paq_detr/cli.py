@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``paq-detr``: predict, train, eval, demo, export, convert, average, install-detectron2, doctor.
+"""The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
@@ -106,6 +107,7 @@ def _eval(arguments: list[str]) -> int:
     parser = _launch_parser("eval", "RUN_OR_WEIGHTS")
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="folder that training wrote, or a weight file")
     parser.add_argument("--config", metavar="FILE", help="in place of the config.yaml beside the weights")
+    parser.add_argument("--allow-partial", action="store_true", help="evaluate weights that fit only in part")
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=True, resume=False))
 
     def evaluate() -> None:
@@ -137,6 +139,15 @@ def _demo(arguments: list[str]) -> int:
     web.add_arguments(parser)
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts))
     return _run(lambda: web.serve(args.web, args.host, args.port) if args.web else command.demo(args))
+
+
+def _convert_data(arguments: list[str]) -> int:
+    parser = _parser("convert-data", "SOURCE --output FILE [options]")
+    from .data import convert_data
+
+    convert_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: convert_data.convert_data(options))
 
 
 def _export(arguments: list[str]) -> int:
