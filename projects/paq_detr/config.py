@@ -93,6 +93,8 @@ def _add_model_keys(cfg: CN) -> None:
     # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
     # that training writes into its output folder holds them, so that prediction needs no dataset.
     D.CLASS_NAMES = []
+    # What classes of MODEL.WEIGHTS are called here, as [[old, new], ...]: rows of class heads are taken over by name.
+    D.CLASS_RENAMES = []
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0

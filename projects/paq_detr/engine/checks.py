@@ -97,6 +97,7 @@ def check_values(cfg: CfgNode) -> None:
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
+    check_renames(cfg.MODEL.DETR.CLASS_RENAMES)
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         check_numbers(key, value_of(cfg, key), "[0, inf)")
         if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
@@ -109,6 +110,19 @@ def check_values(cfg: CfgNode) -> None:
     _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
     _check_best_metric(cfg.TEST.BEST_METRIC)
     _check_patience(cfg)
+
+
+def check_renames(pairs: Any) -> None:
+    """See that MODEL.DETR.CLASS_RENAMES is a map from old class names to new ones."""
+    key = "MODEL.DETR.CLASS_RENAMES"
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ValueError(f"{key} holds {pair}, must be pairs of names [old, new]")
+    for place, which in enumerate(("old", "new")):
+        names = [pair[place] for pair in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{key} holds the {which} name {twice} twice")
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

@@ -77,7 +77,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         )
     try:
         check_values(cfg)
-        register_datasets(cfg)
+        register_datasets(cfg, test_only=evaluates)
         check_pictures(cfg.DATASETS.TEST if evaluates else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error
