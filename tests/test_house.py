@@ -19,6 +19,7 @@ FLOORS = (
     ("detector",),
     ("engine", "doctor", "average"),
     ("predict", "export", "demo"),
+    ("check_data",),
     ("cli",),
     ("__main__",),
 )

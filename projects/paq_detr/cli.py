@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "check-data": ("look at every picture and box of a dataset", "_check_data"),
     "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
@@ -139,6 +140,15 @@ def _demo(arguments: list[str]) -> int:
     web.add_arguments(parser)
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts))
     return _run(lambda: web.serve(args.web, args.host, args.port) if args.web else command.demo(args))
+
+
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser("check-data", "SOURCE [options]")
+    from . import check_data
+
+    check_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: check_data.check_data(options))
 
 
 def _convert_data(arguments: list[str]) -> int:
