@@ -156,6 +156,7 @@ class SyntheticDataset:
             "image_id": index,
             "height": self.crowd.height,
             "width": self.crowd.width,
+            "amodal": self.box == "full",
             "annotations": annotations,
         }
 

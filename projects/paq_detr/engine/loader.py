@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.utils import comm
 from torch import Generator
@@ -47,10 +48,12 @@ class TrainLoader:
 
     Args:
         dicts: Detectron2 dataset dicts.
-        mapper: callable on one (copied) dataset dict; its randomness comes from the global generators.
+        mapper: callable on one (copied) dataset dict; its randomness comes from the global generators. Where it has an
+            attribute ``others``, that becomes the sequence of all dataset dicts.
         batch_size: images in a batch of all processes together.
         num_workers: worker processes; 0 loads in this process.
         seed: of the order and of the augmentation.
+        late: a place in the stream, counted in images, and the mapper from there on.
         group_by_aspect: batches hold either wide or tall images, which need less padding; the dicts' ``width`` and
             ``height`` decide.
 
@@ -66,6 +69,7 @@ class TrainLoader:
         batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
+        late: tuple[int, Callable[[dict], Any]] | None = None,
         group_by_aspect: bool = False,
     ):
         world = comm.get_world_size()
@@ -74,7 +78,7 @@ class TrainLoader:
         if not len(dicts):
             raise UserError("The training datasets hold no image.")
         self.tall = [group_by_aspect and d["height"] >= d["width"] for d in dicts]
-        self.dataset = _SeededDataset(DatasetFromList(list(dicts), copy=False), mapper, seed)
+        self.dataset = _SeededDataset(DatasetFromList(list(dicts), copy=False), mapper, seed, late)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.start = 0  # position in the stream at which no batch was begun
         self.batches = 0  # batches that this process has consumed since
@@ -145,14 +149,33 @@ class _Resumed:
 class _SeededDataset(Dataset):
     """Maps (position, index) to the mapped image, with randomness that follows from (seed, position) alone."""
 
-    def __init__(self, dicts: Dataset, mapper: Callable[[dict], Any], seed: int):
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+    def __init__(
+        self,
+        dicts: Dataset,
+        mapper: Callable[[dict], Any],
+        seed: int,
+        late: tuple[int, Callable[[dict], Any]] | None,
+    ):
+        self.dicts, self.mapper, self.seed, self.late = dicts, mapper, seed, late
+        if hasattr(mapper, "others"):
+            mapper.others = dicts
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         position, index = key
+        mapper = self.late[1] if self.late is not None and position >= self.late[0] else self.mapper
         with seeded_rng(self.seed, position):
-            return self.mapper(self.dicts[index])
+            return mapper(self.dicts[index])
 
 
 def _as_list(batch: list) -> list:
     return batch
+
+
+def mixed_images(cfg: CfgNode, num_images: int) -> int:
+    """How many images of a training's stream are mixed with others, where ``INPUT.AUGMENT`` says so at all."""
+    solver, off = cfg.SOLVER, cfg.INPUT.MIX_OFF_EPOCHS
+    images = solver.EPOCHS * num_images if solver.EPOCHS else solver.MAX_ITER * solver.IMS_PER_BATCH
+    mixed = int(images - off * num_images)
+    if off and mixed <= 0:
+        logger.warning("INPUT.MIX_OFF_EPOCHS %g is as long as the whole training: no pictures are mixed", off)
+    return mixed

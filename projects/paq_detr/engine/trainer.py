@@ -33,7 +33,7 @@ from .checkpoint import DetrCheckpointer
 from .cli import save_config
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
 from .interrupt import StopRequest
-from .loader import NamedFaults, TrainLoader
+from .loader import NamedFaults, TrainLoader, mixed_images
 from .output import LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
@@ -117,9 +117,11 @@ class Trainer(TrainerBase):
             raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
         except AssertionError as error:  # Detectron2's own check for empty datasets
             raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+        mapper = DetrDatasetMapper(cfg, True)
         loader = TrainLoader(
             dicts,
-            DetrDatasetMapper(cfg, True),
+            mapper,
+            late=(mixed_images(cfg, len(dicts)), mapper.without_mixing()),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
