@@ -138,7 +138,9 @@ def _read(name: str) -> list:
         raise UserError(f"{_KEY} {name} is no yaml: {' '.join(str(error).split())}") from error
     if isinstance(content, dict) and "transform" in content:
         saved = content["transform"]
-        content = [{**saved, "__class_fullname__": "Sequential"} if "bbox_params" in saved else saved]
+        if "bbox_params" in saved:  # a Compose, which needs parameters of boxes of its own
+            saved = {"__class_fullname__": "Sequential", "p": saved["p"], "transforms": saved["transforms"]}
+        content = [saved]
     if not isinstance(content, list) or not content:
         raise UserError(f"{_KEY} {name} must hold a list of transforms, or what albumentations.save writes")
     return content

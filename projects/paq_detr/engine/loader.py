@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.mapper import DetrDatasetMapper
 from ..errors import UserError
 from .rng import seeded_rng
 
@@ -171,11 +172,13 @@ def _as_list(batch: list) -> list:
     return batch
 
 
-def mixed_images(cfg: CfgNode, num_images: int) -> int:
-    """How many images of a training's stream are mixed with others, where ``INPUT.AUGMENT`` says so at all."""
+def late_mapper(cfg: CfgNode, num_images: int, mapper: DetrDatasetMapper) -> tuple[int, DetrDatasetMapper] | None:
+    """From which place in the stream on ``INPUT.MIX_OFF_EPOCHS`` has pictures mixed no more, and the mapper there."""
     solver, off = cfg.SOLVER, cfg.INPUT.MIX_OFF_EPOCHS
+    if not off or not mapper.before.mixes:
+        return None
     images = solver.EPOCHS * num_images if solver.EPOCHS else solver.MAX_ITER * solver.IMS_PER_BATCH
     mixed = int(images - off * num_images)
-    if off and mixed <= 0:
-        logger.warning("INPUT.MIX_OFF_EPOCHS %g is as long as the whole training: no pictures are mixed", off)
-    return mixed
+    if mixed <= 0:
+        logger.warning("INPUT.MIX_OFF_EPOCHS %d is as long as the whole training: no pictures are mixed", off)
+    return mixed, mapper.without_mixing()

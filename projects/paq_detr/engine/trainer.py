@@ -33,7 +33,7 @@ from .checkpoint import DetrCheckpointer
 from .cli import save_config
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
 from .interrupt import StopRequest
-from .loader import NamedFaults, TrainLoader, mixed_images
+from .loader import NamedFaults, TrainLoader, late_mapper
 from .output import LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
@@ -121,7 +121,7 @@ class Trainer(TrainerBase):
         loader = TrainLoader(
             dicts,
             mapper,
-            late=(mixed_images(cfg, len(dicts)), mapper.without_mixing()),
+            late=late_mapper(cfg, len(dicts), mapper),
             batch_size=cfg.SOLVER.IMS_PER_BATCH,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
             seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
