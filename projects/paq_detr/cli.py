@@ -101,6 +101,7 @@ def _eval(arguments: list[str]) -> int:
     parser = _launch_parser("eval", "RUN_OR_WEIGHTS")
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="folder that training wrote, or a weight file")
     parser.add_argument("--config", metavar="FILE", help="in place of the config.yaml beside the weights")
+    parser.add_argument("--allow-partial", action="store_true", help="evaluate weights that fit only in part")
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=True, resume=False))
 
     def evaluate() -> None:

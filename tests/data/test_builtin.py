@@ -31,6 +31,14 @@ def test_an_unknown_dataset_is_told_where_datasets_are_registered(cfg):
         register_datasets(cfg)
 
 
+def test_an_evaluation_reads_its_own_dataset_alone(cfg, content, save):
+    register_cells(cfg, content, save, "TEST")
+    cfg.DATASETS.COCO_JSON.append(["gone", "gone.json", "gone"])
+    cfg.DATASETS.TRAIN = ("gone", "never registered")
+    register_datasets(cfg, test_only=True)
+    assert cfg.MODEL.DETR.CLASS_NAMES == ["dust", "fibre", "cell"]
+
+
 def test_a_frozen_cfg_is_filled_and_stays_frozen(cfg):
     cfg.freeze()
     register_datasets(cfg)

@@ -27,7 +27,7 @@ from .synthetic_crowd import SyntheticCrowd
 logger = logging.getLogger(__name__)
 
 
-def register_datasets(cfg: CfgNode) -> None:
+def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     """Register the datasets of ``cfg.DATASETS`` and check them against the model. Call it before any loader is built.
 
     Registers every entry of ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits of the synthetic
@@ -36,27 +36,35 @@ def register_datasets(cfg: CfgNode) -> None:
     that hold more objects than the model has queries or detections; datasets that other code registered are not
     counted.
 
+    Args:
+        test_only: for an evaluation, which needs no training data: nothing but ``DATASETS.TEST`` is read.
+
     Raises:
         FileNotFoundError, ValueError: a dataset is missing, unknown or broken, or the class lists differ.
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
+    keys = ("TEST",) if test_only else ("TRAIN", "TEST")
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
-        register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
+        if not test_only or parts[0] in cfg.DATASETS.TEST:
+            register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.CROWDHUMAN:
-        register_crowdhuman(*_checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box")))
+        parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
+        if not test_only or parts[0] in cfg.DATASETS.TEST:
+            register_crowdhuman(*parts)
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
-    for key in ("TRAIN", "TEST"):
+    for key in keys:
         for name in cfg.DATASETS[key]:
             _check_known(name, f"DATASETS.{key}")
             if cfg.MODEL.DETR.MASK.ENABLED and not getattr(DatasetCatalog[name], "masks", True):
                 raise ValueError(f"the dataset {name!r} has no segmentations, which MODEL.DETR.MASK.ENABLED needs")
-    for name in cfg.DATASETS.TRAIN:
+    for name in () if test_only else cfg.DATASETS.TRAIN:
         if not MetadataCatalog.get(name).get("annotated", True):
             file = MetadataCatalog.get(name).json_file
             raise ValueError(f"{file}: the list 'annotations' is missing, which the training dataset {name!r} needs")
-    _settle_class_names(cfg)
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    names = list(dict.fromkeys(name for key in keys for name in cfg.DATASETS[key]))
+    _settle_class_names(cfg, names)
+    for name in names:
         if not getattr(DatasetCatalog[name], "objects_per_image", np.ones(1)).any():
             logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
         _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
@@ -181,12 +189,11 @@ def _check_known(name: str, key: str) -> None:
     raise ValueError(f"{key} names the dataset {name!r}, which is not registered ({hint})")
 
 
-def _settle_class_names(cfg: CfgNode) -> None:
-    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that all datasets have just these classes.
+def _settle_class_names(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that the datasets ``names`` have just these classes.
 
     A COCO json that numbers the same classes otherwise is renumbered.
     """
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
         return
     source, classes = "MODEL.DETR.CLASS_NAMES", list(cfg.MODEL.DETR.CLASS_NAMES)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
@@ -182,3 +182,32 @@ def late_mapper(cfg: CfgNode, num_images: int, mapper: DetrDatasetMapper) -> tup
     if mixed <= 0:
         logger.warning("INPUT.MIX_OFF_EPOCHS %d is as long as the whole training: no pictures are mixed", off)
     return mixed, mapper.without_mixing()
+
+
+def build_train_loader(cfg: CfgNode) -> tuple[TrainLoader, int]:
+    """The loader of ``cfg.DATASETS.TRAIN`` and the number of its images.
+
+    Raises:
+        UserError: a dataset is missing or empty, or the batch cannot be divided among the processes.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a dataset to train on.")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; known is TrainingSampler.")
+    try:
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    except FileNotFoundError as error:
+        raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
+    except AssertionError as error:  # Detectron2's own check for empty datasets
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+    mapper = DetrDatasetMapper(cfg, True)
+    loader = TrainLoader(
+        dicts,
+        mapper,
+        late=late_mapper(cfg, len(dicts), mapper),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+    return loader, len(dicts)
