@@ -64,6 +64,7 @@ RANGES = {
     "TEST.EVAL_EPOCHS": "[0, inf)",
     "TEST.EVAL_PERIOD": "[0, inf)",
     "TEST.PATIENCE": "[0, inf)",
+    "TEST.PICTURES": "[0, inf)",
     "TEST.QUERY_USE.THRESHOLD": "[0, 1)",
 }
 
