@@ -10,9 +10,9 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from paq_detr.evaluation.analysis import analyse, scene
-from paq_detr.evaluation.analysis.results import marks, worst_images
 from paq_detr.evaluation.analysis.curves import curve
-from paq_detr.evaluation.analysis.errors import KINDS, NOT_COUNTED, RIGHT, _NUMBERS
+from paq_detr.evaluation.analysis.errors import _NUMBERS, KINDS, NOT_COUNTED, RIGHT
+from paq_detr.evaluation.analysis.results import marks, worst_images
 from paq_detr.evaluation.analysis.strata import crowdedness
 from paq_detr.evaluation.coco_truth import in_memory_coco
 
