@@ -119,8 +119,8 @@ def _of_kind(kind: str, text: str) -> Callable[[Analysis], str]:
     return sentence
 
 
-_MOST = f"missed objects cost most, {HALF:.0%} of that or more is"
-_OFTENER = "and they are missed oftener than the others"
+_MOST = f"missed objects cost most, at least {HALF:.0%} of that by"
+_OFTENER = "which are missed oftener than the others"
 RULES = (
     Rule("there are no objects", _no_objects),
     Rule(f"AP50 is below {LEAST_AP50:g}", _nothing_works),

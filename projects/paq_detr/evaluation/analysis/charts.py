@@ -74,7 +74,8 @@ def _axes(below: str, beside: str) -> str:
 def _path(x: np.ndarray, y: np.ndarray) -> str:
     if not len(x):
         return ""
-    place = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
+    length = np.cumsum(np.abs(np.diff(x, prepend=x[0])) + np.abs(np.diff(y, prepend=y[0])))
+    place = np.unique(np.searchsorted(length, np.linspace(0, length[-1], POINTS)))  # evenly along the line
     return "M" + "L".join(f"{_x(float(x[i])):.1f} {_y(float(y[i])):.1f}" for i in place)
 
 

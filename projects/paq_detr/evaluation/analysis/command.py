@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 
@@ -31,7 +30,6 @@ def report(options: argparse.Namespace) -> None:
     Raises:
         UserError: one sentence on what is wrong with a file.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if options.images is not None and not os.path.isdir(options.images):
         raise UserError(f"--images {options.images} is no folder.")
     folder = os.path.dirname(options.output)
@@ -42,4 +40,5 @@ def report(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"{error}.") from error
     names = [os.path.basename(path) for path in (options.dt, options.gt)]
-    write_report(scene, options.output, f"{names[0]} against {names[1]}")
+    sentence = write_report(scene, options.output, f"{names[0]} against {names[1]}")
+    sys.stdout.write(f"{sentence}\nThe report is {options.output}.\n")

@@ -38,7 +38,9 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .matrix td { position: relative; min-width: 46px; height: 34px; text-align: center; border: 1px solid var(--line); }
 .matrix td i { position: absolute; inset: 0; }
 .matrix td span { position: relative; }
-.matrix .up { text-align: center; max-width: 90px; overflow-wrap: anywhere; }
+.matrix .up { padding: 6px 0; text-align: center; }
+.matrix .up span { writing-mode: vertical-rl; transform: rotate(180deg); }
+.matrix th { white-space: nowrap; }
 .chart { display: block; width: 100%; max-width: 600px; height: auto; margin: 8px 0 20px; }
 .chart text { fill: var(--soft); font-size: 12px; }
 .chart path { fill: none; }
