@@ -1,6 +1,10 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+<<<<<<< HEAD
 """The command ``paq-detr``: predict, train, eval, report, demo, export, convert, average, doctor.
+=======
+"""The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
+>>>>>>> main
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -24,6 +28,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "report": ("what the errors of saved detections are, as a page", "_report"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
@@ -35,7 +40,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    listed = "\n".join(f"  {name:9} {what}" for name, (what, _) in _COMMANDS.items())
+    listed = "\n".join(f"  {name:12} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="paq-detr",
         description="Query-based object detectors: predict, train, evaluate.",
@@ -150,6 +155,15 @@ def _demo(arguments: list[str]) -> int:
     finally:
         sys.argv, sys.path[:] = before
     return 0
+
+
+def _convert_data(arguments: list[str]) -> int:
+    parser = _parser("convert-data", "SOURCE --output FILE [options]")
+    from .data import convert_data
+
+    convert_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: convert_data.convert_data(options))
 
 
 def _export(arguments: list[str]) -> int:

@@ -176,6 +176,14 @@ class QuerySet:
     # others add; None where boxes give neither.
     codes: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None
 
+    def first(self, count: int) -> QuerySet:
+        """The first ``count`` queries alone, of a set without mask, groups and predictions."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, :count]
+
+        return QuerySet(cut(self.content), cut(self.reference), cut(self.position), cut(self.valid), codes=self.codes)
+
     @property
     def first_matching(self) -> int:
         """The first slot of the matching queries; what stands before it belongs to groups."""
@@ -293,6 +301,12 @@ class Targets:
     ignore_boxes: Tensor  # (R, 4) regions whose queries are neither right nor wrong
     ignore_image: Tensor  # (R,) int64
     masks: WindowMasks | None = None  # of the M objects; None: a detector without masks
+    fullest_of_whole: int = 0  # objects of the fullest image of the batch that these images are a part of
+
+    @property
+    def fullest(self) -> int:
+        """Objects of the fullest image of the batch."""
+        return max(*self.counts, self.fullest_of_whole, 0)
 
     @property
     def offsets(self) -> tuple[int, ...]:

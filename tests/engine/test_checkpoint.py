@@ -18,7 +18,8 @@ from torch import nn
 
 from paq_detr.convert.classes import coco_names
 from paq_detr.engine import DetrCheckpointer, UserError, run_cli
-from paq_detr.engine.checkpoint import LoadReport, cut, match_rows
+from paq_detr.engine.checkpoint import LoadReport, cut
+from paq_detr.engine.rows import match_rows
 
 
 class Classifier(nn.Module):
@@ -57,7 +58,9 @@ def test_rows_follow_their_class_names(tmp_path):
     assert checkpointer.report.shared_classes == ["dog", "cat"]
     assert "labels.weight" in checkpointer.report.by_class
     assert not checkpointer.report.missing
-    assert str(checkpointer.report).endswith("Classes: kept dog, cat; new emu, ape; dropped cow.")
+    assert str(checkpointer.report).endswith(
+        "Rows of classes: 2 kept (dog, cat), 2 initialised (emu, ape), 1 dropped (cow)."
+    )
 
 
 def test_what_fits_badly_is_a_warning_above_the_table(tmp_path, caplog):
@@ -86,7 +89,7 @@ def test_91_rows_without_names_are_cocos_numbers(tmp_path):
     checkpointer = DetrCheckpointer(new)
     checkpointer.load(str(tmp_path / "official.pth"))
     assert torch.equal(new.head.weight[[0, 11, 79]], old.head.weight[[1, 13, 90]])  # person, stop sign, toothbrush
-    assert not checkpointer.report.classes()  # none is new, and rows without a class are none
+    assert not checkpointer.report.of_classes()  # none is new, and rows without a class are none
 
 
 def test_classes_are_renamed_before_they_are_matched(tmp_path):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving and loading checkpoints: safely, with a report, and with class-sized tensors matched by class name.
 
-A module declares its parameters that have one row per class by ``class_axes = {"weight": 0, "bias": 0}`` (parameter
-name: axis). Checkpoints carry ``class_names``, so such a parameter takes over the rows of the classes that both models
-know and keeps its fresh initialisation for the others. Rows beyond the last class (a "no object" entry) stay last.
+A module declares its parameters that have one row per class, or per query (rows.py). Checkpoints carry ``class_names``,
+so that a parameter takes over the rows of the classes that both models know and keeps its fresh initialisation for the
+others. Rows beyond the last class (a "no object" entry) stay last. Of queries the first ones are taken over.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..errors import UserError
 from ..whole_file import whole_file
 from .output import LAST_CHECKPOINT
 from .pretrained import BUNDLED, bundled_file, check_statistics
+from .rows import FittedRows, fit_leading_rows, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -41,40 +42,41 @@ class LoadReport:
 
     loaded: list[str] = field(default_factory=list)
     by_class: list[str] = field(default_factory=list)  # rows of the shared class names taken over
+    fitted: list[FittedRows] = field(default_factory=list)  # more or fewer rows than in the file
     reshaped: list[str] = field(default_factory=list)  # another shape: freshly initialised
     missing: list[str] = field(default_factory=list)  # not in the file: freshly initialised
     unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
     dropped: list[str] = field(default_factory=list)  # of a known layout, under its names: not needed here
-    shared_classes: list[str] = field(default_factory=list)
-    new_classes: list[str] = field(default_factory=list)  # of the model, and not in a file that names its own
-    dropped_classes: list[str] = field(default_factory=list)  # only in the file
+    classes: list[str] = field(default_factory=list)  # the model's, where they are not the file's
+    stored_classes: list[str] = field(default_factory=list)  # the file's
     layout: str = ""  # of a file from elsewhere
     sizes: dict[str, int] = field(default_factory=dict)  # of the model's parameters
 
     def __str__(self) -> str:
         title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
-        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), self.classes(), self.absent())))
+        sentences = (self.of_classes(), self.absent())
+        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), *sentences)))
 
-    def classes(self) -> str:
-        """Which classes of the file are kept, which are new and which dropped; "" where both have the same."""
-        if not self.new_classes and not self.dropped_classes:
-            return ""
-        kinds = {"kept": self.shared_classes, "new": self.new_classes, "dropped": self.dropped_classes}
-        return "Classes: " + "; ".join(f"{kind} {_named(names)}" for kind, names in kinds.items()) + "."
+    @property
+    def shared_classes(self) -> list[str]:
+        return [name for name in self.classes if name in self.stored_classes]
 
     def misfit(self) -> str:
         """One sentence on what of the model the file does not give; "" where it gives all."""
-        fresh = Counter(map(part_of, [*self.reshaped, *self.missing]))
+        partly = [rows.name for rows in self.fitted if rows.new and rows.decide]
+        fresh = Counter(map(part_of, [*self.reshaped, *self.missing, *partly]))
         parts = f"{fresh.total()} tensors of {', '.join(fresh)} begin anew" if fresh else ""
-        rows = f"the classes {_named(self.new_classes)} begin anew" if self.new_classes else ""
-        if self.new_classes and not self.shared_classes:
-            rows = f"none of its {len(self.dropped_classes)} classes is one of the model's, all of which begin anew"
+        new = [name for name in self.classes if name not in self.stored_classes]
+        rows = f"the classes {listed(new)} begin anew" if new else ""
+        if new and not self.shared_classes:
+            rows = f"none of its {len(self.stored_classes)} classes is one of the model's, all of which begin anew"
         found = "; ".join(filter(None, (rows, parts)))
         return f"the weight file gives only a part of the model: {found}" if found else ""
 
     def parts(self) -> str:
         """How much of each part of the model is loaded."""
-        kinds = (self.loaded, self.by_class, [*self.reshaped, *self.missing])
+        loaded = [*self.loaded, *(rows.name for rows in self.fitted)]
+        kinds = (loaded, self.by_class, [*self.reshaped, *self.missing])
         counts = [Counter(map(part_of, names)) for names in kinds]
         parameters: Counter[str] = Counter()
         for name, size in self.sizes.items():
@@ -85,6 +87,14 @@ class LoadReport:
         ]
         headers = ["part", "parameters", "tensors loaded", "by class name", "initialised"]
         return tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", *["right"] * 4))
+
+    def of_classes(self) -> str:
+        """One sentence on whose rows are whose, where the classes are others than the file's; "" where they are not."""
+        new = [name for name in self.classes if name not in self.stored_classes]
+        gone = [name for name in self.stored_classes if name not in self.classes]
+        kinds = (("kept", self.shared_classes), ("initialised", new), ("dropped", gone))
+        told = [f"{len(names)} {fate} ({listed(names)})" for fate, names in kinds if names]
+        return f"Rows of classes: {', '.join(told)}." if self.by_class and (new or gone) else ""
 
     def absent(self) -> str:
         """One sentence on what the file holds for training alone and this model was built without; "" where nothing."""
@@ -107,17 +117,13 @@ class LoadReport:
         rows = [
             ("loaded", len(self.loaded), ""),
             (f"loaded for {len(self.shared_classes)} shared classes", len(self.by_class), cut(self.by_class, longest)),
+            ("loaded in part", len(self.fitted), cut(list(map(str, self.fitted)), longest)),
             ("initialised: other shape", len(self.reshaped), cut(self.reshaped, longest)),
             ("initialised: not in the file", len(self.missing), cut(self.missing, longest)),
             ("ignored: not in the model", len(self.unexpected), cut(self.unexpected, longest)),
             ("left out: not needed here", len(self.dropped), cut(self.dropped, longest)),
         ]
         return tabulate([row for row in rows if row[1]], headers=["", "tensors", "names"], tablefmt="simple")
-
-
-def _named(names: Sequence[str], longest: int = 12) -> str:
-    more = f" and {len(names) - longest} more" if len(names) > longest else ""
-    return (", ".join(names[:longest]) or "none") + more
 
 
 def cut(names: Sequence[str], longest: int) -> str:
@@ -128,6 +134,11 @@ def cut(names: Sequence[str], longest: int) -> str:
     if len(names) > longest:
         names = [*names[:longest], f"... and {len(names) - longest} more"]
     return "\n".join(names)
+
+
+def listed(names: Sequence[str], longest: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:longest]) + (f" and {len(names) - longest} more" if len(names) > longest else "")
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -151,11 +162,12 @@ class DetrCheckpointer(DetectionCheckpointer):
             self.save_weights(name, **state, **extra)
             self.tag_last_checkpoint(f"{name}.pth")
 
-    def save_weights(self, name: str, **extra: Any) -> None:
-        """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
+    def save_weights(self, name: str, weights: dict[str, Tensor] | None = None, **extra: Any) -> None:
+        """Write the weights (None: the model's), the class names and ``extra`` to ``name``.pth, whole or not at all."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
-            content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
+            weights = self.model.state_dict() if weights is None else weights
+            content = {"model": weights, "class_names": self.class_names, "run_config": self.run_config}
             try:
                 with whole_file(path) as part:
                     torch.save({**content, **extra}, part)
@@ -248,9 +260,9 @@ class DetrCheckpointer(DetectionCheckpointer):
         for old, new in self.class_renames.items():
             key = f"MODEL.DETR.CLASS_RENAMES [{old}, {new}]"
             if new not in self.class_names:
-                raise UserError(f"{key}: {new} is no class of this model, which has {_named(self.class_names)}.")
+                raise UserError(f"{key}: {new} is no class of this model, which has {listed(self.class_names)}.")
             if old not in names:
-                raise UserError(f"{key}: {path} has no class {old}, but {_named(names)}.")
+                raise UserError(f"{key}: {path} has no class {old}, but {listed(names)}.")
         renamed = [self.class_renames.get(name, name) for name in names]
         twice = next((name for name in renamed if name in self.class_names and renamed.count(name) > 1), None)
         if twice:
@@ -271,46 +283,20 @@ class DetrCheckpointer(DetectionCheckpointer):
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
         self.report = LoadReport(layout=checkpoint.pop("layout", ""), dropped=checkpoint.pop("dropped", []))
         if class_names and self.class_names and list(class_names) != self.class_names:
-            self._match_classes(checkpoint["model"], class_names)
+            self.report.stored_classes = [name for name in class_names if name != UNUSED]
+            self.report.classes = self.class_names
+            self.report.by_class = match_classes(self.model, checkpoint["model"], self.class_names, class_names)
         if not checkpoint.get("matching_heuristics", False):
-            self._fit_leading_rows(checkpoint["model"])
+            self.report.fitted = list(fit_leading_rows(self.model, checkpoint["model"]))
         own = self.model.state_dict()
         # Names that Detectron2 matches by its heuristics stand otherwise in the file.
         stored = own if checkpoint.get("matching_heuristics", False) else set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         self._complete_report(incompatible, stored)
-        if not self.report.loaded and not self.report.by_class:
+        if not (self.report.loaded or self.report.by_class or self.report.fitted):
             first = next(iter(self.report.unexpected or self.report.reshaped), "none")
             raise UserError(f"Weight file {path} fits no part of the model (its first tensor: {first}).")
         return incompatible
-
-    def _match_classes(self, weights: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Replace each class-sized tensor of ``weights`` by one for this model's classes."""
-        self.report.shared_classes = [name for name in self.class_names if name in class_names]
-        self.report.new_classes = [name for name in self.class_names if name not in class_names]
-        unknown = [name for name in class_names if name not in self.class_names]
-        self.report.dropped_classes = [name for name in unknown if name != UNUSED]
-        own = self.model.state_dict()
-        for prefix, module in self.model.named_modules(remove_duplicate=False):  # shared heads have two names
-            for parameter, axis in getattr(module, "class_axes", {}).items():
-                key = f"{prefix}.{parameter}" if prefix else parameter
-                if key in weights and key in own:
-                    matched = match_rows(own[key], weights[key], axis, self.class_names, class_names)
-                    if matched is not None:
-                        weights[key] = matched
-                        self.report.by_class.append(key)
-
-    def _fit_leading_rows(self, weights: dict[str, Tensor]) -> None:
-        """Cut or fill up each tensor whose rows count from the first one on and whose number of rows differs."""
-        own = self.model.state_dict()
-        for prefix, module in self.model.named_modules(remove_duplicate=False):
-            for parameter, axis in getattr(module, "leading_axes", {}).items():
-                key = f"{prefix}.{parameter}"
-                if key in weights and weights[key].dim() == own[key].dim() and weights[key].shape != own[key].shape:
-                    common = min(weights[key].shape[axis], own[key].shape[axis])
-                    fitted = own[key].detach().cpu().clone()
-                    fitted.narrow(axis, 0, common).copy_(weights[key].narrow(axis, 0, common))
-                    weights[key] = fitted
 
     def _complete_report(self, incompatible: Any, stored: Container[str]) -> None:
         report = self.report
@@ -318,7 +304,8 @@ class DetrCheckpointer(DetectionCheckpointer):
         report.missing = [key for key in incompatible.missing_keys if key not in report.reshaped]
         report.unexpected = list(incompatible.unexpected_keys)
         # torch does not call a batch norm's counter missing, so what is loaded must also stand in the file.
-        untouched = {*report.reshaped, *report.missing, *report.by_class}
+        fitted = (rows.name for rows in report.fitted)
+        untouched = {*report.reshaped, *report.missing, *report.by_class, *fitted}
         report.loaded = [key for key in self.model.state_dict() if key in stored and key not in untouched]
         report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
@@ -326,25 +313,4 @@ class DetrCheckpointer(DetectionCheckpointer):
         misfit = self.report.misfit()
         if misfit:
             logger.warning("%s", misfit)
-        logger.log(logging.WARNING if misfit else logging.INFO, "%s", self.report)
-
-
-def match_rows(
-    fresh: Tensor, stored: Tensor, axis: int, names: Sequence[str], stored_names: Sequence[str]
-) -> Tensor | None:
-    """``fresh`` with the slices along ``axis`` of the names that are also in ``stored_names`` taken from ``stored``.
-
-    Slices beyond the names, equally many in both, are taken over too. None where the shapes do not allow it.
-    """
-    extra = fresh.shape[axis] - len(names)
-    rest, stored_rest = list(fresh.shape), list(stored.shape)
-    if fresh.dim() != stored.dim() or not stored_rest.pop(axis) - len(stored_names) == extra >= 0:
-        return None
-    rest.pop(axis)
-    if rest != stored_rest:
-        return None
-    rows = {names.index(name): row for row, name in enumerate(stored_names) if name in names}
-    rows.update((len(names) + i, len(stored_names) + i) for i in range(extra))
-    ours, theirs = (torch.tensor(list(ids), dtype=torch.int64) for ids in (rows.keys(), rows.values()))
-    matched = fresh.detach().cpu().clone()
-    return matched.index_copy_(axis, ours, stored.cpu().to(matched.dtype).index_select(axis, theirs))
+        logger.log(logging.WARNING if misfit or self.report.fitted else logging.INFO, "%s", self.report)
