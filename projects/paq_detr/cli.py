@@ -1,6 +1,10 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
+<<<<<<< HEAD
+"""The command ``paq-detr``: predict, train, eval, report, demo, export, convert, average, doctor.
+=======
 """The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
+>>>>>>> main
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -21,6 +25,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("find objects in pictures, folders, videos", "_predict"),
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
+    "report": ("what the errors of saved detections are, as a page", "_report"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
     "check-data": ("look at every picture and box of a dataset", "_check_data"),
     "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
@@ -123,6 +128,15 @@ def _eval(arguments: list[str]) -> int:
         _launch(args)
 
     return _run(evaluate)
+
+
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report")
+    from .evaluation.analysis import command
+
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: command.report(options))
 
 
 def _launch(args: argparse.Namespace) -> None:
