@@ -31,9 +31,9 @@ from .data.image_file import MAX_PIXELS, allow_pixels
 from .data.json_file import write_json
 from .data.mapper import read_image
 from .data.statistics import Spread, Statistics, arrays_of
+from .drawing import draw_detections
 from .engine.merge import merge_file
 from .errors import UserError
-from .predict.drawing import draw_detections
 from .predict.output import QUALITY, new_folder
 
 _CELL, _GAP, _CAPTION = (480, 360), 8, 22  # pixels: of a picture on the sheet, around it, and below it

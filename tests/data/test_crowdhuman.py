@@ -28,6 +28,7 @@ def test_the_dicts_are_detectron2s_in_the_order_of_the_file(write):
     assert {(d["height"], d["width"]) for d in dicts} == {(HEIGHT, WIDTH)}
     assert dicts[0]["annotations"][0] == {
         "bbox": FULL, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0, "full_bbox": FULL,
+        "visible_bbox": scene()[0]["gtboxes"][0]["vbox"],
     }  # fmt: skip
     assert dicts[1]["annotations"] == []
     assert DatasetCatalog.get("crowd") == dicts and DatasetCatalog.get("crowd")[0] is not dicts[0]
