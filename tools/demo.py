@@ -20,13 +20,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_figures import Labelled, draw_losses, draw_predictions
+from demo_figures import Labelled, draw_predictions
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from paq_detr.data import DetrDatasetMapper, read_image
 from paq_detr.engine import Trainer, UserError, run_cli, setup_config, start_run
+from paq_detr.engine.curves import draw_curves, read_metrics
 
 
 def held_out(cfg: CfgNode, count: int) -> list[dict]:
@@ -66,7 +67,7 @@ def report(cfg: CfgNode, trainer: Trainer, seconds: float, args: argparse.Namesp
     images = [read_image(record["file_name"], "RGB") for record in records]
     pictures = [os.path.join(folder, name) for name in ("predictions.png", "loss.png")]
     draw_predictions(pictures[0], images, [ground_truth(record) for record in records], found, names)
-    draw_losses(pictures[1], os.path.join(folder, "metrics.json"))
+    draw_curves(pictures[1], read_metrics(os.path.join(folder, "metrics.json")))
     summary = {
         "config": args.config_file,
         "device": str(trainer.device),

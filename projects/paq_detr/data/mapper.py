@@ -92,6 +92,7 @@ class DetrDatasetMapper:
         num_classes: int,
         max_pixels: int = MAX_PIXELS,
         masks: bool = False,
+        with_instances: bool | None = None,
     ) -> None:
         """
         Args:
@@ -101,12 +102,14 @@ class DetrDatasetMapper:
             num_classes: K.
             max_pixels: larger pictures are refused; 0: none is.
             masks: make ``gt_masks`` of the annotations' ``segmentation``.
+            with_instances: make ``instances``; None: in training.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
         self.num_classes, self.max_pixels, self.masks = num_classes, max_pixels, masks
+        self.with_instances = is_train if with_instances is None else with_instances
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -138,7 +141,7 @@ class DetrDatasetMapper:
         augmented = T.AugInput(image)
         transforms = augmentations(augmented)
         result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
-        if self.is_train and "annotations" in dataset_dict:
+        if self.with_instances and "annotations" in dataset_dict:
             size = augmented.image.shape[:2]
             instances = self._instances(dataset_dict, transforms, size)
             if self.masks:

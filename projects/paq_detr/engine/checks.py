@@ -18,6 +18,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from .. import registry
 from ..checks import check_choice, check_numbers, check_range
 from ..evaluation.crowd.protocols import PROTOCOLS
+from .compile import PARTS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",
@@ -55,6 +56,7 @@ RANGES = {
     "SOLVER.MAX_ITER": "[1, inf)",
     "SOLVER.MOMENTUM": "[0, 1)",
     "SOLVER.OFFSET_MULTIPLIER": "[0, inf)",
+    "SOLVER.REFERENCE_BATCH": "[0, inf)",
     "SOLVER.WARMUP_FACTOR": "[0, inf)",
     "SOLVER.WARMUP_ITERS": "[0, inf)",
     "SOLVER.WEIGHT_DECAY": "[0, inf)",
@@ -94,6 +96,8 @@ def check_values(cfg: CfgNode) -> None:
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         check_choice(key, value_of(cfg, key), [name for name, _ in known])
     _check_part_names(cfg)
+    for name in cfg.MODEL.COMPILE:
+        check_choice("MODEL.COMPILE", name, tuple(PARTS))
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
