@@ -182,6 +182,14 @@ class QuerySet:
     # others add; None where boxes give neither.
     codes: Callable[[Tensor], tuple[Tensor | None, Tensor | None]] | None = None
 
+    def first(self, count: int) -> QuerySet:
+        """The first ``count`` queries alone, of a set without mask, groups and predictions."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, :count]
+
+        return QuerySet(cut(self.content), cut(self.reference), cut(self.position), cut(self.valid), codes=self.codes)
+
     @property
     def first_matching(self) -> int:
         """The first slot of the matching queries; what stands before it belongs to groups."""

@@ -17,7 +17,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from paq_detr.engine import DetrCheckpointer, UserError, run_cli
-from paq_detr.engine.checkpoint import LoadReport, cut, match_rows
+from paq_detr.engine.checkpoint import LoadReport, cut
+from paq_detr.engine.rows import match_rows
 
 
 class Classifier(nn.Module):

@@ -312,7 +312,7 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
         ({"MODEL.DETR.CODEC": "rcnn_delta"}, "CODEC rcnn_delta needs queries with boxes"),
         ({"MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": "soft_focal"}, "LOSS.ENCODER_CLASSIFICATION soft_focal needs"),
         ({"MODEL.DETR.ASSIGNER.ENCODER": "quality_count"}, "ASSIGNER.ENCODER quality_count needs"),
-        ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "QUERIES.NUM_TEST 20 needs"),
+        ({"MODEL.DETR.QUERIES.NUM_TEST": 20}, "NUM_TEST is 20, but .* LearnedQueries is a table of 12 learned queries"),
         ({**PLUSPLUS, "MODEL.DETR.DECODER.INTERACTION": ["dehomo"]}, "and layer 1 has none before it"),
         (
             {

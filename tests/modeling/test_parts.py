@@ -190,18 +190,6 @@ def test_a_number_out_of_range_is_named_when_the_model_is_built(options, key, va
         make_model(options, **{f"MODEL.DETR.{key}": value})
 
 
-def test_another_number_of_queries_at_inference(two_images):
-    model = make_model(TWO_STAGE, **{"MODEL.DETR.QUERIES.NUM_TEST": 17})
-    assert decode(model, two_images)[-1].logits.shape[1] == 12
-    assert decode(model.eval(), two_images)[-1].logits.shape[1] == 17
-    with pytest.raises(
-        ValueError, match="QUERIES.NUM_TEST is 17, but content is learned for MODEL.DETR.QUERIES.NUM 12"
-    ):
-        make_model(PLUSPLUS, **{"MODEL.DETR.QUERIES.NUM_TEST": 17})
-    fewer = make_model(PLUSPLUS, **{"MODEL.DETR.QUERIES.NUM_TEST": 7}).eval()
-    assert decode(fewer, two_images)[-1].logits.shape[1] == 7
-
-
 def test_without_self_attention_no_query_sees_another(two_images):
     model = wake_up(make_model(PLUSPLUS, **{"MODEL.DETR.DECODER.INTERACTION": ["none"]})).eval()
     memory = memory_of(model, two_images)

@@ -282,7 +282,6 @@ def test_contents_from_boxes_go_with_proposals_too():
         ({"MODEL.DETR.QUERIES.CONTENT": "token"}, "CONTENT token needs queries from the encoder"),
         ({"MODEL.DETR.QUERIES.CONTENT": "proposal"}, "CONTENT proposal needs queries from the encoder"),
         ({"MODEL.DETR.QUERIES.CONTENT": "learned", "MODEL.DETR.QUERIES.AUGMENT": "box_dn"}, "contents from boxes"),
-        ({"MODEL.DETR.QUERIES.NUM_TEST": 5}, "NUM_TEST 5 needs queries from the encoder"),
         ({"MODEL.DETR.QUERY_WEIGHTING.AREA_WEIGHT": 0.5}, "AREA_WEIGHT is 0.5, must be at least 1"),
         ({"MODEL.DETR.DECODER.QUERY_POSITION": "fixed"}, "QUERY_POSITION fixed needs queries with position"),
         (

@@ -321,7 +321,6 @@ def test_a_model_without_numbers_detects_nothing_and_does_not_hang():
         ),
         ({**DDQ, "MODEL.DETR.DDQ.DENSE_RATIO": 0.0}, "DDQ.DENSE_RATIO is 0.0"),
         ({**DDQ, "MODEL.DETR.DDQ.DENSE_COPIES": 0}, "DDQ.DENSE_COPIES is 0"),
-        ({**DDQ, "MODEL.DETR.QUERIES.NUM_TEST": 13}, "QUERIES.NUM_TEST is 13, must be in .0, 12."),
         ({**DDQ, **PATTERNS}, "ROUTES dense needs .* DistinctTopN and a content from the proposals"),
         ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["dense"]}, "ROUTES dense needs .* these are EncoderTopN and learned"),
         ({"MODEL.DETR.DECODER.NAME": "distinct_cascade"}, "distinct_cascade needs queries with boxes"),

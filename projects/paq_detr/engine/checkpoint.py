@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Saving and loading checkpoints: safely, with a report, and with class-sized tensors matched by class name.
 
-A module declares its parameters that have one row per class by ``class_axes = {"weight": 0, "bias": 0}`` (parameter
-name: axis). Checkpoints carry ``class_names``, so such a parameter takes over the rows of the classes that both models
-know and keeps its fresh initialisation for the others. Rows beyond the last class (a "no object" entry) stay last.
+A module declares its parameters that have one row per class, or per query (rows.py). Checkpoints carry ``class_names``,
+so that a parameter takes over the rows of the classes that both models know and keeps its fresh initialisation for the
+others. Rows beyond the last class (a "no object" entry) stay last. Of queries the first ones are taken over.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..whole_file import whole_file
 from .output import AVERAGED, BEST, LAST_CHECKPOINT
 from .pretrained import BUNDLED, bundled_file, check_statistics
+from .rows import FittedRows, fit_leading_rows, match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -39,21 +40,29 @@ class LoadReport:
 
     loaded: list[str] = field(default_factory=list)
     by_class: list[str] = field(default_factory=list)  # rows of the shared class names taken over
+    fitted: list[FittedRows] = field(default_factory=list)  # more or fewer rows than in the file
     reshaped: list[str] = field(default_factory=list)  # another shape: freshly initialised
     missing: list[str] = field(default_factory=list)  # not in the file: freshly initialised
     unexpected: list[str] = field(default_factory=list)  # only in the file: ignored
     dropped: list[str] = field(default_factory=list)  # of a known layout, under its names: not needed here
-    shared_classes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)  # the model's, where they are not the file's
+    stored_classes: list[str] = field(default_factory=list)  # the file's
     layout: str = ""  # of a file from elsewhere
     sizes: dict[str, int] = field(default_factory=dict)  # of the model's parameters
 
     def __str__(self) -> str:
         title = f"Weights, from the layout of {self.layout}:" if self.layout else "Weights:"
-        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), self.absent())))
+        sentences = (self.of_classes(), self.absent())
+        return "\n".join(filter(None, (title, self.parts(), "\n" + self.table(), *sentences)))
+
+    @property
+    def shared_classes(self) -> list[str]:
+        return [name for name in self.classes if name in self.stored_classes]
 
     def parts(self) -> str:
         """How much of each part of the model is loaded."""
-        kinds = (self.loaded, self.by_class, [*self.reshaped, *self.missing])
+        loaded = [*self.loaded, *(rows.name for rows in self.fitted)]
+        kinds = (loaded, self.by_class, [*self.reshaped, *self.missing])
         counts = [Counter(map(part_of, names)) for names in kinds]
         parameters: Counter[str] = Counter()
         for name, size in self.sizes.items():
@@ -64,6 +73,14 @@ class LoadReport:
         ]
         headers = ["part", "parameters", "tensors loaded", "by class name", "initialised"]
         return tabulate(rows, headers=headers, tablefmt="simple", colalign=("left", *["right"] * 4))
+
+    def of_classes(self) -> str:
+        """One sentence on whose rows are whose, where the classes are others than the file's; "" where they are not."""
+        new = [name for name in self.classes if name not in self.stored_classes]
+        gone = [name for name in self.stored_classes if name not in self.classes]
+        kinds = (("kept", self.shared_classes), ("initialised", new), ("dropped", gone))
+        told = [f"{len(names)} {fate} ({listed(names)})" for fate, names in kinds if names]
+        return f"Rows of classes: {', '.join(told)}." if self.by_class else ""
 
     def absent(self) -> str:
         """One sentence on what the file holds for training alone and this model was built without; "" where nothing."""
@@ -86,6 +103,7 @@ class LoadReport:
         rows = [
             ("loaded", len(self.loaded), ""),
             (f"loaded for {len(self.shared_classes)} shared classes", len(self.by_class), cut(self.by_class, longest)),
+            ("loaded in part", len(self.fitted), cut(list(map(str, self.fitted)), longest)),
             ("initialised: other shape", len(self.reshaped), cut(self.reshaped, longest)),
             ("initialised: not in the file", len(self.missing), cut(self.missing, longest)),
             ("ignored: not in the model", len(self.unexpected), cut(self.unexpected, longest)),
@@ -102,6 +120,11 @@ def cut(names: Sequence[str], longest: int) -> str:
     if len(names) > longest:
         names = [*names[:longest], f"... and {len(names) - longest} more"]
     return "\n".join(names)
+
+
+def listed(names: Sequence[str], longest: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:longest]) + (f" and {len(names) - longest} more" if len(names) > longest else "")
 
 
 class DetrCheckpointer(DetectionCheckpointer):
@@ -231,43 +254,20 @@ class DetrCheckpointer(DetectionCheckpointer):
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
         self.report = LoadReport(layout=checkpoint.pop("layout", ""), dropped=checkpoint.pop("dropped", []))
         if class_names and self.class_names and list(class_names) != self.class_names:
-            self._match_classes(checkpoint["model"], class_names)
+            self.report.stored_classes = list(class_names)
+            self.report.classes = self.class_names
+            self.report.by_class = match_classes(self.model, checkpoint["model"], self.class_names, class_names)
         if not checkpoint.get("matching_heuristics", False):
-            self._fit_leading_rows(checkpoint["model"])
+            self.report.fitted = list(fit_leading_rows(self.model, checkpoint["model"]))
         own = self.model.state_dict()
         # Names that Detectron2 matches by its heuristics stand otherwise in the file.
         stored = own if checkpoint.get("matching_heuristics", False) else set(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
         self._complete_report(incompatible, stored)
-        if not self.report.loaded and not self.report.by_class:
+        if not (self.report.loaded or self.report.by_class or self.report.fitted):
             first = next(iter(self.report.unexpected or self.report.reshaped), "none")
             raise UserError(f"Weight file {path} fits no part of the model (its first tensor: {first}).")
         return incompatible
-
-    def _match_classes(self, weights: dict[str, Tensor], class_names: Sequence[str]) -> None:
-        """Replace each class-sized tensor of ``weights`` by one for this model's classes."""
-        self.report.shared_classes = [name for name in self.class_names if name in class_names]
-        own = self.model.state_dict()
-        for prefix, module in self.model.named_modules(remove_duplicate=False):  # shared heads have two names
-            for parameter, axis in getattr(module, "class_axes", {}).items():
-                key = f"{prefix}.{parameter}" if prefix else parameter
-                if key in weights and key in own:
-                    matched = match_rows(own[key], weights[key], axis, self.class_names, class_names)
-                    if matched is not None:
-                        weights[key] = matched
-                        self.report.by_class.append(key)
-
-    def _fit_leading_rows(self, weights: dict[str, Tensor]) -> None:
-        """Cut or fill up each tensor whose rows count from the first one on and whose number of rows differs."""
-        own = self.model.state_dict()
-        for prefix, module in self.model.named_modules(remove_duplicate=False):
-            for parameter, axis in getattr(module, "leading_axes", {}).items():
-                key = f"{prefix}.{parameter}"
-                if key in weights and weights[key].dim() == own[key].dim() and weights[key].shape != own[key].shape:
-                    common = min(weights[key].shape[axis], own[key].shape[axis])
-                    fitted = own[key].detach().cpu().clone()
-                    fitted.narrow(axis, 0, common).copy_(weights[key].narrow(axis, 0, common))
-                    weights[key] = fitted
 
     def _complete_report(self, incompatible: Any, stored: Container[str]) -> None:
         report = self.report
@@ -275,31 +275,12 @@ class DetrCheckpointer(DetectionCheckpointer):
         report.missing = [key for key in incompatible.missing_keys if key not in report.reshaped]
         report.unexpected = list(incompatible.unexpected_keys)
         # torch does not call a batch norm's counter missing, so what is loaded must also stand in the file.
-        untouched = {*report.reshaped, *report.missing, *report.by_class}
+        fitted = (rows.name for rows in report.fitted)
+        untouched = {*report.reshaped, *report.missing, *report.by_class, *fitted}
         report.loaded = [key for key in self.model.state_dict() if key in stored and key not in untouched]
         report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        level = logging.WARNING if self.report.missing or self.report.reshaped else logging.INFO
-        logger.log(level, "%s", self.report)
-
-
-def match_rows(
-    fresh: Tensor, stored: Tensor, axis: int, names: Sequence[str], stored_names: Sequence[str]
-) -> Tensor | None:
-    """``fresh`` with the slices along ``axis`` of the names that are also in ``stored_names`` taken from ``stored``.
-
-    Slices beyond the names, equally many in both, are taken over too. None where the shapes do not allow it.
-    """
-    extra = fresh.shape[axis] - len(names)
-    rest, stored_rest = list(fresh.shape), list(stored.shape)
-    if fresh.dim() != stored.dim() or not stored_rest.pop(axis) - len(stored_names) == extra >= 0:
-        return None
-    rest.pop(axis)
-    if rest != stored_rest:
-        return None
-    rows = {names.index(name): row for row, name in enumerate(stored_names) if name in names}
-    rows.update((len(names) + i, len(stored_names) + i) for i in range(extra))
-    ours, theirs = (torch.tensor(list(ids), dtype=torch.int64) for ids in (rows.keys(), rows.values()))
-    matched = fresh.detach().cpu().clone()
-    return matched.index_copy_(axis, ours, stored.cpu().to(matched.dtype).index_select(axis, theirs))
+        report = self.report
+        level = logging.WARNING if report.missing or report.reshaped or report.fitted else logging.INFO
+        logger.log(level, "%s", report)

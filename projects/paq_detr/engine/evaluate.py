@@ -37,7 +37,9 @@ def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
     if hasattr(model, "drop_training_parts"):
         model.drop_training_parts()
     needed = model.state_dict().keys()
-    lacking = [name for name in (*checkpointer.report.missing, *checkpointer.report.reshaped) if name in needed]
+    report = checkpointer.report
+    untrained = [rows.name for rows in report.fitted if rows.new and rows.decide]
+    lacking = [name for name in (*report.missing, *report.reshaped, *untrained) if name in needed]
     refuse_untrained(seen, cfg, lacking)
     check_classes(seen, list(cfg.MODEL.DETR.CLASS_NAMES))
     return model

@@ -23,6 +23,14 @@ class ContentSource(nn.Module):
         """(B, N, C). ``chosen`` are the proposals that become the queries, from sources that have some."""
         raise NotImplementedError
 
+    def rows(self, count: int, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
+        """(B, count, C): the first contents; where there are fewer, they are repeated from the first one on.
+
+        Queries that share one differ by their boxes."""
+        contents = self(memory, chosen)
+        times = -(-count // contents.shape[1])
+        return (contents if times <= 1 else contents.repeat(1, times, 1))[:, :count]
+
     def losses(self) -> dict[str, Tensor]:
         """Its own losses, already weighted."""
         return {}
@@ -30,6 +38,8 @@ class ContentSource(nn.Module):
 
 class LearnedContent(ContentSource):
     """A table of contents, the same for every image."""
+
+    query_axes = {"table": 0}
 
     def __init__(self, num_queries: int, embed_dim: int, init: str = "normal"):
         """

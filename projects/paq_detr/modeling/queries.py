@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_range
 from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_box_code
-from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, CONTENTS, COSTS, SOURCES, Kit, needs_of, per_layer
+from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, COSTS, SOURCES, Kit, needs_of, per_layer
 from ..structures import LayerOutput, Memory, Prediction, QuerySet, Targets
 from .assignment import MatchCost, cost_terms
 from .contents import ContentSource, build_content
@@ -43,36 +43,63 @@ class Augmenter(Protocol):
     def __call__(self, queries: QuerySet, targets: Targets, memory: Memory) -> QuerySet: ...
 
 
-class LearnedQueries(nn.Module):
+class LearnedTable(nn.Module):
+    """Queries that are the same for every image, as learned tables say."""
+
+    content: ContentSource
+
+    def __init__(self, num_queries_test: int | None = None):
+        """
+        Args:
+            num_queries_test: only so many first queries at inference; None: all.
+        """
+        super().__init__()
+        self.num_queries_test = num_queries_test
+
+    def queries(self, memory: Memory) -> QuerySet:
+        """All of them, without losses."""
+        raise NotImplementedError
+
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        queries = self.queries(memory)
+        if self.training:
+            return replace(queries, losses=self.content.losses())
+        return queries if self.num_queries_test is None else queries.first(self.num_queries_test)
+
+
+class LearnedQueries(LearnedTable):
     """Deformable DETR's single-stage queries: learned positions, whose linear map gives the reference points."""
 
     provides = frozenset({"position"})
+    query_axes = {"position": 0}
 
-    def __init__(self, *, num_queries: int, embed_dim: int, content: ContentSource):
-        super().__init__()
+    def __init__(
+        self, *, num_queries: int, embed_dim: int, content: ContentSource, num_queries_test: int | None = None
+    ):
+        super().__init__(num_queries_test)
         self.position = nn.Parameter(torch.randn(num_queries, embed_dim))
         self.reference_points = nn.Linear(embed_dim, 2)
         self.content = content
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+    def queries(self, memory: Memory) -> QuerySet:
         batch = memory.tokens.shape[0]
         return QuerySet(
             content=self.content(memory),
             reference=self.reference_points(self.position).sigmoid().expand(batch, -1, -1),
             position=self.position.expand(batch, -1, -1),
-            losses=self.content.losses() if self.training else {},
         )
 
 
-class LearnedAnchors(nn.Module):
+class LearnedAnchors(LearnedTable):
     """DAB-DETR's queries: a table of boxes, as logits.
 
     The position code comes from the boxes, in every layer (``DECODER.QUERY_POSITION: sine_mlp``).
     """
 
     provides = frozenset({"boxes"})
+    query_axes = {"anchors": 0}
     #: What the table can start as: (N,) to (N, 4) logits of cxcywh.
     INITS = {
         "normal": lambda count: torch.randn(count, 4),  # DAB-DETR, DN-DETR
@@ -82,20 +109,23 @@ class LearnedAnchors(nn.Module):
         "uniform": lambda count: torch.rand(count, 4).logit().clamp(-3, 3),  # detrex's deformable models
     }
 
-    def __init__(self, *, num_queries: int, content: ContentSource, init: str = "uniform_center"):
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        content: ContentSource,
+        init: str = "uniform_center",
+        num_queries_test: int | None = None,
+    ):
+        super().__init__(num_queries_test)
         self.anchors = nn.Parameter(self.INITS[init](num_queries))
         self.content = content
 
-    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        return QuerySet(
-            content=self.content(memory),
-            reference=self.anchors.sigmoid().expand(memory.tokens.shape[0], -1, -1),
-            losses=self.content.losses() if self.training else {},
-        )
+    def queries(self, memory: Memory) -> QuerySet:
+        return QuerySet(self.content(memory), self.anchors.sigmoid().expand(memory.tokens.shape[0], -1, -1))
 
 
-class LearnedBoxes(nn.Module):
+class LearnedBoxes(LearnedTable):
     """A table of boxes that start as the whole image, each; learned (Sparse R-CNN) or not (AdaMixer).
 
     In contrast to anchors they are no logits: nothing keeps them in the image.
@@ -103,21 +133,20 @@ class LearnedBoxes(nn.Module):
 
     provides = frozenset({"boxes"})
 
-    def __init__(self, *, num_queries: int, content: ContentSource, learned: bool = True):
-        super().__init__()
+    def __init__(
+        self, *, num_queries: int, content: ContentSource, learned: bool = True, num_queries_test: int | None = None
+    ):
+        super().__init__(num_queries_test)
         boxes = torch.tensor([0.5, 0.5, 1.0, 1.0]).repeat(num_queries, 1)
         if learned:
             self.boxes = nn.Parameter(boxes)
+            self.query_axes = {"boxes": 0}
         else:
             self.register_buffer("boxes", boxes, persistent=False)
         self.content = content
 
-    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        return QuerySet(
-            content=self.content(memory),
-            reference=self.boxes.expand(memory.tokens.shape[0], -1, -1),
-            losses=self.content.losses() if self.training else {},
-        )
+    def queries(self, memory: Memory) -> QuerySet:
+        return QuerySet(self.content(memory), self.boxes.expand(memory.tokens.shape[0], -1, -1))
 
 
 class EncoderTopN(nn.Module):
@@ -151,18 +180,16 @@ class EncoderTopN(nn.Module):
             objective: how the proposals are supervised.
             supervise: "all" proposals (Deformable DETR), or the "selected" ones (DINO, Align-DETR).
             position: make a fixed position code from the proposal's box.
-            num_queries_test: another number of queries at inference; more than in training need content None.
+            num_queries_test: another number of queries at inference; learned contents are repeated for more.
             match_on_priors: proposals find their objects by their priors in place of their boxes (MS-DETR).
             keep, keep_test: how many of the N best become queries, in training and at inference; None: all.
         """
         super().__init__()
-        num_queries_test = num_queries_test or num_queries
-        if num_queries_test > num_queries and content is not None:
-            raise ValueError("more queries at inference than in training need contents from the proposals")
         has = {"boxes": True, "position": position, "contents from boxes": content is None}
         self.provides = frozenset(name for name, there in has.items() if there)
         self.num_queries, self.score, self.objective, self.supervise = num_queries, score, objective, supervise
-        self.num_queries_test, self.match_on_priors, self.eps = num_queries_test, match_on_priors, eps
+        self.num_queries_test = num_queries_test or num_queries
+        self.match_on_priors, self.eps = match_on_priors, eps
         self.keep, self.keep_test = keep, keep_test
         self.project = nn.Linear(embed_dim, embed_dim)
         self.project_norm = nn.LayerNorm(embed_dim)
@@ -189,7 +216,7 @@ class EncoderTopN(nn.Module):
         kept = chosen if keep is None else keep(chosen, self.scores(chosen).sigmoid())
         queries = self.queries(kept)
         if self.content is not None:
-            queries.content = self.content(memory, kept)[:, : kept.logits.shape[1]]
+            queries.content = self.content.rows(kept.logits.shape[1], memory, kept)
         if self.training:
             selected = self.supervise == "selected"
             priors = replace(proposals, boxes=self._read(memory)[0]) if self.match_on_priors else None
@@ -288,7 +315,6 @@ def content_for(cfg, kit: Kit, offered: frozenset[str] = frozenset()) -> Content
     content = build_content(cfg, kit)
     idle = {
         "QUERIES.CONTENT": D.QUERIES.CONTENT if content is None or needs_of(content) - offered else "",
-        "QUERIES.NUM_TEST": D.QUERIES.NUM_TEST,
         "QUERIES.SUPERVISE": "" if D.QUERIES.SUPERVISE == "all" else D.QUERIES.SUPERVISE,
         "QUERIES.MATCH_ON_PRIORS": D.QUERIES.MATCH_ON_PRIORS,
         "QUERIES.KEEP.WHEN": "" if D.QUERIES.KEEP.WHEN == "never" else D.QUERIES.KEEP.WHEN,
@@ -301,24 +327,42 @@ def content_for(cfg, kit: Kit, offered: frozenset[str] = frozenset()) -> Content
     return content
 
 
+def queries_at_inference(cfg, learned: bool = False) -> int | None:
+    """``QUERIES.NUM_TEST``; None: as many as in training. ``learned``: as many as there are at most."""
+    Q, key = cfg.MODEL.DETR.QUERIES, "MODEL.DETR.QUERIES"
+    number = check_range(f"{key}.NUM_TEST", Q.NUM_TEST, "[0, inf)")
+    if learned and number > Q.NUM:
+        raise UserError(
+            f"{key}.NUM_TEST is {number}, but {SOURCES.key} {Q.NAME} is a table of {Q.NUM} learned queries, and "
+            f"further ones would be nowhere: train with a larger {key}.NUM, which takes the present ones over"
+        )
+    return number or None
+
+
 @SOURCES.register("LearnedQueries")
 def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
     D = cfg.MODEL.DETR
-    content = content_for(cfg, kit)
-    return LearnedQueries(num_queries=D.QUERIES.NUM, embed_dim=D.HIDDEN_DIM, content=content)
+    return LearnedQueries(
+        num_queries=D.QUERIES.NUM,
+        embed_dim=D.HIDDEN_DIM,
+        content=content_for(cfg, kit),
+        num_queries_test=queries_at_inference(cfg, learned=True),
+    )
 
 
 @SOURCES.register("LearnedAnchors")
 def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
     Q = cfg.MODEL.DETR.QUERIES
     init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, LearnedAnchors.INITS)
-    return LearnedAnchors(num_queries=Q.NUM, content=content_for(cfg, kit), init=init)
+    content, at_inference = content_for(cfg, kit), queries_at_inference(cfg, learned=True)
+    return LearnedAnchors(num_queries=Q.NUM, content=content, init=init, num_queries_test=at_inference)
 
 
 @SOURCES.register("LearnedBoxes")
 def build_learned_boxes(cfg, kit: Kit) -> LearnedBoxes:
     Q = cfg.MODEL.DETR.QUERIES
-    return LearnedBoxes(num_queries=Q.NUM, content=content_for(cfg, kit), learned=Q.LEARN_BOXES)
+    content, at_inference = content_for(cfg, kit), queries_at_inference(cfg, learned=True)
+    return LearnedBoxes(num_queries=Q.NUM, content=content, learned=Q.LEARN_BOXES, num_queries_test=at_inference)
 
 
 @SOURCES.register("EncoderTopN")
@@ -331,12 +375,6 @@ def top_n_parts(cfg, kit: Kit) -> dict:
     D = cfg.MODEL.DETR
     Q = D.QUERIES
     content = build_content(cfg, kit)
-    check_range("MODEL.DETR.QUERIES.NUM_TEST", Q.NUM_TEST, "[0, inf)")
-    if Q.NUM_TEST > Q.NUM and content is not None:
-        raise UserError(
-            f"MODEL.DETR.QUERIES.NUM_TEST is {Q.NUM_TEST}, but content is learned for MODEL.DETR.QUERIES.NUM {Q.NUM}; "
-            f"more queries at inference need {CONTENTS.key} proposal"
-        )
     return {
         "num_queries": Q.NUM,
         "num_classes": kit.num_classes,
@@ -346,7 +384,7 @@ def top_n_parts(cfg, kit: Kit) -> dict:
         "objective": build_encoder_objective(cfg, kit),
         "supervise": check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
         "position": D.DECODER.QUERY_POSITION == "fixed",
-        "num_queries_test": Q.NUM_TEST or None,
+        "num_queries_test": queries_at_inference(cfg),
         "match_on_priors": Q.MATCH_ON_PRIORS,
         **build_kept_queries(cfg),
         "eps": D.INVERSE_SIGMOID_EPS,

@@ -36,7 +36,7 @@ from ..modeling.assignment import HungarianAssigner, cost_terms
 from ..modeling.contents import ContentSource
 from ..modeling.diagnostics import iteration, log_scalars
 from ..modeling.objective import Objective, box_losses
-from ..modeling.queries import content_for
+from ..modeling.queries import content_for, queries_at_inference
 from ..modeling.roi import MultiLevelRoIAlign
 from ..registry import CONTENTS, NECKS, SOURCES, Kit, adds_config, needs_of
 from ..structures import Grid, LayerOutput, Memory, Prediction, QuerySet, Targets
@@ -109,6 +109,7 @@ class AdaptiveSparseAnchors(nn.Module):
         objective: Objective,
         whole_objective: Objective,
         max_anchors: int,
+        max_anchors_test: int | None = None,
         min_anchors: int = 50,
         fixed_anchors: int = 150,
         probed_anchors: int = 50,
@@ -135,7 +136,8 @@ class AdaptiveSparseAnchors(nn.Module):
         self.content, self.objective, self.whole_objective = content, objective, whole_objective
         from_boxes = {"contents from boxes"} if "boxes" in needs_of(content) else set()
         self.provides = frozenset({"boxes"} | from_boxes)
-        self.max_anchors, self.min_anchors, self.min_score = max_anchors, min_anchors, min_score
+        self.max_anchors, self.max_anchors_test = max_anchors, max_anchors_test or max_anchors
+        self.min_anchors, self.min_score = min_anchors, min_score
         self.score_range, self.patch_iou, self.max_patches = score_range, patch_iou, max_patches
         self.min_selected, self.test_levels = min_selected, test_levels
         self.train_patches, self.object_iterations = train_patches, object_iterations
@@ -156,14 +158,14 @@ class AdaptiveSparseAnchors(nn.Module):
         predictions: list[Prediction] = []
         with torch.autocast(memory.tokens.device.type, enabled=False):  # boxes want fp32
             anchors = self.generate(memory.with_tokens(memory.tokens.float()), targets, predictions)
-            boxes, valid = anchors.best(self.max_anchors)
+            boxes, valid = anchors.best(self.max_anchors if self.training else self.max_anchors_test)
         log_scalars(lambda: {"anchors/an_image": boxes.shape[1] if valid is None else valid.sum(1).float().mean()})
 
         def content_at(boxes: Tensor, valid: Tensor | None = None) -> Tensor:
-            return self.content(memory, LayerOutput(boxes[..., :0], boxes, valid=valid))
+            return self.content.rows(boxes.shape[1], memory, LayerOutput(boxes[..., :0], boxes, valid=valid))
 
         return QuerySet(
-            content=content_at(boxes, valid)[:, : boxes.shape[1]],
+            content=content_at(boxes, valid),
             reference=boxes,
             valid=valid,
             predictions=predictions,
@@ -340,6 +342,7 @@ def build_adaptive_sparse_anchors(cfg: CN, kit: Kit) -> AdaptiveSparseAnchors:
         objective=anchor_objective(cfg, kit, large=False),
         whole_objective=anchor_objective(cfg, kit, large=True),
         max_anchors=check_range("MODEL.DETR.QUERIES.NUM", D.QUERIES.NUM, "[1, inf)"),
+        max_anchors_test=queries_at_inference(cfg),
         score_range=(low, high),
         object_iterations=round(numbers.pop("object_epochs") * cfg.SOLVER.ITERS_PER_EPOCH),
         legacy_p6_flip=A.LEGACY_P6_FLIP,

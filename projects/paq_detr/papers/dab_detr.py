@@ -35,7 +35,7 @@ from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..modeling.queries import LearnedAnchors, content_for
+from ..modeling.queries import LearnedAnchors, content_for, queries_at_inference
 from ..registry import (
     CONTENTS,
     CROSS_ATTENTIONS,
@@ -49,7 +49,7 @@ from ..registry import (
     check_map_positions,
     per_layer,
 )
-from ..structures import DecoderState, Memory, QuerySet, Targets
+from ..structures import DecoderState, Memory, QuerySet
 
 
 @adds_config
@@ -149,8 +149,8 @@ def xavier(module: nn.Module) -> nn.Module:
 class PatternedAnchors(LearnedAnchors):
     """At every anchor as many queries as there are contents ("patterns"): content by content, each with all anchors."""
 
-    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
-        queries = super().forward(memory, targets)
+    def queries(self, memory: Memory) -> QuerySet:
+        queries = super().queries(memory)
         patterns, anchors = queries.content.shape[1], queries.reference.shape[1]
         return replace(
             queries,
@@ -326,7 +326,8 @@ def build_patterned_anchors(cfg, kit: Kit) -> PatternedAnchors:
     of_patterns.defrost()
     of_patterns.MODEL.DETR.QUERIES.NUM = patterns
     content = content_for(of_patterns, kit)
-    return PatternedAnchors(num_queries=Q.NUM // patterns, content=content, init=init)
+    at_inference = queries_at_inference(cfg, learned=True)
+    return PatternedAnchors(num_queries=Q.NUM // patterns, content=content, init=init, num_queries_test=at_inference)
 
 
 @POSITIONS.register("dab")

@@ -265,8 +265,6 @@ class DenseLoss(ClassificationLoss):
 
 @SOURCES.register("DistinctTopN")
 def build_distinct_top_n(cfg: CN, kit: Kit) -> DistinctTopN:
-    Q = cfg.MODEL.DETR.QUERIES
-    check_range("MODEL.DETR.QUERIES.NUM_TEST", Q.NUM_TEST, f"[0, {Q.NUM}]")
     return DistinctTopN(iou_threshold=_iou_threshold(cfg), **top_n_parts(cfg, kit))
 
 

@@ -72,6 +72,8 @@ class PatternContent(ContentSource):
     Patterns start N(0, 1): under a nearly uniform softmax their mean is then about ``1/sqrt(m)`` long per channel.
     """
 
+    query_axes = {"patterns": 0}
+
     def __init__(
         self,
         *,
@@ -84,6 +86,7 @@ class PatternContent(ContentSource):
         super().__init__()
         self.patterns = nn.Parameter(torch.randn(num_patterns, embed_dim))
         self.generator = generator
+        self.query_blocks = {f"generator.head.{name}": "patterns" for name in generator.head.per_query}
         self.diversity_weight, self.diversity_scale = diversity_weight, diversity_scale
 
     def forward(self, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
@@ -232,6 +235,8 @@ def _head_mlp(embed_dim: int, out_dim: int) -> nn.Sequential:
 class FullHead(nn.Module):
     """One linear row for each of the n * m weights."""
 
+    per_query = ("mlp.3.weight", "mlp.3.bias")  # of m rows per query
+
     def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, **_unused):
         super().__init__()
         self.mlp = _head_mlp(embed_dim, num_queries * num_patterns)
@@ -243,6 +248,9 @@ class FullHead(nn.Module):
 
 class FactoredHead(nn.Module):
     """Weight logits of rank r: ``sum_r a_ir u_r(z) b_jr`` with learned a (n, r), b (m, r) and u an MLP of the image."""
+
+    query_axes = {"query_factor": 0, "pattern_factor": 0}
+    per_query = ()
 
     def __init__(self, *, embed_dim: int, num_queries: int, num_patterns: int, rank: int):
         super().__init__()
