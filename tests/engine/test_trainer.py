@@ -14,7 +14,7 @@ from PIL import Image
 
 from paq_detr.engine import NonFiniteLossError, Trainer, UserError
 from paq_detr.engine.checkpoint import DetrCheckpointer
-from paq_detr.engine.hooks import MetricsWriter
+from paq_detr.engine.hooks import MetricsWriter, ProgressWriter
 from paq_detr.modeling.heads import ClassHead
 
 from .conftest import tiny_configs
@@ -273,6 +273,22 @@ def test_the_progress_line_tells_how_many_queries_dh_detr_keeps(make_cfg, caplog
             train(make_cfg("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", *options))
     dh, without = [record.getMessage() for record in caplog.records if "iteration 1/1" in record.getMessage()]
     assert "; 0.0% of the queries alive in the last layer; " in dh and "alive" not in without
+
+
+@pytest.mark.parametrize(("share", "threads", "said"), [
+    (0.4, 2, "the cores are shared: of a step's time, this program computed 40%; OMP_NUM_THREADS=1 may be faster"),
+    (0.4, 1, "the cores are shared: of a step's time, this program computed 40%"),
+    (0.9, 2, ""),
+])  # fmt: skip
+def test_the_progress_line_tells_that_others_use_the_cores(monkeypatch, caplog, share, threads, said):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
+    with EventStorage() as storage, caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
+        storage.put_scalar("core_share", share)
+        ProgressWriter(5).write()
+    (line,) = caplog.messages
+    assert (said in line) if said else "shared" not in line
+    assert ("OMP_NUM_THREADS" in line) == ("OMP" in said)
 
 
 def test_metrics_json_has_null_for_what_is_not_finite(tmp_path):

@@ -190,6 +190,7 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
+        busy, start = time.thread_time(), time.perf_counter()
 
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.learn(batch)
@@ -198,6 +199,9 @@ class Trainer(TrainerBase):
         self._record(batch, losses, norm, data_time)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.device.type == "cpu":
+            share = (time.thread_time() - busy) / (time.perf_counter() - start)
+            self.storage.put_scalar("core_share", share, smoothing_hint=False)
 
     def _next_batch(self) -> list[dict]:
         try:
