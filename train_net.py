@@ -8,10 +8,14 @@ python train_net.py --config-file output/config.yaml --eval-only MODEL.WEIGHTS o
 
 import sys
 
-from detectron2.engine import default_argument_parser
+from paq_detr._threads import wait_asleep
 
-from paq_detr.engine import run_cli
-from paq_detr.engine.main import run, worker  # noqa: F401  (Detectron2's users look for the worker here)
+wait_asleep()
+
+from detectron2.engine import default_argument_parser  # noqa: E402  (torch comes after that)
+
+from paq_detr.engine import run_cli  # noqa: E402
+from paq_detr.engine.main import run, worker  # noqa: E402, F401  (Detectron2's users look for the worker here)
 
 
 def main() -> None:

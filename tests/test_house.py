@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "projects" / "paq_detr"
 
 # From the ground up; a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "_lazy", "whole_file", "window_masks"),
+    ("errors", "_lazy", "_threads", "whole_file", "window_masks"),
     ("checks", "structures", "config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),

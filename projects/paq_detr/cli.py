@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import __version__
+from ._threads import wait_asleep
 
 # What a command does is imported when it runs, so that help comes at once.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -33,6 +34,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     listed = "\n".join(f"  {name:9} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(

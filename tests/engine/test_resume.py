@@ -345,6 +345,7 @@ def test_one_name_is_no_change_where_a_list_is_now(make_cfg):
 def test_epochs_go_on_where_they_were_with_a_batch_of_another_size(make_cfg, caplog):
     """12 images: 2 of 4 epochs in 12 batches of 2, the others in 6 of 4; and once more."""
     epochs = ("DATASETS.TEST", "[]", "SOLVER.EPOCHS", 4, "SOLVER.EPOCH_STEPS", "[3]", "SOLVER.CHECKPOINT_EPOCHS", 1)
+    caplog.set_level("INFO", logger="paq_detr.engine.trainer")
     first = build(make_cfg(*epochs))
     first.iter, first.data_loader.batches = 11, 12
     first.save("model_0000011")
