@@ -18,11 +18,16 @@ def add_core_config(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # COCO-format datasets to register, one [name, annotation json, image folder] each. Relative paths start at the
-    # working directory. The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    # Datasets to register, one {name: my_train, path: FILE_OR_FOLDER} each, whose format the path tells: COCO json,
+    # CrowdHuman's odgt, YOLO, Pascal VOC or CSV (docs/data.md). Further keys of an entry: split, images (a folder),
+    # classes (a file), box (of an odgt: full, visible, head), format. Relative paths start at the working directory.
+    # The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.FILES = []
+
+    # The same for COCO json alone, one [name, annotation json, image folder] each.
     cfg.DATASETS.COCO_JSON = []
 
-    # CrowdHuman, or data of its format, from its own files: one [name, annotation odgt, image folder, box] each; box is
+    # The same for CrowdHuman, or data of its format: one [name, annotation odgt, image folder, box] each; box is
     # "full", "visible" or "head". Masks and ignored persons are ignore regions.
     cfg.DATASETS.CROWDHUMAN = []
 
@@ -92,6 +97,8 @@ def _add_model_keys(cfg: CN) -> None:
     # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
     # that training writes into its output folder holds them, so that prediction needs no dataset.
     D.CLASS_NAMES = []
+    # What classes of MODEL.WEIGHTS are called here, as [[old, new], ...]: rows of class heads are taken over by name.
+    D.CLASS_RENAMES = []
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
@@ -372,8 +379,15 @@ def _add_training_keys(cfg: CN) -> None:
     # second pass over the images.
     cfg.TEST.LOSS = False
 
+    # Where numbers and pictures go besides metrics.json: "tensorboard", "wandb", "mlflow" (docs/logging.md).
+    cfg.LOGGERS = ["tensorboard"]
+    cfg.TEST.PICTURES = 4  # of each test dataset and evaluation, for the loggers: truth beside predictions
+
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
+    # On: it takes seconds, where the evaluation takes minutes.
+    cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()
     cfg.TEST.QUERY_USE.ENABLED = False

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import papers  # noqa: F401  (they register their parts and config keys)
 from .assembly import build_parts
 from .config import add_core_config
-from .data import check_batch, check_image_array
+from .data import albumented, augment, check_batch, check_image_array, mix  # noqa: F401  (three add their keys)
 from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
 from .modeling.objective import divisors, supervise
@@ -58,6 +58,7 @@ class QueryDetector(nn.Module):
         pixel_std: Sequence[float],
         augmenters: Mapping[str, nn.Module] | None = None,
         input_format: str = "RGB",
+        class_renames: Sequence[Sequence[str]] = (),
     ):
         """
         Args:
@@ -68,6 +69,7 @@ class QueryDetector(nn.Module):
             class_names: in the order of the class ids.
             pixel_mean, pixel_std: in the order of ``input_format``, 0..255.
             augmenters: by the name of a source, what is put in front of its queries in training.
+            class_renames: (old, new) pairs: what classes of weight files are called here.
         """
         super().__init__()
         _check_routes(routes, sources)
@@ -81,6 +83,7 @@ class QueryDetector(nn.Module):
         self.matched_slots = MatchedSlots()
         self.whole: WholeBatch | None = None  # what the next batches in training are parts of; None: they are whole
         self.class_names, self.input_format = tuple(class_names), input_format
+        self.class_renames = dict(class_renames)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -95,6 +98,7 @@ class QueryDetector(nn.Module):
         return {
             **build_parts(cfg, len(names)),
             "class_names": names,
+            "class_renames": cfg.MODEL.DETR.CLASS_RENAMES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,

@@ -17,6 +17,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .. import registry
 from ..checks import check_choice, check_numbers, check_range
+from ..data.augment import build_augmentations
 from ..evaluation.crowd.protocols import PROTOCOLS
 from .compile import PARTS
 
@@ -65,6 +66,7 @@ RANGES = {
     "TEST.EVAL_EPOCHS": "[0, inf)",
     "TEST.EVAL_PERIOD": "[0, inf)",
     "TEST.PATIENCE": "[0, inf)",
+    "TEST.PICTURES": "[0, inf)",
     "TEST.QUERY_USE.THRESHOLD": "[0, 1)",
 }
 
@@ -98,9 +100,11 @@ def check_values(cfg: CfgNode) -> None:
     _check_part_names(cfg)
     for name in cfg.MODEL.COMPILE:
         check_choice("MODEL.COMPILE", name, tuple(PARTS))
+    build_augmentations(cfg)
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
+    check_renames(cfg.MODEL.DETR.CLASS_RENAMES)
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         check_numbers(key, value_of(cfg, key), "[0, inf)")
         if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
@@ -113,6 +117,19 @@ def check_values(cfg: CfgNode) -> None:
     _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
     _check_best_metric(cfg.TEST.BEST_METRIC)
     _check_patience(cfg)
+
+
+def check_renames(pairs: Any) -> None:
+    """See that MODEL.DETR.CLASS_RENAMES is a map from old class names to new ones."""
+    key = "MODEL.DETR.CLASS_RENAMES"
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ValueError(f"{key} holds {pair}, must be pairs of names [old, new]")
+    for place, which in enumerate(("old", "new")):
+        names = [pair[place] for pair in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{key} holds the {which} name {twice} twice")
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:

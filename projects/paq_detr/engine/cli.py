@@ -30,6 +30,7 @@ from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
 from .environment import Place
 from .hooks import EnoughTraining
+from .loggers import check_loggers
 from .merge import merge_file, merge_opts
 from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
@@ -85,7 +86,8 @@ def setup_config(args: argparse.Namespace, place: Place | None = None) -> CfgNod
         )
     try:
         check_values(cfg)
-        register_datasets(cfg)
+        check_loggers(cfg)
+        register_datasets(cfg, test_only=evaluates)
         check_pictures(cfg.DATASETS.TEST if evaluates else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error

@@ -22,10 +22,11 @@ from .trainer import Trainer
 def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every process does."""
     if comm.get_world_size() > 1:
-        register_datasets(cfg)  # catalogs are per process
+        register_datasets(cfg, test_only=args.eval_only)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        Trainer.test(cfg, load_trained(cfg, resume=args.resume))
+        model = load_trained(cfg, args.resume, getattr(args, "allow_partial", False))
+        Trainer.test(cfg, model, report=True)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> CfgNode:
     started joins the others.
 
     Args:
-        args: as of Detectron2's ``default_argument_parser``.
+        args: as of train_net.py.
     """
     place = place_in(os.environ)
     if place is not None and (args.num_gpus > 1 or args.num_machines > 1):

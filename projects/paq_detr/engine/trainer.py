@@ -20,16 +20,13 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import TensorboardXWriter
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
 from ..errors import Interrupted, UserError
 from ..evaluation import build_evaluator
+from .build import build_detector, distributed
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
 from .compile import compile_parts
@@ -48,10 +45,12 @@ from .hooks import (
 from .interrupt import StopRequest
 from .learn import Learner
 from .loader import NamedFaults, TrainLoader, build_train_loader
+from .loggers import StartRuns, build_loggers
 from .non_finite import first_non_finite, non_finite_error
 from .output import AVERAGED
 from .resume import check_resumable, load_optimizer, training_state
 from .rng import preserved_rng, rng_state, set_rng_state
+from .shown import ShownPictures
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 from .validation import add_validation_losses
 
@@ -60,16 +59,6 @@ logger = logging.getLogger(__name__)
 PROGRESS_PERIOD = 20  # iterations
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def build_detector(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``; a config whose parts do not fit together raises UserError."""
-    try:
-        return build_model(cfg)
-    except (ValueError, AssertionError) as error:
-        if not str(error):
-            raise
-        raise UserError(f"The model of this config cannot be built: {error}.") from error
 
 
 class Trainer(TrainerBase):
@@ -96,7 +85,7 @@ class Trainer(TrainerBase):
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.run_config = cfg.dump()
-        self.model = self._distribute(model)
+        self.model = distributed(model, self.device)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         amp = cfg.SOLVER.AMP
@@ -105,25 +94,21 @@ class Trainer(TrainerBase):
         self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
+        this = weakref.proxy(self)  # no circle, which would keep the model
         self.learn = Learner(
-            self.model, lambda loss: self.scaler.scale(loss).backward(), self.autocast, cfg.SOLVER.ACCUMULATE
+            self.model, lambda loss: this.scaler.scale(loss).backward(), self.autocast, cfg.SOLVER.ACCUMULATE
         )
         self.clip = build_clipper(cfg)
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.evaluated = -1  # its iteration
+        self.shown = ShownPictures(cfg)
         self.stop = StopRequest()
         self.average: WeightAverage | None = None
         self._others_stop = False  # a signal came to one of the processes
         self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
-
-    def _distribute(self, model: nn.Module) -> nn.Module:
-        if comm.get_world_size() == 1:
-            return model
-        ids = None if self.device.type == "cpu" else [self.device.index]
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> tuple[TrainLoader, int]:
@@ -154,8 +139,12 @@ class Trainer(TrainerBase):
         if comm.is_main_process():
             self._metrics = MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
             self._progress = ProgressWriter(self.max_iter)
-            writers = [self._progress, self._metrics, TensorboardXWriter(cfg.OUTPUT_DIR)]
-            built += [FirstStep(PROGRESS_PERIOD), hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD)]
+            writers = [self._progress, self._metrics, *build_loggers(cfg)]
+            built += [
+                FirstStep(PROGRESS_PERIOD),
+                StartRuns(writers),
+                hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD),
+            ]
         return built
 
     def train(self) -> dict[str, Any]:
@@ -247,15 +236,13 @@ class Trainer(TrainerBase):
         try:
             # Training goes on as if nothing had been evaluated.
             with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
-                self.results = self.test(self.cfg, self.checkpointer.model)
+                last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
+                self.results = self.test(self.cfg, self.checkpointer.model, report=last)
                 if self.cfg.TEST.LOSS:
-                    add_validation_losses(
-                        self.results,
-                        self.cfg,
-                        self.checkpointer.model,
-                        self.autocast,
-                        min(self.iter, self.max_iter - 1),
-                    )
+                    now = min(self.iter, self.max_iter - 1)
+                    add_validation_losses(self.results, self.cfg, self.checkpointer.model, self.autocast, now)
+                if comm.is_main_process():
+                    self.shown.log(self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
             if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
@@ -281,12 +268,15 @@ class Trainer(TrainerBase):
         return Interrupted(text, number)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names."""
+    def test(cls, cfg: CfgNode, model: nn.Module, report: bool = False) -> dict[str, Any]:
+        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names.
+
+        ``report``: write the page that explains them, too, where ``cfg.TEST.REPORT`` asks for it.
+        """
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = build_detection_test_loader(cfg, name, mapper=DetrDatasetMapper(cfg, False))
-            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name), report)
             results[name] = inference_on_dataset(model, NamedFaults(loader), evaluator) or {}
             if comm.is_main_process():
                 print_csv_format(results[name])
