@@ -15,7 +15,9 @@ from paq_detr.engine.main import run, worker  # noqa: F401  (Detectron2's users 
 
 
 def main() -> None:
-    run(default_argument_parser().parse_args())
+    parser = default_argument_parser()
+    parser.add_argument("--allow-partial", action="store_true", help="--eval-only of weights that fit only in part")
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from detectron2.utils.events import EventStorage
 from measure import arguments, parser_of, report
 
 from paq_detr import add_paq_detr_config
+from paq_detr.engine.merge import merge_file
 from paq_detr.engine.solver import build_optimizer
 from paq_detr.ops import _extension
 
@@ -54,7 +55,7 @@ def batch_of(height, width, device):
 def our_step(config, batch, args):
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.merge_from_file(str(ROOT / config))
+    merge_file(cfg, str(ROOT / config))
     names = [str(i) for i in range(CLASSES)]
     cfg.merge_from_list(["MODEL.DEVICE", args.device, "MODEL.DETR.CLASS_NAMES", names, *(TINY if args.tiny else [])])
     torch.manual_seed(0)

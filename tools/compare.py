@@ -28,6 +28,7 @@ from detectron2.config import get_cfg
 from paq_detr import add_paq_detr_config
 from paq_detr.data.json_file import write_json
 from paq_detr.engine import build_detector
+from paq_detr.engine.merge import merge_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
@@ -68,7 +69,7 @@ def count_parameters(config: Path) -> float:
     """Millions of parameters of the model that a run's config.yaml describes, training-only parts left out."""
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.merge_from_file(str(config))
+    merge_file(cfg, str(config))
     cfg.MODEL.DEVICE = "cpu"
     model = build_detector(cfg)
     model.drop_training_parts()

@@ -29,6 +29,7 @@ from torch import nn
 
 from paq_detr import add_paq_detr_config
 from paq_detr.engine import build_detector
+from paq_detr.engine.merge import merge_file
 
 COLUMNS = {
     "parameters": "parameters (M)",
@@ -140,7 +141,7 @@ def measure(config: Path, args: argparse.Namespace) -> dict[str, float]:
     """All figures of one config, in this process."""
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.merge_from_file(str(config))
+    merge_file(cfg, str(config))
     cfg.merge_from_list(["MODEL.DEVICE", args.device, *args.options])
     cfg.MODEL.DETR.CLASS_NAMES = [str(i) for i in range(args.classes)]
     model = build_detector(cfg)

@@ -28,6 +28,7 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
+from paq_detr.engine.merge import merge_file
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -68,7 +69,7 @@ def record(path: Path, renamed: Sequence[tuple[str, str]] = ()) -> dict:
     """Losses of each step and the detections afterwards, floats in hexadecimal."""
     cfg = get_cfg()
     add_paq_detr_config(cfg)
-    cfg.merge_from_file(str(path))
+    merge_file(cfg, str(path))
     cfg.MODEL.DETR.CLASS_NAMES = CLASSES
     cfg.MODEL.DEVICE, cfg.DATASETS.TEST = "cpu", ()
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``paq-detr``: predict, train, eval, demo, export, convert, average, doctor.
+"""The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -23,6 +23,7 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
@@ -34,7 +35,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    listed = "\n".join(f"  {name:9} {what}" for name, (what, _) in _COMMANDS.items())
+    listed = "\n".join(f"  {name:12} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="paq-detr",
         description="Query-based object detectors: predict, train, evaluate.",
@@ -101,6 +102,7 @@ def _eval(arguments: list[str]) -> int:
     parser = _launch_parser("eval", "RUN_OR_WEIGHTS")
     parser.add_argument("run", metavar="RUN_OR_WEIGHTS", help="folder that training wrote, or a weight file")
     parser.add_argument("--config", metavar="FILE", help="in place of the config.yaml beside the weights")
+    parser.add_argument("--allow-partial", action="store_true", help="evaluate weights that fit only in part")
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=True, resume=False))
 
     def evaluate() -> None:
@@ -139,6 +141,15 @@ def _demo(arguments: list[str]) -> int:
     finally:
         sys.argv, sys.path[:] = before
     return 0
+
+
+def _convert_data(arguments: list[str]) -> int:
+    parser = _parser("convert-data", "SOURCE --output FILE [options]")
+    from .data import convert_data
+
+    convert_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: convert_data.convert_data(options))
 
 
 def _export(arguments: list[str]) -> int:

@@ -18,11 +18,16 @@ def add_core_config(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # COCO-format datasets to register, one [name, annotation json, image folder] each. Relative paths start at the
-    # working directory. The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    # Datasets to register, one {name: my_train, path: FILE_OR_FOLDER} each, whose format the path tells: COCO json,
+    # CrowdHuman's odgt, YOLO, Pascal VOC or CSV (docs/data.md). Further keys of an entry: split, images (a folder),
+    # classes (a file), box (of an odgt: full, visible, head), format. Relative paths start at the working directory.
+    # The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.FILES = []
+
+    # The same for COCO json alone, one [name, annotation json, image folder] each.
     cfg.DATASETS.COCO_JSON = []
 
-    # CrowdHuman, or data of its format, from its own files: one [name, annotation odgt, image folder, box] each; box is
+    # The same for CrowdHuman, or data of its format: one [name, annotation odgt, image folder, box] each; box is
     # "full", "visible" or "head". Masks and ignored persons are ignore regions.
     cfg.DATASETS.CROWDHUMAN = []
 
@@ -88,6 +93,8 @@ def _add_model_keys(cfg: CN) -> None:
     # Class names in the order of the contiguous ids. Left empty, they are taken from the training dataset; the config
     # that training writes into its output folder holds them, so that prediction needs no dataset.
     D.CLASS_NAMES = []
+    # What classes of MODEL.WEIGHTS are called here, as [[old, new], ...]: rows of class heads are taken over by name.
+    D.CLASS_RENAMES = []
     D.HIDDEN_DIM = 256
     D.NUM_HEADS = 8
     D.DROPOUT = 0.0
@@ -285,6 +292,11 @@ def _add_model_keys(cfg: CN) -> None:
     # Attention times the number of heads and cells, so that its mean is 1 and the head sees it from the start, for
     # short schedules. False, as published: it sums to 1.
     D.MASK.MEAN_ONE = False
+    # Tell the head where a cell lies in the query's box (CondInst's relative coordinates), and whether it does. As
+    # published it knows an object by its looks alone, and takes long to tell one of many like ones from the others.
+    D.MASK.BOX_COORDINATES = False
+    # Probability that a new head gives every cell; less than the published 0.5 where objects are small.
+    D.MASK.PRIOR = 0.5
     # Of each matched pair's mask so many points are compared, the share UNCERTAIN of them those nearest the border as
     # it is predicted, out of OVERSAMPLE times as many.
     D.MASK.NUM_POINTS = 12544
@@ -321,6 +333,9 @@ def _add_training_keys(cfg: CN) -> None:
     S.OFFSET_MULTIPLIER = 0.1
     S.WARMUP_ITERS = 0
     S.IMS_PER_BATCH = 16
+    # Each process's share of a batch goes through the model in so many parts, which need less memory, with the
+    # gradients that it has in one piece (docs/training.md says how exactly).
+    S.ACCUMULATE = 1
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0
@@ -337,6 +352,20 @@ def _add_training_keys(cfg: CN) -> None:
     S.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     S.CLIP_GRADIENTS.CLIP_VALUE = 0.1
     S.AMP.DTYPE = "bfloat16"  # used when SOLVER.AMP.ENABLED; or "float16"
+
+    # An exponential moving average of the weights: written beside the others as model_ema.pth, and evaluated in their
+    # place (EVAL), so that model_best.pth holds it too. A step counts 1 - DECAY, one of the first WARMUP_ITERS more.
+    S.EMA = CN()
+    S.EMA.ENABLED = False
+    S.EMA.DECAY = 0.9998
+    S.EMA.WARMUP_ITERS = 2000
+    S.EMA.EVAL = True
+
+    # Training ends after so many evaluations without a better BEST_METRIC; 0: never before its last iteration.
+    cfg.TEST.PATIENCE = 0
+    # Evaluation during training also takes the losses over the test datasets, without dropout, as validation/...: a
+    # second pass over the images.
+    cfg.TEST.LOSS = False
 
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300

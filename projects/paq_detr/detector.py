@@ -24,9 +24,10 @@ from .config import add_core_config
 from .data import check_batch, check_image_array
 from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
-from .modeling.objective import supervise
+from .modeling.objective import divisors, supervise
 from .modeling.read_out import with_full_masks
 from .modeling.route import Route, drop_train_only
+from .modeling.whole_batch import WholeBatch
 from .registry import add_plugin_keys
 from .structures import Memory, Prediction, Targets, stack_instances
 
@@ -57,6 +58,7 @@ class QueryDetector(nn.Module):
         pixel_std: Sequence[float],
         augmenters: Mapping[str, nn.Module] | None = None,
         input_format: str = "RGB",
+        class_renames: Sequence[Sequence[str]] = (),
     ):
         """
         Args:
@@ -67,6 +69,7 @@ class QueryDetector(nn.Module):
             class_names: in the order of the class ids.
             pixel_mean, pixel_std: in the order of ``input_format``, 0..255.
             augmenters: by the name of a source, what is put in front of its queries in training.
+            class_renames: (old, new) pairs: what classes of weight files are called here.
         """
         super().__init__()
         _check_routes(routes, sources)
@@ -78,7 +81,9 @@ class QueryDetector(nn.Module):
         for augmenter in self.augmenters.values():
             augmenter.train_only = True
         self.matched_slots = MatchedSlots()
+        self.whole: WholeBatch | None = None  # what the next batches in training are parts of; None: they are whole
         self.class_names, self.input_format = tuple(class_names), input_format
+        self.class_renames = dict(class_renames)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
 
@@ -93,6 +98,7 @@ class QueryDetector(nn.Module):
         return {
             **build_parts(cfg, len(names)),
             "class_names": names,
+            "class_renames": cfg.MODEL.DETR.CLASS_RENAMES,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -114,7 +120,10 @@ class QueryDetector(nn.Module):
         if self.training:
             instances = [x["instances"] for x in batched_inputs]
             with_masks = self.routes["main"].mask_head is not None
-            return self._losses(memory, stack_instances(instances, images.image_sizes, self.device, with_masks))
+            targets = stack_instances(instances, images.image_sizes, self.device, with_masks)
+            if self.whole is not None:
+                targets.fullest_of_whole = self.whole.fullest
+            return self._losses(memory, targets)
         results = self.detect(memory)
         return [
             {"instances": with_full_masks(detector_postprocess(r, x.get("height", size[0]), x.get("width", size[1])))}
@@ -133,7 +142,9 @@ class QueryDetector(nn.Module):
         if not self.training:  # at inference, images may come from anywhere
             images = [check_image_array(image, self.input_format) for image in images]
         images = [(image.to(self.device) - self.pixel_mean) / self.pixel_std for image in images]
-        return ImageList.from_tensors(images, self.backbone.size_divisibility)
+        images = ImageList.from_tensors(images, self.backbone.size_divisibility)
+        learns_a_part = self.training and self.whole is not None
+        return self.whole.padded(images, self.backbone.size_divisibility) if learns_a_part else images
 
     def encode(self, images: ImageList) -> Memory:
         features = self.backbone(images.tensor)
@@ -167,7 +178,9 @@ class QueryDetector(nn.Module):
 
     def _losses(self, memory: Memory, targets: Targets) -> dict[str, Tensor]:
         predictions, own_losses = self.predictions(memory, targets)
-        losses, assignments = supervise(predictions, targets)
+        if self.whole is not None:  # the parts' sum is the whole's
+            own_losses = {name: value / len(self.whole.parts) for name, value in own_losses.items()}
+        losses, assignments = supervise(predictions, targets, self.whole.divide if self.whole is not None else divisors)
         twice = own_losses.keys() & losses.keys()
         if twice:
             raise ValueError(f"a query source's losses have the names of others: {', '.join(sorted(twice))}")

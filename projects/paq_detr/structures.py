@@ -301,6 +301,12 @@ class Targets:
     ignore_boxes: Tensor  # (R, 4) regions whose queries are neither right nor wrong
     ignore_image: Tensor  # (R,) int64
     masks: WindowMasks | None = None  # of the M objects; None: a detector without masks
+    fullest_of_whole: int = 0  # objects of the fullest image of the batch that these images are a part of
+
+    @property
+    def fullest(self) -> int:
+        """Objects of the fullest image of the batch."""
+        return max(*self.counts, self.fullest_of_whole, 0)
 
     @property
     def offsets(self) -> tuple[int, ...]:

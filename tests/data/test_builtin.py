@@ -26,9 +26,17 @@ def test_class_names_come_from_the_training_dataset(cfg, content, save):
 
 def test_an_unknown_dataset_is_told_where_datasets_are_registered(cfg):
     cfg.DATASETS.TRAIN = ("nowhere",)
-    text = r"'nowhere', which is not registered \(DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more\)$"
+    text = r"'nowhere', which is not registered \(DATASETS.FILES registers more\)$"
     with pytest.raises(ValueError, match=text):
         register_datasets(cfg)
+
+
+def test_an_evaluation_reads_its_own_dataset_alone(cfg, content, save):
+    register_cells(cfg, content, save, "TEST")
+    cfg.DATASETS.COCO_JSON.append(["gone", "gone.json", "gone"])
+    cfg.DATASETS.TRAIN = ("gone", "never registered")
+    register_datasets(cfg, test_only=True)
+    assert cfg.MODEL.DETR.CLASS_NAMES == ["dust", "fibre", "cell"]
 
 
 def test_a_frozen_cfg_is_filled_and_stays_frozen(cfg):

@@ -16,6 +16,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
+from paq_detr.convert.classes import coco_names
 from paq_detr.engine import DetrCheckpointer, UserError, run_cli
 from paq_detr.engine.checkpoint import LoadReport, cut
 from paq_detr.engine.rows import match_rows
@@ -57,6 +58,65 @@ def test_rows_follow_their_class_names(tmp_path):
     assert checkpointer.report.shared_classes == ["dog", "cat"]
     assert "labels.weight" in checkpointer.report.by_class
     assert not checkpointer.report.missing
+    assert str(checkpointer.report).endswith(
+        "Rows of classes: 2 kept (dog, cat), 2 initialised (emu, ape), 1 dropped (cow)."
+    )
+
+
+def test_what_fits_badly_is_a_warning_above_the_table(tmp_path, caplog):
+    old, new = Classifier(["cat", "dog"]), Classifier(["emu"])
+    new.tail = nn.Linear(1, 1)
+    DetrCheckpointer(new).load(saved(old, tmp_path))
+    levels = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "paq_detr.engine.checkpoint"]
+    assert levels[0] == (
+        "WARNING",
+        "the weight file gives only a part of the model: none of its 2 classes is one of the model's, all of which "
+        "begin anew; 2 tensors of tail begin anew",
+    )
+    assert "loaded for 0 shared classes" in levels[1][1]
+
+
+def test_91_rows_without_names_are_cocos_numbers(tmp_path):
+    def model(names):
+        made = Classifier(names)
+        made.routes = nn.ModuleDict({"main": nn.Module()})
+        made.routes["main"].decoder = nn.Module()
+        made.routes["main"].decoder.class_heads = nn.ModuleList([made.head])
+        return made
+
+    old, new = model([str(row) for row in range(91)]), model(coco_names(80))
+    torch.save({"model": old.state_dict()}, tmp_path / "official.pth")
+    checkpointer = DetrCheckpointer(new)
+    checkpointer.load(str(tmp_path / "official.pth"))
+    assert torch.equal(new.head.weight[[0, 11, 79]], old.head.weight[[1, 13, 90]])  # person, stop sign, toothbrush
+    assert not checkpointer.report.of_classes()  # none is new, and rows without a class are none
+
+
+def test_classes_are_renamed_before_they_are_matched(tmp_path):
+    old, new = Classifier(["cat", "dog", "cow"]), Classifier(["hound", "cow", "dog"])
+    new.class_renames = {"dog": "hound", "cat": "dog"}
+    checkpointer = DetrCheckpointer(new)
+    checkpointer.load(saved(old, tmp_path))
+    assert torch.equal(new.head.weight, old.head.weight[[1, 2, 0]])
+    trained = Classifier(["hound", "cow", "dog"])
+    trained.class_renames = new.class_renames
+    DetrCheckpointer(trained).load(saved(new, tmp_path, "renamed"))  # not once more
+    assert torch.equal(trained.head.weight, new.head.weight)
+
+
+@pytest.mark.parametrize(
+    "renames, message",
+    [
+        ({"horse": "emu"}, r"CLASS_RENAMES \[horse, emu\]: .*model.pth has no class horse, but cat, dog"),
+        ({"cat": "ape"}, r"CLASS_RENAMES \[cat, ape\]: ape is no class of this model, which has dog, emu"),
+        ({"cat": "dog"}, "CLASS_RENAMES gives .*model.pth two classes dog: rename the other one, too"),
+    ],
+)
+def test_renames_that_cannot_be_meant_are_refused(tmp_path, renames, message):
+    new = Classifier(["dog", "emu"])
+    new.class_renames = renames
+    with pytest.raises(UserError, match=message):
+        DetrCheckpointer(new).load(saved(Classifier(["cat", "dog"]), tmp_path))
 
 
 def test_the_same_number_of_other_classes_is_no_match(tmp_path):

@@ -118,6 +118,8 @@ ROOT = Path(__file__).parents[2]
         (["SOLVER.BASE_LR", "1e400"], "SOLVER.BASE_LR is inf, must be at least 0"),
         (["SOLVER.CHECKPOINT_KEEP", "-1"], "SOLVER.CHECKPOINT_KEEP is -1, must be at least 0"),
         (["TEST.EVAL_PERIOD", "-1"], "TEST.EVAL_PERIOD is -1, must be at least 0"),
+        (["MODEL.DETR.CLASS_RENAMES", "[a, b]"], r"CLASS_RENAMES holds a, must be pairs of names \[old, new\]"),
+        (["MODEL.DETR.CLASS_RENAMES", "[[a, b], [c, b]]"], "CLASS_RENAMES holds the new name b twice"),
         (["TEST.QUERY_USE.THRESHOLD", "2"], r"TEST.QUERY_USE.THRESHOLD is 2.0, must be in \[0, 1\)"),
         (["SEED", "1099511627776"], "SEED is 1099511627776, must be at most 4294967000"),
         (["MODEL.PIXEL_STD", "[0.0, 1.0, 1.0]"], "a number of MODEL.PIXEL_STD is 0.0, must be above 0"),

@@ -336,7 +336,7 @@ ASSEMBLIES = {
     },
     "plusplus_mask": {**PLUSPLUS, **MASKS},
     "paq_mask": {**PLUSPLUS, **PATTERNS, **ASSIGNMENT, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 2},
-    "mr_mask": {**MR, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 3},
+    "mr_mask": {**MR, **MASKS, "MODEL.DETR.MASK.AT_ONCE": 3, "MODEL.DETR.MASK.BOX_COORDINATES": True},
     "dino_mask": {**DINO, **MASKS, "MODEL.DETR.MASK.LEVEL": 2, "MODEL.DETR.MASK.MEAN_ONE": True},
     "dab_mask": {**DAB, **MASKS, "MODEL.DETR.MASK.HALVE_MAPS": False},
     "dehomo_paq_hybrid_mask": {**DEHOMO, **PATTERNS, **ASSIGNMENT, **HYBRID, **MASKS},

@@ -72,6 +72,11 @@ def test_convolutions_start_kaiming_uniform_and_linear_maps_xavier():
         assert 0.7 * bound < module.weight.abs().max() <= bound and not module.bias.any()
 
 
+def test_a_new_head_gives_every_cell_the_prior():
+    head = MaskHead(embed_dim=32, num_heads=4, names=["a"], channels=[16], strides=[8], prior=0.1)
+    assert head.out.bias.sigmoid().item() == pytest.approx(0.1)
+
+
 def test_attention_is_one_softmax_over_heads_and_cells_that_are_no_padding():
     head = MaskHead(embed_dim=8, num_heads=2, names=["a"], channels=[16], strides=[8])
     states, keys = torch.randn(3, 8), torch.randn(3, 6, 8)
@@ -93,31 +98,51 @@ def test_attention_is_one_softmax_over_heads_and_cells_that_are_no_padding():
                 assert got[p, h, s].item() == pytest.approx(wanted, abs=1e-6)
 
 
-def written_out(head, state, memory):
+def located(x, where, box):
+    """With the cells' places in the box of an image of 128 x 192 pixels, cell by cell."""
+    rows, columns = x.shape[-2:]
+    if where is not None:
+        cx, cy, w, h = (box * torch.tensor([192, 128, 192, 128])).tolist()
+        for row in range(rows):
+            for column in range(columns):
+                right = (column + 0.5) * 192 / columns - cx
+                down = (row + 0.5) * 128 / rows - cy
+                right, down = right / (w / 2), down / (h / 2)
+                place = torch.tensor([right, down, 0]).clamp(-2, 2)
+                place[2] = max(abs(right), abs(down)) <= 1
+                x[0, :, row, column] += where.weight[:, :, 0, 0] @ place
+    return x
+
+
+@torch.no_grad()
+def written_out(head, state, box, memory):
     """The head on one query of an image without padding, convolution by convolution."""
     (level,) = memory.levels()[head.level]
     attention = head.attend(state[None], head.key(level.flatten(1).T)[None], None)[0]
     x = torch.cat([level, attention.view(-1, *level.shape[1:])])[None]
     x = head.blocks[0].norm(head.blocks[0].conv(x)).relu()
-    for block, halve, adapt, name in zip(head.blocks[1:], head.halve, head.adapt, head.names):
+    where = head.where or [None] * 3
+    for block, halve, adapt, name, place in zip(head.blocks[1:], head.halve, head.adapt, head.names, where):
         x = block.norm(block.conv(x)).relu()
         added = adapt(halve(memory.maps[name]))
-        x = F.interpolate(x, added.shape[-2:], mode="nearest") + added
+        x = located(F.interpolate(x, added.shape[-2:], mode="nearest") + added, place, box)
     last = head.blocks[-1]
     return head.out(last.norm(last.conv(x)).relu())[0, 0]
 
 
-@pytest.mark.parametrize("level", [0, 3])
-def test_the_head_is_the_published_one_written_out(level):
+@pytest.mark.parametrize(("level", "coordinates"), [(0, False), (3, False), (3, True)])
+def test_the_head_is_the_published_one_written_out(level, coordinates):
     """Over the last level, of stride 64, or another one; going up from 32 to 64 leaves cells out."""
-    model = wake_up(make_model({**PLUSPLUS, **MASKS}, **{"MODEL.DETR.MASK.LEVEL": level})).eval()
+    options = {"MODEL.DETR.MASK.LEVEL": level, "MODEL.DETR.MASK.BOX_COORDINATES": coordinates}
+    model = wake_up(make_model({**PLUSPLUS, **MASKS}, **options)).eval()
     memory = memory_of(model, [make_image(128, 192)])
     output = model.routes["main"](model.sources["main"](memory), memory)[-1]
     head = model.routes["main"].mask_head
     got = output.masks(torch.zeros(3, dtype=torch.int64), torch.tensor([5, 0, 7]))
     assert got.shape == (3, 8, 12)  # stride 16
     for logits, query in zip(got, (5, 0, 7)):
-        torch.testing.assert_close(logits, written_out(head, output.content[0, query], memory), atol=1e-4, rtol=1e-4)
+        wanted = written_out(head, output.content[0, query], output.boxes[0, query], memory)
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +412,8 @@ def test_detections_have_masks_of_their_image_s_size_and_a_query_s_is_computed_o
 
 def test_masks_of_states_are_cut_with_their_queries():
     content = torch.randn(1, 6, 8)
-    masks = StateMasks(lambda states, image, memory: states[:, None], content, None)
+    boxes = torch.rand(1, 6, 4)
+    masks = StateMasks(lambda states, boxes, image, memory: torch.cat([states, boxes], 1), content, boxes, None)
     zero = torch.zeros(2, dtype=torch.int64)
-    cut = LayerOutput(torch.zeros(1, 6, 2), torch.zeros(1, 6, 4), content, masks=masks).slice(2, 5).masks
+    cut = LayerOutput(torch.zeros(1, 6, 2), boxes, content, masks=masks).slice(2, 5).masks
     assert torch.equal(cut(zero, torch.tensor([0, 2])), masks(zero, torch.tensor([2, 4])))

@@ -157,11 +157,12 @@ def launched(monkeypatch):
 
 def test_train_and_eval_launch_what_train_net_does(command, launched, run_folder):
     assert command("train", "c.yaml", "--resume", "--num-gpus", 2, "SOLVER.BASE_LR", "-1")[0] == 0
-    assert command("eval", run_folder, "TEST.CROWD.ENABLED", True)[0] == 0
+    assert command("eval", run_folder, "--allow-partial", "TEST.CROWD.ENABLED", True)[0] == 0
     train, evaluate = launched
     assert (train.config_file, train.resume, train.num_gpus, train.eval_only) == ("c.yaml", True, 2, False)
     assert train.opts == ["SOLVER.BASE_LR", "-1"] and train.dist_url == "auto"
     assert (evaluate.config_file, evaluate.eval_only) == (str(run_folder / "config.yaml"), True)
+    assert evaluate.allow_partial
     assert evaluate.opts == ["MODEL.WEIGHTS", str(run_folder / "model_final.pth"), "OUTPUT_DIR", str(run_folder),
                              "TEST.CROWD.ENABLED", "True"]  # fmt: skip
 

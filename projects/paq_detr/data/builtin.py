@@ -18,49 +18,95 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..checks import check_choice, expanded_path
-from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
+from ..errors import UserError
+from .coco_json import CocoDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
+from .formats.find import find_source
+from .formats.open import register_source
+from .formats.source import Source
 from .image_file import allow_pixels
 from .synthetic_crowd import SyntheticCrowd
 
 logger = logging.getLogger(__name__)
 
 
-def register_datasets(cfg: CfgNode) -> None:
+def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     """Register the datasets of ``cfg.DATASETS`` and check them against the model. Call it before any loader is built.
 
-    Registers every entry of ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits of the synthetic
-    crowd, the latter anew with the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``, also in a frozen
-    ``cfg``, from the training datasets (from the test datasets where there are no training datasets). Warns of images
-    that hold more objects than the model has queries or detections; datasets that other code registered are not
-    counted.
+    Registers every entry of ``DATASETS.FILES``, ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits
+    of the synthetic crowd, the latter anew with the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``,
+    also in a frozen ``cfg``, from the training datasets (from the test datasets where there are no training datasets).
+    Warns of images that hold more objects than the model has queries or detections; datasets that other code
+    registered are not counted.
+
+    Args:
+        test_only: for an evaluation, which needs no training data: nothing but ``DATASETS.TEST`` is read.
 
     Raises:
         FileNotFoundError, ValueError: a dataset is missing, unknown or broken, or the class lists differ.
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
+    keys = ("TEST",) if test_only else ("TRAIN", "TEST")
+
+    def read(name: Any) -> bool:
+        return not test_only or name in cfg.DATASETS.TEST
+
+    for entry in cfg.DATASETS.FILES:
+        if not isinstance(entry, dict) or read(entry.get("name")):
+            name, source = source_of(entry)
+            register_source(source, name, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
-        register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
+        if read(parts[0]):
+            register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.CROWDHUMAN:
-        register_crowdhuman(*_checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box")))
+        parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
+        if read(parts[0]):
+            register_crowdhuman(*parts)
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
-    for key in ("TRAIN", "TEST"):
+    for key in keys:
         for name in cfg.DATASETS[key]:
             _check_known(name, f"DATASETS.{key}")
             if cfg.MODEL.DETR.MASK.ENABLED and not getattr(DatasetCatalog[name], "masks", True):
                 raise ValueError(f"the dataset {name!r} has no segmentations, which MODEL.DETR.MASK.ENABLED needs")
-    for name in cfg.DATASETS.TRAIN:
+    for name in () if test_only else cfg.DATASETS.TRAIN:
         if not MetadataCatalog.get(name).get("annotated", True):
             file = MetadataCatalog.get(name).json_file
             raise ValueError(f"{file}: the list 'annotations' is missing, which the training dataset {name!r} needs")
-    _settle_class_names(cfg)
-    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+    names = list(dict.fromkeys(name for key in keys for name in cfg.DATASETS[key]))
+    _settle_class_names(cfg, names)
+    for name in names:
         if not getattr(DatasetCatalog[name], "objects_per_image", np.ones(1)).any():
             logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
         _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
         _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def source_of(entry: Any) -> tuple[str, Source]:
+    """The name and the source that an entry of ``DATASETS.FILES`` means.
+
+    Raises:
+        UserError: a key is missing, unknown or no text, or the path leads to no such dataset.
+    """
+    known = ("name", "path", "split", "images", "classes", "box", "format")
+    if not isinstance(entry, dict) or not {"name", "path"} <= entry.keys() <= set(known):
+        keys = f"{{name: ..., path: ...}}, perhaps with {', '.join(known[2:])}"
+        raise UserError(f"DATASETS.FILES wants entries {keys}, got {entry!r}")
+    texts = {}
+    for key, value in entry.items():
+        if not isinstance(value, str) or (key in ("name", "path") and not value):
+            shown = "null" if value is None else repr(value)
+            raise UserError(f"DATASETS.FILES: {key} of {dict(entry)} is {shown}, must be a text (put it in quotes)")
+        is_path = value and key in ("path", "images", "classes")
+        texts[key] = expanded_path(f"DATASETS.FILES: {key}", value) if is_path else value
+    name = texts.pop("name")
+    try:
+        source = find_source(**texts)
+        logger.info("dataset %r: %s", name, source)
+    except ValueError as error:
+        raise UserError(f"dataset {name!r}: {error}") from error
+    return name, source
 
 
 def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
@@ -174,18 +220,18 @@ def _check_known(name: str, key: str) -> None:
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.list())
-    hint = "DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more"
+    hint = "DATASETS.FILES registers more"
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
     raise ValueError(f"{key} names the dataset {name!r}, which is not registered ({hint})")
 
 
-def _settle_class_names(cfg: CfgNode) -> None:
-    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that all datasets have just these classes.
+def _settle_class_names(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that the datasets ``names`` have just these classes.
 
-    A COCO json that numbers the same classes otherwise is renumbered.
+    A dataset that numbers the same classes otherwise is renumbered, also one of a format that lists no classes and
+    happens to hold only some of them.
     """
-    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     if not names:
         return
     source, classes = "MODEL.DETR.CLASS_NAMES", list(cfg.MODEL.DETR.CLASS_NAMES)
@@ -194,11 +240,15 @@ def _settle_class_names(cfg: CfgNode) -> None:
     for name in names:
         if _classes(name) == classes:
             continue
-        if sorted(_classes(name)) == sorted(classes) and isinstance(DatasetCatalog[name], CocoJsonDataset):
+        if isinstance(DatasetCatalog[name], CocoDataset) and DatasetCatalog[name].can_have(classes):
             reorder_classes(name, classes)
             continue
+        hint = ""
+        if getattr(getattr(DatasetCatalog[name], "source", None), "open_classes", False):
+            hint = "; where files list no classes, the key classes of the entry names a file that does"
         raise ValueError(
-            f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, {_short(classes)}"
+            f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, "
+            f"{_short(classes)}{hint}"
         )
     frozen = cfg.is_frozen()
     cfg.defrost()

@@ -55,16 +55,24 @@ def read_coco(path: str, masks: bool = False) -> CocoFile:
     Raises:
         ValueError: one sentence with the file, the entry's id, the key and the value.
     """
-    return _Reader(path).read(masks)
+    with open_file(path) as file:
+        return check_coco(parse_json(file.read(), path), path, masks)
+
+
+def check_coco(content: Any, path: str, masks: bool = False) -> CocoFile:
+    """Check what a COCO json holds; ``path`` is what messages call it.
+
+    Raises:
+        ValueError: as ``read_coco``.
+    """
+    return _Reader(path).read(content, masks)
 
 
 class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, masks: bool) -> CocoFile:
-        with open_file(self.path) as file:
-            content = parse_json(file.read(), self.path)
+    def read(self, content: Any, masks: bool) -> CocoFile:
         if not isinstance(content, dict):
             raise self._error(f"the top level must be an object, it is a {type(content).__name__}")
         annotated = "annotations" in content

@@ -85,6 +85,7 @@ class CrowdHumanDataset:
     """
 
     masks = False  # it has none
+    class_names = ("person",)
 
     def __init__(self, name: str, odgt: str, image_root: str, box: str) -> None:
         self.kind = box_kind(box, f"dataset {name!r}")

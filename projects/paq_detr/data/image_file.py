@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -19,7 +20,13 @@ from PIL import Image, UnidentifiedImageError
 
 logger = logging.getLogger(__name__)
 
+THREADS = 16  # that read headers
 MAX_PIXELS = 178_956_970  # what Pillow itself refuses to go beyond
+#: Endings of picture files.
+PICTURES = (
+    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tif", ".tiff", ".webp",
+)  # fmt: skip
 
 _EXIF_ORIENTATION = 0x112
 _TURNS = {
@@ -53,6 +60,12 @@ def image_size(file_name: str) -> tuple[int, int]:
         ValueError: naming the file, if it is missing, broken or too large.
     """
     return look_at_header(file_name)[0]
+
+
+def image_sizes(file_names: Sequence[str]) -> list[tuple[int, int]]:
+    """``image_size`` of many files at once: reading headers waits for the disk."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(image_size, file_names))
 
 
 def read_picture(file_name: str, image_format: str) -> np.ndarray:

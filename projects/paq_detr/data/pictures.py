@@ -40,7 +40,8 @@ def check_pictures(names: Iterable[str]) -> None:
     """
     for name in dict.fromkeys(names):
         files, sizes = _files_and_sizes(name)
-        source = MetadataCatalog.get(name).get("json_file") or MetadataCatalog.get(name).get("odgt_file")
+        metadata = MetadataCatalog.get(name)
+        source = next((metadata.get(key) for key in ("json_file", "odgt_file", "source") if metadata.get(key)), "")
         where = f"dataset {name!r}" + (f" ({source})" if source else "")
         if not files:
             raise ValueError(f"{where} holds no image")
@@ -49,7 +50,7 @@ def check_pictures(names: Iterable[str]) -> None:
         missing = missing_files([file for file, _ in known])
         if missing:
             there = f"{len(missing)} of {len(known)} pictures of {where} are missing; the first is {missing[0]}"
-            raise ValueError(there + hint_at(missing[0], MetadataCatalog.get(name).get("image_root") or "."))
+            raise ValueError(there + hint_at(missing[0], metadata.get("image_root") or "."))
         if known:
             _look_at_some(where, known)
 

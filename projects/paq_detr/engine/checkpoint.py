@@ -24,7 +24,9 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from ..convert import LAYOUTS, Conversion, convert_if_foreign, part_of
+from ..convert.classes import UNUSED, coco_names
 from ..convert.files import missing_file, read_checkpoint, strip_wrappers
+from ..convert.layout import number_of_classes
 from ..errors import UserError
 from ..whole_file import whole_file
 from .output import LAST_CHECKPOINT
@@ -59,6 +61,18 @@ class LoadReport:
     def shared_classes(self) -> list[str]:
         return [name for name in self.classes if name in self.stored_classes]
 
+    def misfit(self) -> str:
+        """One sentence on what of the model the file does not give; "" where it gives all."""
+        partly = [rows.name for rows in self.fitted if rows.new and rows.decide]
+        fresh = Counter(map(part_of, [*self.reshaped, *self.missing, *partly]))
+        parts = f"{fresh.total()} tensors of {', '.join(fresh)} begin anew" if fresh else ""
+        new = [name for name in self.classes if name not in self.stored_classes]
+        rows = f"the classes {listed(new)} begin anew" if new else ""
+        if new and not self.shared_classes:
+            rows = f"none of its {len(self.stored_classes)} classes is one of the model's, all of which begin anew"
+        found = "; ".join(filter(None, (rows, parts)))
+        return f"the weight file gives only a part of the model: {found}" if found else ""
+
     def parts(self) -> str:
         """How much of each part of the model is loaded."""
         loaded = [*self.loaded, *(rows.name for rows in self.fitted)]
@@ -80,7 +94,7 @@ class LoadReport:
         gone = [name for name in self.stored_classes if name not in self.classes]
         kinds = (("kept", self.shared_classes), ("initialised", new), ("dropped", gone))
         told = [f"{len(names)} {fate} ({listed(names)})" for fate, names in kinds if names]
-        return f"Rows of classes: {', '.join(told)}." if self.by_class else ""
+        return f"Rows of classes: {', '.join(told)}." if self.by_class and (new or gone) else ""
 
     def absent(self) -> str:
         """One sentence on what the file holds for training alone and this model was built without; "" where nothing."""
@@ -136,6 +150,7 @@ class DetrCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", **checkpointables: Any):
         super().__init__(model, save_dir, **checkpointables)
         self.class_names = list(getattr(self.model, "class_names", ()))
+        self.class_renames = dict(getattr(self.model, "class_renames", {}))
         self.report = LoadReport()
         self.run_config = ""  # yaml of the training's config, for those who load the weights
         self._check: Callable[[dict[str, Any]], None] | None = None
@@ -147,11 +162,12 @@ class DetrCheckpointer(DetectionCheckpointer):
             self.save_weights(name, **state, **extra)
             self.tag_last_checkpoint(f"{name}.pth")
 
-    def save_weights(self, name: str, **extra: Any) -> None:
-        """Write the weights, the class names and ``extra`` to ``name``.pth, whole or not at all."""
+    def save_weights(self, name: str, weights: dict[str, Tensor] | None = None, **extra: Any) -> None:
+        """Write the weights (None: the model's), the class names and ``extra`` to ``name``.pth, whole or not at all."""
         if self.save_dir and self.save_to_disk:
             path = os.path.join(self.save_dir, f"{name}.pth")
-            content = {"model": self.model.state_dict(), "class_names": self.class_names, "run_config": self.run_config}
+            weights = self.model.state_dict() if weights is None else weights
+            content = {"model": weights, "class_names": self.class_names, "run_config": self.run_config}
             try:
                 with whole_file(path) as part:
                     torch.save({**content, **extra}, part)
@@ -225,10 +241,33 @@ class DetrCheckpointer(DetectionCheckpointer):
             content["model"] = conversion.weights
             content["layout"], content["dropped"] = conversion.layout, conversion.dropped
             content.setdefault("class_names", conversion.class_names)
+        names = content.get("class_names") or self._coco_names(content["model"])
+        content["class_names"] = self._renamed(names, filename)
         content["file"] = filename
         if self._check is not None:
             self._check(content)
         return content
+
+    def _coco_names(self, weights: dict[str, Tensor]) -> list[str] | None:
+        """COCO's names, where the file tells none and has as many classes as COCO, numbered one way or another."""
+        rows = number_of_classes(weights)
+        return coco_names(rows) if rows and rows != len(self.class_names) else None
+
+    def _renamed(self, names: Sequence[str] | None, path: str) -> list[str] | None:
+        """The file's class names by what they are called here. Those of a run that has renamed them stay."""
+        if not names or not self.class_renames or list(names) == self.class_names:
+            return names
+        for old, new in self.class_renames.items():
+            key = f"MODEL.DETR.CLASS_RENAMES [{old}, {new}]"
+            if new not in self.class_names:
+                raise UserError(f"{key}: {new} is no class of this model, which has {listed(self.class_names)}.")
+            if old not in names:
+                raise UserError(f"{key}: {path} has no class {old}, but {listed(names)}.")
+        renamed = [self.class_renames.get(name, name) for name in names]
+        twice = next((name for name in renamed if name in self.class_names and renamed.count(name) > 1), None)
+        if twice:
+            raise UserError(f"MODEL.DETR.CLASS_RENAMES gives {path} two classes {twice}: rename the other one, too.")
+        return renamed
 
     def _convert(self, weights: dict[str, Tensor], config: Any) -> Conversion:
         """The weights under this model's names. The backbone knows its classification files, convert/ all others."""
@@ -244,7 +283,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         path, class_names = checkpoint.pop("file"), checkpoint.pop("class_names", None)
         self.report = LoadReport(layout=checkpoint.pop("layout", ""), dropped=checkpoint.pop("dropped", []))
         if class_names and self.class_names and list(class_names) != self.class_names:
-            self.report.stored_classes = list(class_names)
+            self.report.stored_classes = [name for name in class_names if name != UNUSED]
             self.report.classes = self.class_names
             self.report.by_class = match_classes(self.model, checkpoint["model"], self.class_names, class_names)
         if not checkpoint.get("matching_heuristics", False):
@@ -271,6 +310,7 @@ class DetrCheckpointer(DetectionCheckpointer):
         report.sizes = {key: parameter.numel() for key, parameter in self.model.named_parameters()}
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        report = self.report
-        level = logging.WARNING if report.missing or report.reshaped or report.fitted else logging.INFO
-        logger.log(level, "%s", report)
+        misfit = self.report.misfit()
+        if misfit:
+            logger.warning("%s", misfit)
+        logger.log(logging.WARNING if misfit or self.report.fitted else logging.INFO, "%s", self.report)

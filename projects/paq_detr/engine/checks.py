@@ -38,6 +38,7 @@ RANGES = {
     "MODEL.DETR.NUM_HEADS": "[1, inf)",
     "MODEL.DETR.QUERIES.NUM": "[1, inf)",
     "SEED": "(-inf, 4294967000]",  # numpy's end, less the processes, which count on from it
+    "SOLVER.ACCUMULATE": "[1, inf)",
     "SOLVER.BACKBONE_MULTIPLIER": "[0, inf)",
     "SOLVER.BASE_LR": "[0, inf)",
     "SOLVER.BIAS_LR_FACTOR": "[0, inf)",
@@ -46,6 +47,8 @@ RANGES = {
     "SOLVER.CHECKPOINT_PERIOD": "[1, inf)",
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": "(0, inf)",
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": "(0, inf]",
+    "SOLVER.EMA.DECAY": "[0, 1)",
+    "SOLVER.EMA.WARMUP_ITERS": "[0, inf)",
     "SOLVER.EPOCHS": "[0, inf)",
     "SOLVER.GAMMA": "[0, inf)",
     "SOLVER.IMS_PER_BATCH": "[1, inf)",
@@ -59,6 +62,7 @@ RANGES = {
     "TEST.DETECTIONS_PER_IMAGE": "[1, inf)",
     "TEST.EVAL_EPOCHS": "[0, inf)",
     "TEST.EVAL_PERIOD": "[0, inf)",
+    "TEST.PATIENCE": "[0, inf)",
     "TEST.QUERY_USE.THRESHOLD": "[0, 1)",
 }
 
@@ -93,6 +97,7 @@ def check_values(cfg: CfgNode) -> None:
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
+    check_renames(cfg.MODEL.DETR.CLASS_RENAMES)
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         check_numbers(key, value_of(cfg, key), "[0, inf)")
         if sorted(value_of(cfg, key)) != list(value_of(cfg, key)):
@@ -104,6 +109,20 @@ def check_values(cfg: CfgNode) -> None:
     _check_device_name(cfg.MODEL.DEVICE)
     _check_heads(cfg.MODEL.DETR.HIDDEN_DIM, cfg.MODEL.DETR.NUM_HEADS)
     _check_best_metric(cfg.TEST.BEST_METRIC)
+    _check_patience(cfg)
+
+
+def check_renames(pairs: Any) -> None:
+    """See that MODEL.DETR.CLASS_RENAMES is a map from old class names to new ones."""
+    key = "MODEL.DETR.CLASS_RENAMES"
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(name, str) for name in pair):
+            raise ValueError(f"{key} holds {pair}, must be pairs of names [old, new]")
+    for place, which in enumerate(("old", "new")):
+        names = [pair[place] for pair in pairs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{key} holds the {which} name {twice} twice")
 
 
 def value_of(cfg: CfgNode, key: str) -> Any:
@@ -167,3 +186,9 @@ def _check_best_metric(metric: str) -> None:
     """MR is the one metric here of which less is better; without its minus the worst weights would be kept."""
     if re.match(r"MR(-|$)", metric.split("/")[-1]) and not metric.startswith("-"):
         raise ValueError(f"TEST.BEST_METRIC is {metric}, but a lower MR is better: write -{metric}")
+
+
+def _check_patience(cfg: CfgNode) -> None:
+    if cfg.TEST.PATIENCE and not (cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC):
+        key = "TEST.BEST_METRIC" if cfg.DATASETS.TEST else "DATASETS.TEST"
+        raise ValueError(f"TEST.PATIENCE is {cfg.TEST.PATIENCE}, but there is nothing to wait for: {key} is empty")

@@ -77,7 +77,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         )
     try:
         check_values(cfg)
-        register_datasets(cfg)
+        register_datasets(cfg, test_only=evaluates)
         check_pictures(cfg.DATASETS.TEST if evaluates else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     except (OSError, ValueError) as error:
         raise UserError(f"{error}.") from error
@@ -221,10 +221,13 @@ def _is_rendezvous(url: str) -> bool:
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:
-    if processes > 1 and cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise UserError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} cannot be divided among {processes} processes."
-        )
+    images, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE
+    if processes > 1 and images % processes:
+        raise UserError(f"SOLVER.IMS_PER_BATCH {images} cannot be divided among {processes} processes.")
+    share = images // processes
+    if parts > 1 and share % parts:
+        what = f"the {share} images of each process" if processes > 1 else f"SOLVER.IMS_PER_BATCH {images}"
+        raise UserError(f"SOLVER.ACCUMULATE is {parts}, but {what} cannot be divided into {parts} equal parts.")
 
 
 def _check_device(cfg: CfgNode, num_gpus: int) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -11,16 +12,21 @@ from torch import nn
 
 from ..errors import UserError
 from .checkpoint import DetrCheckpointer
-from .resume import check_classes, refuse_untrained, tell_other_settings
+from .resume import classes_fault, tell_other_settings, tensors_fault
 from .trainer import build_detector
 
+logger = logging.getLogger(__name__)
 
-def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
+
+def load_trained(cfg: CfgNode, resume: bool = False, allow_partial: bool = False) -> nn.Module:
     """The model of ``cfg`` with the weights of ``MODEL.WEIGHTS``, or of the last checkpoint of ``OUTPUT_DIR``.
 
+    Args:
+        allow_partial: warn where weights that prediction needs are missing, or do not know a class, in place of
+            refusing them.
+
     Raises:
-        UserError: there are no weights, some that prediction needs are not among them, or they know none of the
-            classes.
+        UserError: there are no weights, or not all that prediction needs.
     """
     model = build_detector(cfg)
     checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
@@ -40,6 +46,9 @@ def load_trained(cfg: CfgNode, resume: bool = False) -> nn.Module:
     report = checkpointer.report
     untrained = [rows.name for rows in report.fitted if rows.new and rows.decide]
     lacking = [name for name in (*report.missing, *report.reshaped, *untrained) if name in needed]
-    refuse_untrained(seen, cfg, lacking)
-    check_classes(seen, list(cfg.MODEL.DETR.CLASS_NAMES))
+    for fault in (tensors_fault(seen, cfg, lacking), classes_fault(seen, list(cfg.MODEL.DETR.CLASS_NAMES))):
+        if fault and not allow_partial:
+            raise UserError(f"{fault}; paq-detr eval --allow-partial evaluates such weights all the same.")
+        if fault:
+            logger.warning("%s: its predictions there are those of fresh weights", fault)
     return model

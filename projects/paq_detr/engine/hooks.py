@@ -104,7 +104,7 @@ class BestCheckpoint(HookBase):
             logger.info("%s is %.5g, the best so far: saved as model_best.pth", self.metric, value)
             record = {"metric": self.metric, "value": value, "iteration": iteration}
             record["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
-            self.trainer.checkpointer.save_weights("model_best", iteration=iteration, metric=self.metric, value=value)
+            self.trainer.save_evaluated("model_best", iteration=iteration, metric=self.metric, value=value)
             with whole_file(self._record) as part, open(part, "w") as file:
                 json.dump(record, file)
 

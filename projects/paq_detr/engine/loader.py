@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetFromList
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.utils import comm
 from torch import Generator
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.mapper import DetrDatasetMapper
 from ..errors import UserError
 from .rng import seeded_rng
 
@@ -156,3 +158,30 @@ class _SeededDataset(Dataset):
 
 def _as_list(batch: list) -> list:
     return batch
+
+
+def build_train_loader(cfg: CfgNode) -> tuple[TrainLoader, int]:
+    """The loader of ``cfg.DATASETS.TRAIN`` and the number of its images.
+
+    Raises:
+        UserError: a dataset is missing or empty, or the batch cannot be divided among the processes.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name a dataset to train on.")
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; known is TrainingSampler.")
+    try:
+        dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    except FileNotFoundError as error:
+        raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
+    except AssertionError as error:  # Detectron2's own check for empty datasets
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+    loader = TrainLoader(
+        dicts,
+        DetrDatasetMapper(cfg, True),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
+        group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+    )
+    return loader, len(dicts)

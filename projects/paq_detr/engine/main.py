@@ -19,10 +19,10 @@ from .trainer import Trainer
 def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
     """What every process does."""
     if comm.get_world_size() > 1:
-        register_datasets(cfg)  # catalogs are per process
+        register_datasets(cfg, test_only=args.eval_only)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        Trainer.test(cfg, load_trained(cfg, resume=args.resume))
+        Trainer.test(cfg, load_trained(cfg, args.resume, getattr(args, "allow_partial", False)))
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

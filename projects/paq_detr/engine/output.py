@@ -23,6 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE)
 
 LAST_CHECKPOINT = "last_checkpoint"
+BEST, AVERAGED, FINAL = "model_best.pth", "model_ema.pth", "model_final.pth"  # the first two are weights alone
 
 _LOCK = ".lock"
 _claims: dict[tuple[int, int, int], IO] = {}  # open locks by process and file: to close one would give it up

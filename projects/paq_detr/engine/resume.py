@@ -140,33 +140,30 @@ def tell_other_settings(content: dict[str, Any], cfg: CfgNode) -> None:
         logger.warning("evaluated with other settings than those of training: %s (applied)", _listed(differing))
 
 
-def refuse_untrained(content: dict[str, Any], cfg: CfgNode, lacking: list[str]) -> None:
-    """Raises a UserError if ``lacking``, the tensors that an evaluation needs and the file does not give, has any."""
-    if lacking:
-        differing = [c for c in changes(content.get("run_config"), cfg) if _matters(c[0])]
-        keys = f"; the model differs by {_listed(differing)}" if differing else ""
-        raise UserError(
-            f"Weight file {content['file']} cannot be evaluated: {len(lacking)} tensors of the model, such as "
-            f"{lacking[0]}, are not in it or have another shape{keys}."
-        )
+def tensors_fault(content: dict[str, Any], cfg: CfgNode, lacking: list[str]) -> str:
+    """What is wrong with weights that lack tensors which an evaluation needs, without a full stop; "" where none do."""
+    if not lacking:
+        return ""
+    differing = [c for c in changes(content.get("run_config"), cfg) if _matters(c[0])]
+    keys = f"; the model differs by {_listed(differing)}" if differing else ""
+    return (
+        f"Weight file {content['file']} cannot be evaluated: {len(lacking)} tensors of the model, such as "
+        f"{lacking[0]}, are not in it or have another shape{keys}"
+    )
 
 
-def check_classes(content: dict[str, Any], classes: list[str]) -> None:
-    """One warning for the classes that an evaluation asks for and the weights were not trained for.
-
-    Raises:
-        UserError: they know none of them.
-    """
+def classes_fault(content: dict[str, Any], classes: list[str]) -> str:
+    """The same of weights that were not trained for all the classes that an evaluation is for."""
     trained = list(content.get("class_names") or classes)
     unknown = [name for name in classes if name not in trained]
-    if unknown and len(unknown) == len(classes):
-        raise UserError(
+    if not unknown:
+        return ""
+    if len(unknown) == len(classes):
+        return (
             f"Weight file {content['file']} was trained for {_classes(trained)}, and the evaluation is for none of "
-            f"them, but for {_classes(classes)}."
+            f"them, but for {_classes(classes)}"
         )
-    if unknown:
-        logger.warning("%s was not trained for %s: their scores are those of fresh weights", content["file"],
-                       _classes(unknown))  # fmt: skip
+    return f"Weight file {content['file']} was not trained for {_classes(unknown)}"
 
 
 def _matters(key: str) -> bool:

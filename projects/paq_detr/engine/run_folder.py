@@ -21,9 +21,9 @@ from ..errors import UserError
 from .checks import check_values
 from .cli import setup_config
 from .merge import merge_file, merge_opts, merge_text
-from .output import LAST_CHECKPOINT
+from .output import AVERAGED, BEST, FINAL, LAST_CHECKPOINT
 
-CONFIG, BEST, FINAL = "config.yaml", "model_best.pth", "model_final.pth"
+CONFIG = "config.yaml"
 _WEIGHTS = (".pth", ".pt", ".pkl", ".safetensors", ".bin")
 
 
@@ -40,7 +40,8 @@ def find_run(path: str | os.PathLike, config_file: str | None = None) -> Run:
     """The run that a folder or a weight file belongs to.
 
     Args:
-        path: a folder that training wrote (the best weights count, else the final ones), or a weight file.
+        path: a folder that training wrote (the best weights count, else averaged ones, else the final ones), or a
+            weight file.
         config_file: in place of the config.yaml beside the weights.
 
     Raises:
@@ -69,7 +70,7 @@ def _config_in(folder: str) -> str:
 
 
 def _weights_in(folder: str) -> str:
-    names = [BEST, FINAL]
+    names = [BEST, AVERAGED, FINAL]
     last = os.path.join(folder, LAST_CHECKPOINT)
     if os.path.isfile(last):
         with open(last, errors="replace") as file:

@@ -5,6 +5,7 @@ whole model, exact resume, and how to say which batch made a loss infinite."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
@@ -27,14 +28,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
-from ..errors import Interrupted, NonFiniteLossError, UserError
+from ..errors import Interrupted, UserError
 from ..evaluation import build_evaluator
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
+from .ema import WeightAverage
 from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
 from .interrupt import StopRequest
-from .loader import NamedFaults, TrainLoader
-from .output import LAST_CHECKPOINT
+from .learn import Learner
+from .loader import NamedFaults, TrainLoader, build_train_loader
+from .non_finite import first_non_finite, non_finite_error
+from .output import AVERAGED, BEST, LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
@@ -87,11 +91,15 @@ class Trainer(TrainerBase):
         self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
+        self.learn = Learner(
+            self.model, lambda loss: self.scaler.scale(loss).backward(), self.autocast, cfg.SOLVER.ACCUMULATE
+        )
         self.clip = build_clipper(cfg)
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
         self.stop = StopRequest()
+        self.average: WeightAverage | None = None
         self._others_stop = False  # a signal came to one of the processes
         self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
@@ -105,33 +113,17 @@ class Trainer(TrainerBase):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> tuple[TrainLoader, int]:
         """The loader of ``cfg.DATASETS.TRAIN`` and the number of its images."""
-        if not cfg.DATASETS.TRAIN:
-            raise UserError("DATASETS.TRAIN is empty: name a dataset to train on.")
-        if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-            raise UserError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; known is TrainingSampler.")
-        try:
-            dicts = get_detection_dataset_dicts(
-                cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-            )
-        except FileNotFoundError as error:
-            raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
-        except AssertionError as error:  # Detectron2's own check for empty datasets
-            raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
-        loader = TrainLoader(
-            dicts,
-            DetrDatasetMapper(cfg, True),
-            batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-            seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),
-            group_by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        )
-        return loader, len(dicts)
+        return build_train_loader(cfg)
 
     def build_hooks(self) -> list[hooks.HookBase]:
         cfg = self.cfg
+        ema = cfg.SOLVER.EMA
+        if ema.ENABLED:
+            self.average = WeightAverage(self.checkpointer.model, ema.DECAY, ema.WARMUP_ITERS)
         built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            *filter(None, [self.average]),
             PeriodicCheckpoint(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.SOLVER.CHECKPOINT_KEEP),
             StopOnSignal(),
         ]
@@ -173,11 +165,8 @@ class Trainer(TrainerBase):
         batch = self._next_batch()
         data_time = time.perf_counter() - start
 
-        with torch.autocast(**self.autocast):
-            losses = self.model(batch)
-            total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(total).backward()
+        losses = self.learn(batch)
         self.scaler.unscale_(self.optimizer)
         norm = self.clip([p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None])
         self._record(batch, losses, norm, data_time)
@@ -216,45 +205,10 @@ class Trainer(TrainerBase):
         # An overflowed gradient is the scaler's to handle: it skips the step and lowers the scale.
         tolerated = {"grad_norm"} if self.scaler.is_enabled() else set()
         if not all(math.isfinite(value) or name in tolerated for name, value in values.items()):
-            raise self._non_finite(batch, dict(zip(terms, own.tolist(), strict=True)))
+            own_values = dict(zip(terms, own.tolist(), strict=True))
+            where = first_non_finite(self.checkpointer.model, batch, self.autocast)
+            raise non_finite_error(self.iter, own_values, batch, where)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(values[name] for name in losses), **values)
-
-    def _non_finite(self, batch: list[dict], own: dict[str, float]) -> NonFiniteLossError:
-        """The error that tells all processes' infinite terms and their images."""
-        terms = {name: value for name, value in own.items() if not math.isfinite(value)}
-        sentences = []
-        for rank, (found, files) in enumerate(comm.all_gather((terms, [x.get("file_name", "?") for x in batch]))):
-            if found:
-                where = f" on process {rank}" if comm.get_world_size() > 1 else ""
-                listed = ", ".join(f"{name} = {value}" for name, value in found.items())
-                sentences.append(f"{listed}{where} for the images {', '.join(files)}")
-        return NonFiniteLossError(
-            f"Training stopped at iteration {self.iter}: {'; '.join(sentences)}{self._first_non_finite(batch)}."
-        )
-
-    def _first_non_finite(self, batch: list[dict]) -> str:
-        """Which weight or module the first infinite number comes from, found by one more forward pass."""
-        model = self.checkpointer.model
-        for name, parameter in model.named_parameters():
-            if not parameter.isfinite().all():
-                return f" (the parameter {name} itself is not finite)"
-        found: list[str] = []
-
-        def look(name: str):
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                if not found and isinstance(output, Tensor) and not output.isfinite().all():
-                    found.append(name)
-
-            return hook
-
-        handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules() if name]
-        try:
-            with torch.no_grad(), torch.autocast(**self.autocast):
-                model(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return f" (the first module whose output is not finite is {found[0]})" if found else ""
 
     def _evaluate(self) -> dict[str, Any]:
         if self.must_stop():  # after the last iteration
@@ -262,7 +216,7 @@ class Trainer(TrainerBase):
         self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
         try:
             # Training goes on as if nothing had been evaluated.
-            with preserved_rng(self.device), self.stop.waiting_for_data():
+            with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
                 self.results = self.test(self.cfg, self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
@@ -272,6 +226,15 @@ class Trainer(TrainerBase):
         finally:
             self.stop.at_once = False
         return self.results
+
+    def _evaluated_weights(self) -> contextlib.AbstractContextManager:
+        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
+        return self.average.in_place() if averaged else contextlib.nullcontext()
+
+    def save_evaluated(self, name: str, **extra: Any) -> None:
+        """Write the weights that are evaluated, as they are now."""
+        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
+        self.checkpointer.save_weights(name, self.average.weights if averaged else None, **extra)
 
     def _in_last_evaluation(self) -> Interrupted:
         number = self.stop.signal
@@ -322,7 +285,7 @@ class Trainer(TrainerBase):
     def _others_than(self, path: str, error: UserError) -> str:
         """What else there is to go on from, where the last checkpoint itself cannot be read."""
         names = sorted(os.path.basename(other) for other in self.checkpointer.get_all_checkpoint_files())
-        others = [name for name in names if name not in (os.path.basename(path), "model_best.pth")]
+        others = [name for name in names if name not in (os.path.basename(path), BEST, AVERAGED)]
         if "was not loaded" not in str(error) or not others:
             return ""
         note = os.path.join(self.cfg.OUTPUT_DIR, LAST_CHECKPOINT)
@@ -332,6 +295,8 @@ class Trainer(TrainerBase):
         """Write a checkpoint to go on from. To be called on every process."""
         self._rng_states = comm.gather(rng_state(self.device))
         self.checkpointer.save(name)
+        if self.average is not None:
+            self.checkpointer.save_weights(AVERAGED.removesuffix(".pth"), self.average.weights, iteration=self.iter)
         self._saved = self.iter, name
 
     def before_train(self) -> None:

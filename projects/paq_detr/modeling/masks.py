@@ -10,10 +10,10 @@ Shape legend beside structures.py: P queries asked for, (h, w) cells of that lev
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import gcd
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class ConvBlock(nn.Module):
     def __init__(self, in_width: int, out_width: int, groups: int = 8):
         super().__init__()
         self.conv = nn.Conv2d(in_width, out_width, 3, padding=1)
-        groups = gcd(groups, out_width)
+        groups = math.gcd(groups, out_width)
         if groups == out_width:  # of one channel and one cell there are no statistics
             groups //= 2
         self.norm = MaskedGroupNorm(groups, out_width)
@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
     Attention maps: all heads' logits over the cells of one level in one softmax; no values. With the level's
     tokens they go through blocks of widths C + heads (twice), then C / 2, C / 4, ... of which each of width C / 2 and
     less has a map of the backbone added behind it, coarsest first; then one block more and the logits. Going from map
-    to map repeats cells.
+    to map repeats cells. With ``coordinates`` these maps also tell where their cells lie in the query's box.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class MaskHead(nn.Module):
         level: int = -1,
         halve: bool = True,
         mean_one: bool = False,
+        coordinates: bool = False,
+        prior: float = 0.5,
         at_once: int = 100,
     ):
         """
@@ -89,6 +91,11 @@ class MaskHead(nn.Module):
             halve: a 3x3 convolution of stride 2 halves each of these maps, and its width, first (official code).
             mean_one: multiply attention by the number of heads and cells, so that its mean is 1. As published it sums
                 to 1, and is next to nothing beside the tokens until the convolutions have learnt to look for it.
+            coordinates: tell every cell where it is from the centre of the query's box, in half sides of the box
+                (relative coordinates, CondInst, Tian et al. 2020, 3.1), and whether it is in it. As published the head
+                knows an object by its looks alone.
+            prior: probability that a new head gives every cell. As published 0.5: the first thing that it learns is
+                that most cells are none of the object's.
             at_once: queries computed together. In training, where there are more, activations are recomputed in the
                 backward pass, so that the memory is that of so many.
         """
@@ -107,30 +114,36 @@ class MaskHead(nn.Module):
         self.blocks = nn.ModuleList(ConvBlock(*pair) for pair in pairwise([first, first, *going_up]))
         self.adapt = nn.ModuleList(nn.Conv2d(width, out, 1) for width, out in zip(widths, going_up))
         self.out = nn.Conv2d(going_up[-1], 1, 3, padding=1)
+        self.where = None
+        if coordinates:
+            self.where = nn.ModuleList(nn.Conv2d(3, width, 1, bias=False) for width in going_up[:-1])
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
             elif isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        nn.init.constant_(self.out.bias, math.log(prior / (1 - prior)))
 
     @property
     def stride(self) -> int:
         """Pixels per cell of the masks."""
         return self.strides[-1]
 
-    def forward(self, states: Tensor, image: Tensor, memory: Memory) -> Tensor:
+    def forward(self, states: Tensor, boxes: Tensor, image: Tensor, memory: Memory) -> Tensor:
         """
         Args:
             states: (P, C) what a decoder layer made of the queries.
+            boxes: (P, 4) theirs, cxcywh in [0, 1].
             image: (P,) whose they are.
 
         Returns:
             (P, H, W) logits, fp32; what they are in the padding is of no meaning.
         """
         shared = memory.once(self, self.read)
-        parts = list(zip(states.split(self.at_once), image.split(self.at_once)))
+        boxes = boxes.detach() * memory.grid.image_scale[image, 0]
+        parts = list(zip(*(x.split(self.at_once) for x in (states, boxes, image))))
         recompute = len(parts) > 1 and torch.is_grad_enabled()
         logits = [
             checkpoint(self.draw, *part, shared, memory, use_reentrant=False)
@@ -176,19 +189,36 @@ class MaskHead(nn.Module):
         cells = keys.shape[1] if padding is None else (~padding).flatten(1).sum(1)[:, None, None]
         return attention * (self.num_heads * cells)
 
-    def draw(self, states: Tensor, image: Tensor, shared: _Shared, memory: Memory) -> Tensor:
-        """The logits of some queries."""
+    def draw(self, states: Tensor, boxes: Tensor, image: Tensor, shared: _Shared, memory: Memory) -> Tensor:
+        """The logits of some queries; boxes in pixels."""
         own = shared.of(image)
         attention = self.attend(states, own.keys, own.paddings[0])
         first, *blocks = self.blocks
         attention = attention.view(*attention.shape[:2], *own.base.shape[-2:]).to(own.base.dtype)
-        x = F.conv2d(attention, first.conv.weight[:, -self.num_heads :], padding=1) + own.base
-        x = first.normed(x, own.paddings[0])
         padding, stride = own.paddings[0], memory.grid.strides[self.level]
-        for block, added, next_padding, next_stride in zip(blocks, own.maps, own.paddings[1:], self.strides):
+        x = F.conv2d(attention, first.conv.weight[:, -self.num_heads :], padding=1) + own.base
+        x = first.normed(x, padding)
+        where = self.where or [None] * len(own.maps)
+        for block, added, place, next_padding, next_stride in zip(
+            blocks, own.maps, where, own.paddings[1:], self.strides
+        ):
             x = repeated(block(x, padding), stride, next_stride, added.shape[-2:]) + added
+            if place is not None:
+                x = x + place(box_coordinates(boxes, x.shape[-2:], next_stride).to(x.dtype))
             x, padding, stride = cleared(x, next_padding), next_padding, next_stride
         return self.out(blocks[-1](x, padding))[:, 0].float()
+
+
+def box_coordinates(boxes: Tensor, shape: Sequence[int], stride: int) -> Tensor:
+    """(P, 3, h, w) how far right and down of the centre of boxes (P, 4), cxcywh in pixels, the centres of cells of so
+    many pixels lie, -1 and 1 at the box's sides and never beyond -2 and 2; and whether they lie in it, 0 or 1."""
+    height, width = shape
+    x, y = ((torch.arange(n, device=boxes.device) + 0.5) * stride for n in (width, height))
+    cx, cy, w, h = (part[:, None] for part in boxes.float().unbind(-1))
+    right, down = (2 * (a - c) / s.clamp(min=1e-6) for a, c, s in ((x, cx, w), (y, cy, h)))  # (P, w), (P, h)
+    expanded = right[:, None].expand(-1, height, -1), down[..., None].expand(-1, -1, width)
+    places = torch.stack(expanded, 1)
+    return torch.cat([places.clamp(-2, 2), places.abs().amax(1, keepdim=True) <= 1], 1)
 
 
 def cleared(x: Tensor, padding: Tensor | None) -> Tensor:
@@ -211,6 +241,7 @@ class StateMasks:
 
     head: nn.Module
     content: Tensor  # (B, N, C)
+    boxes: Tensor  # (B, N, 4)
     memory: Memory
 
     @property
@@ -218,10 +249,10 @@ class StateMasks:
         return self.head.stride
 
     def __call__(self, image: Tensor, query: Tensor) -> Tensor:
-        return self.head(self.content[image, query], image, self.memory)
+        return self.head(self.content[image, query], self.boxes[image, query], image, self.memory)
 
     def slice(self, start: int, stop: int | None) -> StateMasks:
-        return StateMasks(self.head, self.content[:, start:stop], self.memory)
+        return StateMasks(self.head, self.content[:, start:stop], self.boxes[:, start:stop], self.memory)
 
     def sample(self, logits: Tensor, image: Tensor, points: Tensor) -> Tensor:
         """(P, K) of (P, H, W) ``logits`` at points (P, K, 2), x, y in [0, 1] of the images (P,), bilinear between the
@@ -246,6 +277,8 @@ def build_mask_head(cfg, feature_shapes) -> MaskHead:
         level=check_range("MODEL.DETR.MASK.LEVEL", D.MASK.LEVEL, f"[0, {D.NECK.NUM_LEVELS}]") - 1,
         halve=D.MASK.HALVE_MAPS,
         mean_one=D.MASK.MEAN_ONE,
+        coordinates=D.MASK.BOX_COORDINATES,
+        prior=check_range("MODEL.DETR.MASK.PRIOR", D.MASK.PRIOR, "(0, 1)"),
         at_once=check_range("MODEL.DETR.MASK.AT_ONCE", D.MASK.AT_ONCE, "[1, inf)"),
     )
 

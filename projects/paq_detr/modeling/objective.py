@@ -32,8 +32,8 @@ def box_losses(
 class Objective:
     """How one kind of output is supervised: who finds its objects, as what it sees them, and which losses follow.
 
-    Everything is summed over queries and pairs, weighted, and divided by ``normalizer``. None is the number of objects
-    of the batch (mean over ranks, at least 1), not of pairs: DETR's, kept by PaQ-DETR's code.
+    Everything is summed over queries and pairs, weighted, and divided by what ``normalizer`` counts in this process's
+    images (mean over ranks, at least 1). None counts objects, not pairs: DETR's, kept by PaQ-DETR's code.
     """
 
     assigner: Assigner
@@ -89,8 +89,28 @@ class Objective:
         return counted
 
 
-def supervise(predictions: Sequence[Prediction], targets: Targets) -> tuple[dict[str, Tensor], dict[str, Assignment]]:
+#: From counts in this process's images, by name, to what losses are divided by.
+Divide = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+OBJECTS = ""  # the name of the count of objects; others have their prediction's
+
+
+def divisors(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Each count's mean over all processes, at least 1."""
+    return dict(zip(counts, mean_over_ranks(torch.stack([c.float() for c in counts.values()])).clamp(min=1).unbind()))
+
+
+def count_objects(targets: Targets) -> Tensor:
+    return torch.full((), float(len(targets.boxes)), device=targets.boxes.device)
+
+
+def supervise(
+    predictions: Sequence[Prediction], targets: Targets, divide: Divide = divisors
+) -> tuple[dict[str, Tensor], dict[str, Assignment]]:
     """
+    Args:
+        divide: what the counts come to; those of a part of a batch (whole_batch.py) to the whole's.
+
     Returns:
         Weighted losses ``loss_class/NAME``, ``loss_l1/NAME``, ``loss_giou/NAME`` and so on of every prediction, as far
         as its objective has them, and the assignments by name.
@@ -102,20 +122,24 @@ def supervise(predictions: Sequence[Prediction], targets: Targets) -> tuple[dict
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"several predictions are called {', '.join(twice)}; their losses would overwrite each other")
-    objects = mean_over_ranks(torch.full((), float(len(targets.boxes)), device=targets.boxes.device)).clamp(min=1)
     assignments = assign(predictions, targets)
+    matches = [Matches(p.output, pairs, p.objective.seen(p.targets or targets))
+               for p, pairs in zip(predictions, assignments)]  # fmt: skip
+    counts = {OBJECTS: count_objects(targets)}
+    for p, matched in zip(predictions, matches):
+        if p.objective.normalizer is not None:
+            counts[p.name] = p.objective.normalizer(matched)
+    by = divide(counts)
     losses: dict[str, Tensor] = {}
-    for p, pairs in zip(predictions, assignments):
-        objective = p.objective
-        matches = Matches(p.output, pairs, objective.seen(p.targets or targets))
-        divisor = objects if objective.normalizer is None else objective.normalizer(matches)
-        for name, value in objective.losses(matches).items():
-            losses[f"loss_{name}/{p.name}"] = value * (p.scale * objective.scale / divisor)
+    for p, matched in zip(predictions, matches):
+        divisor = by[OBJECTS if p.objective.normalizer is None else p.name]
+        for name, value in p.objective.losses(matched).items():
+            losses[f"loss_{name}/{p.name}"] = value * (p.scale * p.objective.scale / divisor)
     return losses, dict(zip(names, assignments))
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a 0-d tensor over all processes."""
+    """The mean of a tensor over all processes."""
     if comm.get_world_size() > 1:
         value = value.clone()
         torch.distributed.all_reduce(value)
@@ -124,8 +148,8 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def matched_pairs(matches: Matches) -> Tensor:
-    """The number of pairs, mean over ranks, at least 1."""
-    return mean_over_ranks(matches.output.boxes.new_full((), float(len(matches.pairs)))).clamp(min=1)
+    """The number of pairs."""
+    return matches.output.boxes.new_full((), float(len(matches.pairs)))
 
 
 #: What ``LOSS.NORMALIZER`` may be, as ``Objective.normalizer``.

@@ -89,7 +89,7 @@ class Route(nn.Module):
         outputs = self.decoder(queries, memory)
         if self.mask_head is None:
             return outputs
-        return [replace(o, masks=StateMasks(self.mask_head, o.content, memory)) for o in outputs]
+        return [replace(o, masks=StateMasks(self.mask_head, o.content, o.boxes, memory)) for o in outputs]
 
     def predictions(self, queries: QuerySet, memory: Memory) -> list[Prediction]:
         """Every layer's output, to be supervised; groups with known partners apart."""

@@ -36,7 +36,7 @@ from ..modeling.contents import ContentSource
 from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
-from ..modeling.objective import Objective, build_objective, mean_over_ranks
+from ..modeling.objective import Objective, build_objective
 from ..modeling.queries import EncoderTopN, taken, top_n_parts
 from ..modeling.route import Borrowed, Route
 from ..registry import CONTENTS, DECODERS, INTERACTIONS, ROUTES, SOURCES, Kit, adds_config, needs_of
@@ -255,8 +255,8 @@ class DenseLoss(ClassificationLoss):
         return {"giou": self.target(matches)}
 
     def normalizer(self, matches: Matches) -> Tensor:
-        """The sum of t, mean over ranks, at least 1."""
-        return mean_over_ranks(self.target(matches).sum()).clamp(min=1)
+        """The sum of t."""
+        return self.target(matches).sum()
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class Slots:
     @classmethod
     def lay_out(cls, targets: Targets, groups: int, kinds: int) -> Slots:
         """``kinds`` 1: positives only; 2: as many negatives behind them."""
-        most = max(targets.counts, default=0)
+        most = targets.fullest
         image, objects = targets.image, torch.arange(len(targets.image), device=targets.image.device)
         place = objects - torch.searchsorted(image, image)  # of each object in its image
         copy = torch.arange(groups * kinds, device=image.device)[:, None]
@@ -150,7 +150,7 @@ class NoisedQueries(nn.Module):
 
         ``tape`` gives the noise; one drawn here is kept with ``memory``, so that all sources of a step have the same.
         """
-        slots = Slots.lay_out(targets, self.num_groups(max(targets.counts, default=0)), self.kinds)
+        slots = Slots.lay_out(targets, self.num_groups(targets.fullest), self.kinds)
         device = targets.boxes.device
         tape = tape or self._tape(len(slots.slot), device, memory)
         boxes = torch.full((len(queries.content), slots.count, 4), 0.5, device=device)

@@ -80,7 +80,9 @@ class CrowdHumanEvaluator(RecordingEvaluator):
             elif math.isnan(summary["MR"]):
                 logger.warning("no detections of %s on %s: its MR-2 is NaN, and so is the mean over classes",
                                name, self.dataset_name)  # fmt: skip
-            logger.info("%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary))
+            logger.info(
+                "%s of %s, protocol %s:\n%s", name, self.dataset_name, self.protocol.name, describe(summary, name)
+            )
         if self.output_dir:
             write_json({"protocol": self.protocol.name, "classes": summaries}, self._path("crowd_metrics.json"))
             write_thresholds(ji_thresholds(summaries), self._path(JI_FILE))

@@ -9,12 +9,15 @@ from typing import Any
 from tabulate import tabulate
 
 COLUMNS = {"AP": "AP", "MR": "MR-2", "JI": "JI", "Recall": "Recall", "JI_threshold": "JI at score >"}
-COUNTS = ("images", "persons")
 
 
-def describe(summary: dict[str, Any]) -> str:
-    """A summary of ``metrics.summarize``: its units, the headline, the JI lines and the split by crowdedness."""
-    names, headers = (*COLUMNS, *COUNTS), (*COLUMNS.values(), *COUNTS)
+def describe(summary: dict[str, Any], thing: str = "person") -> str:
+    """A summary of ``metrics.summarize``: its units, the headline, the JI lines and the split by crowdedness.
+
+    Args:
+        thing: the class whose objects the summary calls persons.
+    """
+    names, headers = (*COLUMNS, "images", "persons"), (*COLUMNS.values(), "images", f"boxes of {thing}")
     lines = [[f"> {line['threshold']}", *(line[n] for n in ("JI", "k", "n", "m"))] for line in summary["thresholds"]]
     groups = [[_range(key), *(g[n] for n in names)] for key, g in summary["by_image_crowdedness"].items()]
     persons = [[_range(key), *g.values()] for key, g in summary["by_person_crowdedness"].items()]
@@ -22,7 +25,7 @@ def describe(summary: dict[str, Any]) -> str:
         (headers, [[summary[name] for name in names]]),
         (("score", "JI", "k", "n", "m"), lines),
         (("image crowdedness", *headers), groups),
-        (("person crowdedness", "persons", "Recall", "duplicates"), persons),
+        ((f"crowdedness of a {thing}", f"boxes of {thing}", "Recall", "duplicates"), persons),
     )
     texts = [tabulate(rows, headers, tablefmt="simple", floatfmt=".4f") for headers, rows in tables if rows]
     units = "AP, MR-2, JI and Recall are fractions of 1; of MR-2, lower is better."
