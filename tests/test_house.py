@@ -18,7 +18,7 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
-    ("predict", "export", "demo"),
+    ("predict", "export", "demo", "init"),
     ("cli",),
     ("__main__",),
 )
