@@ -167,8 +167,8 @@ def _add_model_keys(cfg: CN) -> None:
     # predict (MS-DETR; Mr. DETR on Deformable-DETR++).
     D.QUERIES.MATCH_ON_PRIORS = False
     # Another number of queries at inference; 0: QUERIES.NUM. More are for sources that find their boxes in the image
-    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); learned contents are then repeated from the first one on. Of
-    # learned tables the first ones are taken.
+    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); further ones then share the last learned content. Of learned
+    # tables the first ones are taken.
     D.QUERIES.NUM_TEST = 0
     # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
     # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
