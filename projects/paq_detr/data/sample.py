@@ -195,11 +195,11 @@ def resized(sample: Sample, height: int, width: int) -> Sample:
     return moved(sample, T.ResizeTransform(*sample.size, height, width))
 
 
-def cut(sample: Sample, window: Window, least: float, whole: bool = False) -> Sample:
+def cut(sample: Sample, window: Window, least: float) -> Sample:
     """The part of a sample in a window of its picture.
 
     An object stays if at least the share ``least`` of what was seen of it, and any of it at all, lies in the window; an
-    ignore region if any of it does. Its box ends at the window's edge; with ``whole``, an amodal one does not.
+    ignore region if any of it does. Boxes end at the window's edge.
     """
     x0, y0, x1, y1 = window
     picture = replace(sample, image=sample.image[y0:y1, x0:x1])
@@ -220,8 +220,6 @@ def cut(sample: Sample, window: Window, least: float, whole: bool = False) -> Sa
             masks[i] = _shifted(masks[i], -x0, -y0)
         else:
             masks[i] = mask_of((inside[0] - x0, inside[1] - y0, inside[2]), (height, width))
-    if whole:
-        boxes = np.where(sample.amodal[:, None], sample.boxes, boxes)
     shift = np.array([x0, y0, x0, y0])
     result = replace(picture, boxes=boxes - shift, seen=seen - shift, masks=masks)
     return result.take((shares > 0) & (sample.ignore | (shares >= least)) & (areas(boxes) > 0))
