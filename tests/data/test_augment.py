@@ -105,7 +105,7 @@ def check_object(found, i, pixels, kind):
         assert box[3] - box[1] > 1.15 * (seen[3] - seen[1]) or box[3] > found.size[0] - 1 or seen[3] > box[3] - 3
     else:
         np.testing.assert_allclose(box, edge, atol=1.6)
-    if found.masks is not None:
+    if found.masks is not None and found.masks[i] is not None:
         x, y, piece = piece_of(found.masks[i], found.size)
         mask = np.zeros(found.size, dtype=bool)
         mask[y : y + piece.shape[0], x : x + piece.shape[1]] = piece
@@ -117,6 +117,23 @@ def eroded(mask):
     padded = np.pad(mask, 1, constant_values=True)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))
     return windows.all((2, 3))
+
+
+def test_masks_serve_to_copy_where_only_boxes_are_learnt():
+    """Some objects have a mask and some have none; each is copied by what it has."""
+    record, image = scenes.record(1, "run lengths")
+    for annotation in record["annotations"][::2]:
+        del annotation["segmentation"]
+    source = sample_of(record, image, scenes.NUM_CLASSES, "some")
+    assert [mask is None for mask in source.masks] == [True, False] * 2 == source.amodal.tolist()
+    for seed in range(8):
+        np.random.seed(seed)
+        found = CopyPaste(1.0, 4, (1.0, 1.0), 0.5, LEAST)(sample_of(*scenes.record(0), scenes.NUM_CLASSES, "some"),
+                                                          lambda: source)  # fmt: skip
+        check(found)
+        for i, label in enumerate(found.classes.tolist()):
+            kind = "boxes" if found.masks[i] is None else "run lengths"
+            check_object(found, i, scenes.shown(found.image, label), kind)
 
 
 def pieces(found):

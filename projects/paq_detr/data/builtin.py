@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..checks import check_choice, expanded_path
+from .coco_file import SOME
 from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
@@ -47,7 +48,8 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
         if not test_only or parts[0] in cfg.DATASETS.TEST:
-            register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
+            masks = cfg.MODEL.DETR.MASK.ENABLED or ("copy_paste" in cfg.INPUT.AUGMENT and SOME)
+        register_coco_json(*parts, masks=masks)
     for entry in cfg.DATASETS.CROWDHUMAN:
         parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
         if not test_only or parts[0] in cfg.DATASETS.TEST:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .json_columns import plain_boxes, plain_numbers
 from .json_file import open_file, parse_json
@@ -49,8 +49,14 @@ class CocoFile:
     annotated: bool  # False: there is no ``annotations`` at all, as in COCO's image_info files of test sets
 
 
-def read_coco(path: str, masks: bool = False) -> CocoFile:
-    """Read and check a COCO json, with ``masks`` also the segmentations, which every object must have then.
+#: Which segmentations are read: False, none; True, those of all objects, which must have sound ones; SOME, those that
+#: there are.
+Masks = bool | Literal["some"]
+SOME: Masks = "some"
+
+
+def read_coco(path: str, masks: Masks = False) -> CocoFile:
+    """Read and check a COCO json, with ``masks`` also segmentations.
 
     Raises:
         ValueError: one sentence with the file, the entry's id, the key and the value.
@@ -62,7 +68,7 @@ class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, masks: bool) -> CocoFile:
+    def read(self, masks: Masks) -> CocoFile:
         with open_file(self.path) as file:
             content = parse_json(file.read(), self.path)
         if not isinstance(content, dict):
@@ -75,7 +81,7 @@ class _Reader:
         if annotations is None:
             annotations = self._annotations(entries, images, categories)
         if masks:
-            self._add_segmentations(annotations, entries, images)
+            self._add_segmentations(annotations, entries, images, must=masks is True)
         return CocoFile(self.path, list(images.values()), annotations, categories, annotated)
 
     def _entries(self, content: dict, key: str) -> list[dict]:
@@ -194,8 +200,10 @@ class _Reader:
                 "corner"
             )
 
-    def _add_segmentations(self, annotations: list[CocoAnnotation], entries: list[dict], images: dict) -> None:
-        """An ignore region may have none."""
+    def _add_segmentations(
+        self, annotations: list[CocoAnnotation], entries: list[dict], images: dict, must: bool
+    ) -> None:
+        """An ignore region may have none; if no object ``must`` have one, so may others."""
         without = []
         for annotation, entry in zip(annotations, entries):
             value, where = entry.get("segmentation"), f"annotation {annotation.id}"
@@ -209,8 +217,10 @@ class _Reader:
                 if image.height and image.width:
                     check_mask_size(annotation.segmentation, image.height, image.width)
             except Unfit as error:
-                raise self._error(f"the segmentation of {where} is {error}") from None
-        if without:
+                annotation.segmentation = None
+                if must:
+                    raise self._error(f"the segmentation of {where} is {error}") from None
+        if without and must:
             raise self._error(
                 f"{without[0]} has no segmentation, as have {len(without)} of {len(annotations)}, and "
                 "MODEL.DETR.MASK.ENABLED needs one of every object"

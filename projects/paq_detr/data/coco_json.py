@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .coco_file import CocoFile, CocoImage, read_coco
+from .coco_file import SOME, CocoFile, CocoImage, Masks, read_coco
 from .image_file import image_size
 from .json_values import Unfit
 from .pictures import hint_at, local_name
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _EXAMPLES = 3  # dropped boxes that the warning names
 
 
-def register_coco_json(name: str, json_file: str, image_root: str, masks: bool = False) -> None:
+def register_coco_json(name: str, json_file: str, image_root: str, masks: Masks = False) -> None:
     """Register a COCO-format dataset with Detectron2's catalogs.
 
     Classes are the json's ``categories`` sorted by id, whatever the gaps between the ids; the map from ids to
@@ -42,7 +42,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: bool =
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: COCO annotations with ``images``, ``annotations`` and ``categories``.
         image_root: folder that the images' ``file_name`` start at.
-        masks: the dicts hold segmentations too, which every object must have.
+        masks: the dicts hold segmentations too: True, of every object, which must have one; ``SOME``, of some.
 
     Raises:
         FileNotFoundError: the json or the folder is missing.
@@ -51,7 +51,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: bool =
     """
     if name in DatasetCatalog:
         _check_same(name, DatasetCatalog[name], json_file, image_root)
-        if DatasetCatalog[name].masks or not masks:
+        if DatasetCatalog[name].masks in (True, masks) or not masks:
             return
         DatasetCatalog.remove(name)  # to read its segmentations, too
         MetadataCatalog.remove(name)
@@ -79,7 +79,7 @@ class CocoJsonDataset:
     copy of its own, and two copies of a large dataset would fill the memory.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str, masks: bool = False) -> None:
+    def __init__(self, name: str, json_file: str, image_root: str, masks: Masks = False) -> None:
         if not os.path.isfile(json_file):
             raise FileNotFoundError(f"dataset {name!r}: the annotation file {json_file} does not exist")
         if not os.path.isdir(image_root or "."):
@@ -131,6 +131,8 @@ class CocoJsonDataset:
                 try:
                     check_mask_size(annotation.segmentation, record["height"], record["width"])
                 except Unfit as error:
+                    if self.masks == SOME:
+                        continue
                     text = f"the segmentation of annotation {annotation.id} is {error}"
                     raise ValueError(f"{self.json_file}: {text}") from None
                 record["annotations"][-1]["segmentation"] = annotation.segmentation

@@ -109,7 +109,7 @@ class CopyPaste(Mix):
 
     def _part(self, sample: Sample, source: Sample, index: int) -> tuple[Sample, np.ndarray | None, int, int] | None:
         """An object of the source as ``overlaid`` takes it; None where its mask has no pixel."""
-        masked = source.masks is not None
+        masked = source.masks is not None and source.masks[index] is not None
         others = [] if masked else [i for i in range(len(source)) if i != index]
         window = pixels_of(source.seen[index], source.size)
         if masked:
