@@ -8,6 +8,7 @@
 // Comparisons are written so that a NaN coordinate always ends in a NaN overlap.
 #pragma once
 
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -20,9 +21,10 @@ constexpr T kTiny = std::numeric_limits<T>::min();
 template <typename T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+// Centre and size; the area is NaN if the centre is not finite.
 template <typename T>
-struct Corners {
-  T x0, y0, x1, y1, area;
+struct Box {
+  T cx, cy, w, h, area;
 };
 
 template <typename T>
@@ -78,25 +80,38 @@ PAQ_HD T or_one(T area) {
   return area <= kTiny<T> ? T(1) : area;
 }
 
+// A box of which the area is known. A negative side counts as 0.
 template <typename T>
-PAQ_HD Corners<T> corners(T cx, T cy, T w, T h) {
-  const T half_w = not_negative(w) * T(0.5), half_h = not_negative(h) * T(0.5);
-  const T x0 = cx - half_w, y0 = cy - half_h, x1 = cx + half_w, y1 = cy + half_h;
-  return {x0, y0, x1, y1, product(x1 - x0, y1 - y0)};
+PAQ_HD Box<T> box_of(T cx, T cy, T w, T h, T area) {
+  return {cx, cy, not_negative(w), not_negative(h), area};
 }
 
 template <typename T>
-PAQ_HD Corners<T> corners(const T* box) {
-  return corners(box[0], box[1], box[2], box[3]);
+PAQ_HD Box<T> box_of(const T* box) {
+  const T area = product(not_negative(box[2]), not_negative(box[3])) + ((box[0] - box[0]) + (box[1] - box[1]));
+  return box_of(box[0], box[1], box[2], box[3], area);
 }
 
-// IoU and GIoU. The union as a + (b - intersection) is never rounded below the intersection: IoU <= 1 holds exactly.
+// Of one axis of two boxes the lengths of intersection (negative: the gap between them) and hull. From the distance of
+// the centres, not from corners, which far from 0 round off what is small.
 template <typename T>
-PAQ_HD Overlap<T> overlap(const Corners<T>& a, const Corners<T>& b) {
-  const T inter = product(
-      not_negative(smaller(a.x1, b.x1) - larger(a.x0, b.x0)), not_negative(smaller(a.y1, b.y1) - larger(a.y0, b.y0)));
+struct Lengths {
+  T inter, hull;
+};
+
+template <typename T>
+PAQ_HD Lengths<T> lengths(T center_a, T size_a, T center_b, T size_b) {
+  const T reach = (size_a + size_b) * T(0.5), apart = std::abs(center_a - center_b);
+  return {smaller(smaller(size_a, size_b), reach - apart), larger(larger(size_a, size_b), reach + apart)};
+}
+
+// IoU and GIoU. No intersection is above either area, and the union as a + (b - intersection) is never rounded below
+// it: IoU <= 1 holds exactly, and equal boxes have 1.
+template <typename T>
+PAQ_HD Overlap<T> overlap(const Box<T>& a, const Box<T>& b) {
+  const Lengths<T> x = lengths(a.cx, a.w, b.cx, b.w), y = lengths(a.cy, a.h, b.cy, b.h);
+  const T inter = product(not_negative(x.inter), not_negative(y.inter)), hull = product(x.hull, y.hull);
   const T unite = a.area + (b.area - inter);
-  const T hull = product(larger(a.x1, b.x1) - smaller(a.x0, b.x0), larger(a.y1, b.y1) - smaller(a.y0, b.y0));
   const T iou = quotient(inter, or_one(unite));
   return {iou, iou - quotient(not_negative(hull - unite), or_one(hull))};
 }
@@ -107,33 +122,35 @@ PAQ_HD T share(bool chosen, T a, T b) {
   return chosen ? T(1) : (a == b ? T(0.5) : T(0));
 }
 
-// One axis of two boxes a and b: where they begin and end, and the gradients of the lengths of their intersection,
-// their hull and themselves. Adds the gradients of centre and size; a negative size has none.
+// One axis of two boxes a and b: adds to the gradients of centres and sizes what those of the lengths of their
+// intersection, their hull and themselves bring; a negative size has none.
 template <typename T>
 PAQ_HD void axis_backward(
-    T low_a, T high_a, T low_b, T high_b, T grad_inter, T grad_hull, T grad_length_a, T grad_length_b, T size_a,
-    T size_b, T* center_grad_a, T* size_grad_a, T* center_grad_b, T* size_grad_b) {
-  const T d_high_a = grad_length_a + share(high_a < high_b, high_a, high_b) * grad_inter +
-      share(high_a > high_b, high_a, high_b) * grad_hull;
-  const T d_high_b = grad_length_b + share(high_b < high_a, high_b, high_a) * grad_inter +
-      share(high_b > high_a, high_b, high_a) * grad_hull;
-  const T d_low_a =
-      -grad_length_a - share(low_a > low_b, low_a, low_b) * grad_inter - share(low_a < low_b, low_a, low_b) * grad_hull;
-  const T d_low_b =
-      -grad_length_b - share(low_b > low_a, low_b, low_a) * grad_inter - share(low_b < low_a, low_b, low_a) * grad_hull;
-  *center_grad_a += d_low_a + d_high_a;
-  *center_grad_b += d_low_b + d_high_b;
-  *size_grad_a += size_a < T(0) ? T(0) : T(0.5) * (d_high_a - d_low_a);
-  *size_grad_b += size_b < T(0) ? T(0) : T(0.5) * (d_high_b - d_low_b);
+    T center_a, T size_a, T center_b, T size_b, T grad_inter, T grad_hull, T grad_length_a, T grad_length_b,
+    T* center_grad_a, T* size_grad_a, T* center_grad_b, T* size_grad_b) {
+  const T a = not_negative(size_a), b = not_negative(size_b), distance = center_a - center_b;
+  const T inner = smaller(a, b), outer = larger(a, b), reach = (a + b) * T(0.5), apart = std::abs(distance);
+  const T near = reach - apart, far = reach + apart;
+  const T grad_inner = share(inner < near, inner, near) * grad_inter;
+  const T grad_near = share(near < inner, near, inner) * grad_inter;
+  const T grad_outer = share(outer > far, outer, far) * grad_hull,
+          grad_far = share(far > outer, far, outer) * grad_hull;
+  const T grad_half = T(0.5) * (grad_near + grad_far), grad_apart = grad_far - grad_near;
+  const T grad_distance = distance > T(0) ? grad_apart : (distance < T(0) ? -grad_apart : T(0));
+  *center_grad_a += grad_distance;
+  *center_grad_b -= grad_distance;
+  const T grad_a = grad_length_a + share(a < b, a, b) * grad_inner + share(a > b, a, b) * grad_outer + grad_half;
+  const T grad_b = grad_length_b + share(b < a, b, a) * grad_inner + share(b > a, b, a) * grad_outer + grad_half;
+  *size_grad_a += size_a < T(0) ? T(0) : grad_a;
+  *size_grad_b += size_b < T(0) ? T(0) : grad_b;
 }
 
 // Adds to grad_a and grad_b (cxcywh) the gradient of grad_iou * IoU + grad_giou * GIoU.
 template <typename T>
 PAQ_HD void overlap_backward(const T* box_a, const T* box_b, T grad_iou, T grad_giou, T* grad_a, T* grad_b) {
-  const Corners<T> a = corners(box_a), b = corners(box_b);
-  const T inter_w = smaller(a.x1, b.x1) - larger(a.x0, b.x0), inter_h = smaller(a.y1, b.y1) - larger(a.y0, b.y0);
-  const T hull_w = larger(a.x1, b.x1) - smaller(a.x0, b.x0), hull_h = larger(a.y1, b.y1) - smaller(a.y0, b.y0);
-  const T inter = not_negative(inter_w) * not_negative(inter_h), hull = hull_w * hull_h;
+  const Box<T> a = box_of(box_a), b = box_of(box_b);
+  const Lengths<T> x = lengths(a.cx, a.w, b.cx, b.w), y = lengths(a.cy, a.h, b.cy, b.h);
+  const T inter = not_negative(x.inter) * not_negative(y.inter), hull = x.hull * y.hull;
   const T unite = a.area + (b.area - inter), safe_unite = or_one(unite), safe_hull = or_one(hull);
 
   // IoU = inter / union, GIoU = IoU - (hull - union) / hull, union = area_a + area_b - inter. Where a divisor is
@@ -144,14 +161,14 @@ PAQ_HD void overlap_backward(const T* box_a, const T* box_b, T grad_iou, T grad_
   const T grad_hull = grad_gap * (T(1) - divisor_of_gap * (hull - unite) / safe_hull);
   const T grad_inter = grad_ratio / safe_unite - grad_union;
 
-  const T grad_inter_w = inter_w < T(0) ? T(0) : grad_inter * not_negative(inter_h);
-  const T grad_inter_h = inter_h < T(0) ? T(0) : grad_inter * not_negative(inter_w);
+  const T grad_inter_w = x.inter < T(0) ? T(0) : grad_inter * not_negative(y.inter);
+  const T grad_inter_h = y.inter < T(0) ? T(0) : grad_inter * not_negative(x.inter);
   axis_backward(
-      a.x0, a.x1, b.x0, b.x1, grad_inter_w, grad_hull * hull_h, grad_union * (a.y1 - a.y0), grad_union * (b.y1 - b.y0),
-      box_a[2], box_b[2], grad_a, grad_a + 2, grad_b, grad_b + 2);
+      box_a[0], box_a[2], box_b[0], box_b[2], grad_inter_w, grad_hull * y.hull, grad_union * a.h, grad_union * b.h,
+      grad_a, grad_a + 2, grad_b, grad_b + 2);
   axis_backward(
-      a.y0, a.y1, b.y0, b.y1, grad_inter_h, grad_hull * hull_w, grad_union * (a.x1 - a.x0), grad_union * (b.x1 - b.x0),
-      box_a[3], box_b[3], grad_a + 1, grad_a + 3, grad_b + 1, grad_b + 3);
+      box_a[1], box_a[3], box_b[1], box_b[3], grad_inter_h, grad_hull * x.hull, grad_union * a.w, grad_union * b.w,
+      grad_a + 1, grad_a + 3, grad_b + 1, grad_b + 3);
 }
 
 }  // namespace paq_detr

@@ -18,11 +18,16 @@ def add_core_config(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
-    # COCO-format datasets to register, one [name, annotation json, image folder] each. Relative paths start at the
-    # working directory. The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    # Datasets to register, one {name: my_train, path: FILE_OR_FOLDER} each, whose format the path tells: COCO json,
+    # CrowdHuman's odgt, YOLO, Pascal VOC or CSV (docs/data.md). Further keys of an entry: split, images (a folder),
+    # classes (a file), box (of an odgt: full, visible, head), format. Relative paths start at the working directory.
+    # The names can then stand in DATASETS.TRAIN and DATASETS.TEST.
+    cfg.DATASETS.FILES = []
+
+    # The same for COCO json alone, one [name, annotation json, image folder] each.
     cfg.DATASETS.COCO_JSON = []
 
-    # CrowdHuman, or data of its format, from its own files: one [name, annotation odgt, image folder, box] each; box is
+    # The same for CrowdHuman, or data of its format: one [name, annotation odgt, image folder, box] each; box is
     # "full", "visible" or "head". Masks and ignored persons are ignore regions.
     cfg.DATASETS.CROWDHUMAN = []
 
@@ -368,6 +373,9 @@ def _add_training_keys(cfg: CN) -> None:
 
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
+    # On: it takes seconds, where the evaluation takes minutes.
+    cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()
     cfg.TEST.QUERY_USE.ENABLED = False

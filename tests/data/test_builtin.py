@@ -26,7 +26,7 @@ def test_class_names_come_from_the_training_dataset(cfg, content, save):
 
 def test_an_unknown_dataset_is_told_where_datasets_are_registered(cfg):
     cfg.DATASETS.TRAIN = ("nowhere",)
-    text = r"'nowhere', which is not registered \(DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more\)$"
+    text = r"'nowhere', which is not registered \(DATASETS.FILES registers more\)$"
     with pytest.raises(ValueError, match=text):
         register_datasets(cfg)
 

@@ -165,10 +165,20 @@ def test_explain_names_the_operators_if_asked_for_another():
         explain("deform", torch.zeros(1))
 
 
-def test_the_operators_alone_import_no_detection_system():
-    code = "import sys, paq_detr.ops; print([name for name in ('detectron2', 'fvcore') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+def test_the_operators_alone_import_torch_and_nothing_else_of_what_detectors_need(tmp_path):
+    """Also outside of the repository: from a folder that holds them and the library alone, as a wheel brings them."""
+    package, here = tmp_path / "paq_detr", _extension.PACKAGE_DIR
+    shutil.copytree(here / "ops", package / "ops", ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (here / "__init__.py", here / "_lazy.py", here / "_build_record.json", *here.glob("_C*.so")):
+        if path.exists():
+            shutil.copy2(path, package)
+    heavy = "('detectron2', 'fvcore', 'torchvision', 'transformers', 'scipy', 'matplotlib')"
+    code = f"import sys, paq_detr.ops as ops; print([name for name in {heavy} if name in sys.modules])"
+    code += "; import torch; print(ops.__file__); print(ops.explain('fused_ms_deform_attn', torch.zeros(1))[1].runs)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    expected = ["[]", str(package / "ops" / "__init__.py"), str(_extension.library().loaded)]
+    assert done.stdout.split("\n")[:3] == expected, done.stdout + done.stderr
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from paq_detr import ops
+from paq_detr.layers import paired_giou, paired_iou
 from paq_detr.ops import _extension
 
 needs_native = pytest.mark.skipif(
@@ -205,6 +206,19 @@ def test_a_box_has_iou_exactly_one_with_itself_and_no_iou_exceeds_one(backend, d
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Edges.
+
+
+@pytest.mark.parametrize("side", [1e-1, 1e-4, 1e-7, 1e-12, 1e-18])
+def test_overlaps_of_small_boxes_are_those_of_the_losses(backend, device, side):
+    """Far from 0, where corners in fp32 are rounded to 6e-8, of boxes that share a centre or lie half a side apart."""
+    middle = torch.tensor([0.7, 0.9])
+    sizes = torch.tensor([[1.0, 1.0], [0.5, 1.0], [2.0, 0.25], [3.0, 4.0]]) * side
+    gt_boxes = torch.cat([middle, torch.tensor([side, side])])[None].to(device)
+    apart = torch.tensor([[0.0, 0.0], [0.5, 0.25]]) * max(side, 1e-7)  # what fp32 can tell apart at all
+    boxes = torch.cat([(middle + apart).repeat_interleave(4, 0), sizes.repeat(2, 1)], 1).to(device)
+    found = ops.pair_iou(boxes[None, None], gt_boxes, torch.zeros(1, dtype=torch.int64, device=device))
+    for got, exact in zip(found, (paired_iou, paired_giou)):
+        torch.testing.assert_close(got[0, 0], exact(gt_boxes.expand(8, 4), boxes), rtol=1e-5, atol=1e-6)
 
 
 def test_no_objects_give_empty_results(backend, device):

@@ -43,7 +43,7 @@ constexpr int64_t kRowsPerTask = 16;
 template <typename T>
 struct Candidates {
   std::vector<int32_t> index;
-  std::vector<T> score, x0, y0, x1, y1, area;
+  std::vector<T> score, cx, cy, w, h, area;
 
   Candidates(const T* boxes, const T* scores, int64_t n, T low_score) {
     for (int32_t j = 0; j < n; ++j) {
@@ -53,9 +53,9 @@ struct Candidates {
     }
     std::stable_sort(index.begin(), index.end(), [&](int32_t a, int32_t b) { return scores[a] > scores[b]; });
     for (int32_t j : index) {
-      const Corners<T> c = corners(boxes + 4 * j);
+      const Box<T> box = box_of(boxes + 4 * j);
       score.push_back(scores[j]);
-      x0.push_back(c.x0), y0.push_back(c.y0), x1.push_back(c.x1), y1.push_back(c.y1), area.push_back(c.area);
+      cx.push_back(box.cx), cy.push_back(box.cy), w.push_back(box.w), h.push_back(box.h), area.push_back(box.area);
     }
   }
 
@@ -67,11 +67,11 @@ struct Candidates {
 // IoU of one box with n <= kBlock others; returns how many reach the threshold.
 template <typename T>
 PAQ_CLONES int64_t block_overlaps(
-    Corners<T> own, const T* __restrict__ x0, const T* __restrict__ y0, const T* __restrict__ x1,
-    const T* __restrict__ y1, const T* __restrict__ area, int64_t n, T threshold, T* __restrict__ iou) {
+    Box<T> own, const T* __restrict__ cx, const T* __restrict__ cy, const T* __restrict__ w, const T* __restrict__ h,
+    const T* __restrict__ area, int64_t n, T threshold, T* __restrict__ iou) {
   int64_t hits = 0;
   for (int64_t j = 0; j < n; ++j) {
-    iou[j] = overlap(own, Corners<T>{x0[j], y0[j], x1[j], y1[j], area[j]}).iou;
+    iou[j] = overlap(own, Box<T>{cx[j], cy[j], w[j], h[j], area[j]}).iou;
     hits += iou[j] >= threshold;
   }
   return hits;
@@ -102,7 +102,7 @@ struct Best {
 
 // Fills the k slots of one query and returns how many are real.
 template <typename T>
-int32_t select_row(const Candidates<T>& others, Corners<T> own, T score, int64_t k, T threshold, int32_t* indices) {
+int32_t select_row(const Candidates<T>& others, Box<T> own, T score, int64_t k, T threshold, int32_t* indices) {
   thread_local Best<T> best;
   best.iou.resize(k);
   best.kept = 0;
@@ -112,7 +112,7 @@ int32_t select_row(const Candidates<T>& others, Corners<T> own, T score, int64_t
   for (int64_t first = 0; first < candidates; first += kBlock) {
     const int64_t n = std::min(kBlock, candidates - first);
     if (block_overlaps(
-            own, &others.x0[first], &others.y0[first], &others.x1[first], &others.y1[first], &others.area[first], n,
+            own, &others.cx[first], &others.cy[first], &others.w[first], &others.h[first], &others.area[first], n,
             threshold, iou) == 0) {
       continue;
     }
@@ -142,7 +142,7 @@ std::tuple<Tensor, Tensor> neighbor_select(
         for (int64_t q = begin; q < end; ++q) {
           // A NaN score is below nobody: every comparison with it fails.
           counted[q] =
-              select_row(others, corners(box + 4 * q), score[q], k, static_cast<T>(iou_threshold), indices + q * k);
+              select_row(others, box_of(box + 4 * q), score[q], k, static_cast<T>(iou_threshold), indices + q * k);
         }
       });
     }

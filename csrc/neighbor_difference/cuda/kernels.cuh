@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(
   }
   const int64_t first = q / n * n;
   const T score = scores[q];
-  const Corners<T> own = corners(boxes + 4 * q);
+  const Box<T> own = box_of(boxes + 4 * q);
   Ranked<T> last{kInfinity<T>, -1};
   int64_t found = 0;
   for (; found < k; ++found) {
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(
     for (int64_t j = lane; j < n; j += 32) {
       const T other = scores[first + j];
       if (other > score && other > low_score) {
-        const Ranked<T> candidate{overlap(own, corners(boxes + 4 * (first + j))).iou, j};
+        const Ranked<T> candidate{overlap(own, box_of(boxes + 4 * (first + j))).iou, j};
         if (candidate.value >= iou_threshold && last.beats(candidate) && candidate.beats(best)) {
           best = candidate;
         }

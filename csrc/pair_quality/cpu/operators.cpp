@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor> pair_iou(const Tensor& boxes_in, const Tensor& gt_box
     for_each_block<T>(boxes, s, kQueriesPerTask, [&](const Block<T>& block) {
       for (const int64_t m : by_image[block.image].objects) {
         const int64_t out = (block.layer * s.objects + m) * s.queries + block.first;
-        overlap_row(block.fields, block.count, corners(gt + 4 * m), iou_out + out, giou_out + out);
+        overlap_row(block.fields, block.count, box_of(gt + 4 * m), iou_out + out, giou_out + out);
       }
     });
   });
@@ -236,7 +236,7 @@ Tensor pair_quality(
         in, kQueriesPerTask, scores<T>(score_weight),
         [&](int64_t row, const Block<T>& block, const T* object, const T* score) {
           quality_row(
-              block.fields, score, block.count, corners(object), static_cast<T>(iou_weight),
+              block.fields, score, block.count, box_of(object), static_cast<T>(iou_weight),
               target + row * n + block.first);
         });
   });
@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensor, Tensor> quality_topk(
     for_each_row<T>(
         in, n, scores<T>(score_weight), [&](int64_t row, const Block<T>& block, const T* object, const T* score) {
           T* quality = kept_memory<T, Purpose::quality>(n);
-          quality_row(block.fields, score, n, corners(object), static_cast<T>(iou_weight), quality);
+          quality_row(block.fields, score, n, box_of(object), static_cast<T>(iou_weight), quality);
           best_of_row(quality, n, kept, value + row * kept, index + row * kept);
           T sum = 0;
           for (int64_t slot = 0; slot < kept; ++slot) {

@@ -17,32 +17,31 @@
 namespace paq_detr::pairs {
 namespace {
 
-constexpr int64_t kFields = 9;
-enum Field : int64_t { CX, CY, W, H, X0, Y0, X1, Y1, AREA };
+constexpr int64_t kFields = 5;
+enum Field : int64_t { CX, CY, W, H, AREA };
 constexpr int64_t kBlock = 64;
 
 template <typename T>
 PAQ_CLONES void split_fields(const T* __restrict__ boxes, int64_t n, T* __restrict__ fields) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const T cx = boxes[4 * i], cy = boxes[4 * i + 1], w = boxes[4 * i + 2], h = boxes[4 * i + 3];
-    const Corners<T> c = corners(cx, cy, w, h);
-    fields[CX * n + i] = cx, fields[CY * n + i] = cy, fields[W * n + i] = w, fields[H * n + i] = h;
-    fields[X0 * n + i] = c.x0, fields[Y0 * n + i] = c.y0, fields[X1 * n + i] = c.x1, fields[Y1 * n + i] = c.y1;
-    fields[AREA * n + i] = c.area;
+    for (int64_t field = CX; field <= H; ++field) {
+      fields[field * n + i] = boxes[4 * i + field];
+    }
+    fields[AREA * n + i] = box_of(boxes + 4 * i).area;
   }
 }
 
 template <typename T>
-PAQ_HD Corners<T> corners_at(const T* fields, int64_t n, int64_t i) {
-  return {fields[X0 * n + i], fields[Y0 * n + i], fields[X1 * n + i], fields[Y1 * n + i], fields[AREA * n + i]};
+PAQ_HD Box<T> box_at(const T* fields, int64_t n, int64_t i) {
+  return box_of(fields[CX * n + i], fields[CY * n + i], fields[W * n + i], fields[H * n + i], fields[AREA * n + i]);
 }
 
 template <typename T>
 PAQ_CLONES void overlap_row(
-    const T* __restrict__ fields, int64_t n, Corners<T> gt, T* __restrict__ iou, T* __restrict__ giou) {
+    const T* __restrict__ fields, int64_t n, Box<T> gt, T* __restrict__ iou, T* __restrict__ giou) {
   for (int64_t i = 0; i < n; ++i) {
-    const Overlap<T> o = overlap(gt, corners_at(fields, n, i));
+    const Overlap<T> o = overlap(gt, box_at(fields, n, i));
     iou[i] = o.iou;
     giou[i] = o.giou;
   }
@@ -79,10 +78,10 @@ PAQ_CLONES void score_column(const T* __restrict__ logits, int64_t stride, int64
 
 template <typename T>
 PAQ_CLONES void quality_row(
-    const T* __restrict__ fields, const T* __restrict__ scores, int64_t n, Corners<T> gt, T iou_weight,
+    const T* __restrict__ fields, const T* __restrict__ scores, int64_t n, Box<T> gt, T iou_weight,
     T* __restrict__ out) {
   for (int64_t i = 0; i < n; ++i) {
-    out[i] = finite_quality(iou_weight * overlap(gt, corners_at(fields, n, i)).iou + scores[i]);
+    out[i] = finite_quality(iou_weight * overlap(gt, box_at(fields, n, i)).iou + scores[i]);
   }
 }
 
@@ -105,11 +104,11 @@ PAQ_CLONES void cost_row(
     const T* __restrict__ fields, const T* __restrict__ class_cost, int64_t n, const T* __restrict__ gt_box,
     T l1_weight, T giou_weight, T* __restrict__ out) {
   const T cx = gt_box[0], cy = gt_box[1], w = gt_box[2], h = gt_box[3];
-  const Corners<T> gt = corners(cx, cy, w, h);
+  const Box<T> gt = box_of(gt_box);
   for (int64_t i = 0; i < n; ++i) {
     const T l1 = std::abs(fields[CX * n + i] - cx) + std::abs(fields[CY * n + i] - cy) +
         std::abs(fields[W * n + i] - w) + std::abs(fields[H * n + i] - h);
-    out[i] = finite_cost(class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, corners_at(fields, n, i)).giou);
+    out[i] = finite_cost(class_cost[i] + l1_weight * l1 - giou_weight * overlap(gt, box_at(fields, n, i)).giou);
   }
 }
 

@@ -39,7 +39,7 @@ template <typename T>
 struct Row {
   const T *boxes, *logit, *gt_box;
   int64_t classes;
-  Corners<T> object;
+  Box<T> object;
 
   __device__ Row(const Inputs<T>& in, int64_t row) : classes(in.classes) {
     const int64_t layer = row / in.objects, m = row % in.objects, image = in.gt_image[m];
@@ -47,7 +47,7 @@ struct Row {
     const int64_t first = (layer * in.images + image) * in.queries;
     boxes = in.boxes + first * 4;
     gt_box = in.gt_boxes + m * 4;
-    object = corners(gt_box);
+    object = box_of(gt_box);
     logit = nullptr;
     if (in.logits != nullptr) {
       const int64_t label = in.gt_labels[m];
@@ -56,7 +56,7 @@ struct Row {
     }
   }
 
-  __device__ Overlap<T> overlap_with(int64_t n) const { return overlap(object, corners(boxes + 4 * n)); }
+  __device__ Overlap<T> overlap_with(int64_t n) const { return overlap(object, box_of(boxes + 4 * n)); }
   __device__ T logit_of(int64_t n) const { return logit[n * classes]; }
 
   __device__ T quality(int64_t n, T score_weight, T iou_weight) const {

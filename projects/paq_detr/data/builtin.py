@@ -18,10 +18,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from ..checks import check_choice, expanded_path
+from ..errors import UserError
 from .coco_file import SOME
-from .coco_json import CocoJsonDataset, register_coco_json, reorder_classes
+from .coco_json import CocoDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
+from .formats.find import find_source
+from .formats.open import register_source
+from .formats.source import Source
 from .image_file import allow_pixels
 from .synthetic_crowd import SyntheticCrowd
 
@@ -31,11 +35,11 @@ logger = logging.getLogger(__name__)
 def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     """Register the datasets of ``cfg.DATASETS`` and check them against the model. Call it before any loader is built.
 
-    Registers every entry of ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits of the synthetic
-    crowd, the latter anew with the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``, also in a frozen
-    ``cfg``, from the training datasets (from the test datasets where there are no training datasets). Warns of images
-    that hold more objects than the model has queries or detections; datasets that other code registered are not
-    counted.
+    Registers every entry of ``DATASETS.FILES``, ``DATASETS.COCO_JSON`` and ``DATASETS.CROWDHUMAN``, and the two splits
+    of the synthetic crowd, the latter anew with the present parameters. Fills an empty ``cfg.MODEL.DETR.CLASS_NAMES``,
+    also in a frozen ``cfg``, from the training datasets (from the test datasets where there are no training datasets).
+    Warns of images that hold more objects than the model has queries or detections; datasets that other code
+    registered are not counted.
 
     Args:
         test_only: for an evaluation, which needs no training data: nothing but ``DATASETS.TEST`` is read.
@@ -45,14 +49,22 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
     keys = ("TEST",) if test_only else ("TRAIN", "TEST")
+
+    def read(name: Any) -> bool:
+        return not test_only or name in cfg.DATASETS.TEST
+
+    masks = cfg.MODEL.DETR.MASK.ENABLED or ("copy_paste" in cfg.INPUT.AUGMENT and SOME)
+    for entry in cfg.DATASETS.FILES:
+        if not isinstance(entry, dict) or read(entry.get("name")):
+            name, source = source_of(entry)
+            register_source(source, name, masks)
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
-        if not test_only or parts[0] in cfg.DATASETS.TEST:
-            masks = cfg.MODEL.DETR.MASK.ENABLED or ("copy_paste" in cfg.INPUT.AUGMENT and SOME)
-        register_coco_json(*parts, masks=masks)
+        if read(parts[0]):
+            register_coco_json(*parts, masks)
     for entry in cfg.DATASETS.CROWDHUMAN:
         parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
-        if not test_only or parts[0] in cfg.DATASETS.TEST:
+        if read(parts[0]):
             register_crowdhuman(*parts)
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in keys:
@@ -71,6 +83,32 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
             logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
         _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
         _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+
+
+def source_of(entry: Any) -> tuple[str, Source]:
+    """The name and the source that an entry of ``DATASETS.FILES`` means.
+
+    Raises:
+        UserError: a key is missing, unknown or no text, or the path leads to no such dataset.
+    """
+    known = ("name", "path", "split", "images", "classes", "box", "format")
+    if not isinstance(entry, dict) or not {"name", "path"} <= entry.keys() <= set(known):
+        keys = f"{{name: ..., path: ...}}, perhaps with {', '.join(known[2:])}"
+        raise UserError(f"DATASETS.FILES wants entries {keys}, got {entry!r}")
+    texts = {}
+    for key, value in entry.items():
+        if not isinstance(value, str) or (key in ("name", "path") and not value):
+            shown = "null" if value is None else repr(value)
+            raise UserError(f"DATASETS.FILES: {key} of {dict(entry)} is {shown}, must be a text (put it in quotes)")
+        is_path = value and key in ("path", "images", "classes")
+        texts[key] = expanded_path(f"DATASETS.FILES: {key}", value) if is_path else value
+    name = texts.pop("name")
+    try:
+        source = find_source(**texts)
+        logger.info("dataset %r: %s", name, source)
+    except ValueError as error:
+        raise UserError(f"dataset {name!r}: {error}") from error
+    return name, source
 
 
 def _checked_entry(key: str, entry: Any, parts: Sequence[str]) -> list[str]:
@@ -185,7 +223,7 @@ def _check_known(name: str, key: str) -> None:
     if name in DatasetCatalog:
         return
     close = difflib.get_close_matches(name, DatasetCatalog.list())
-    hint = "DATASETS.COCO_JSON and DATASETS.CROWDHUMAN register more"
+    hint = "DATASETS.FILES registers more"
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
     raise ValueError(f"{key} names the dataset {name!r}, which is not registered ({hint})")
@@ -194,7 +232,8 @@ def _check_known(name: str, key: str) -> None:
 def _settle_class_names(cfg: CfgNode, names: Sequence[str]) -> None:
     """Fill ``MODEL.DETR.CLASS_NAMES`` if it is empty, and see that the datasets ``names`` have just these classes.
 
-    A COCO json that numbers the same classes otherwise is renumbered.
+    A dataset that numbers the same classes otherwise is renumbered, also one of a format that lists no classes and
+    happens to hold only some of them.
     """
     if not names:
         return
@@ -204,11 +243,15 @@ def _settle_class_names(cfg: CfgNode, names: Sequence[str]) -> None:
     for name in names:
         if _classes(name) == classes:
             continue
-        if sorted(_classes(name)) == sorted(classes) and isinstance(DatasetCatalog[name], CocoJsonDataset):
+        if isinstance(DatasetCatalog[name], CocoDataset) and DatasetCatalog[name].can_have(classes):
             reorder_classes(name, classes)
             continue
+        hint = ""
+        if getattr(getattr(DatasetCatalog[name], "source", None), "open_classes", False):
+            hint = "; where files list no classes, the key classes of the entry names a file that does"
         raise ValueError(
-            f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, {_short(classes)}"
+            f"the classes of dataset {name!r}, {_short(_classes(name))}, are not those of {source}, "
+            f"{_short(classes)}{hint}"
         )
     frozen = cfg.is_frozen()
     cfg.defrost()

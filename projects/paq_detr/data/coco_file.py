@@ -61,16 +61,24 @@ def read_coco(path: str, masks: Masks = False) -> CocoFile:
     Raises:
         ValueError: one sentence with the file, the entry's id, the key and the value.
     """
-    return _Reader(path).read(masks)
+    with open_file(path) as file:
+        return check_coco(parse_json(file.read(), path), path, masks)
+
+
+def check_coco(content: Any, path: str, masks: Masks = False) -> CocoFile:
+    """Check what a COCO json holds; ``path`` is what messages call it.
+
+    Raises:
+        ValueError: as ``read_coco``.
+    """
+    return _Reader(path).read(content, masks)
 
 
 class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, masks: Masks) -> CocoFile:
-        with open_file(self.path) as file:
-            content = parse_json(file.read(), self.path)
+    def read(self, content: Any, masks: Masks) -> CocoFile:
         if not isinstance(content, dict):
             raise self._error(f"the top level must be an object, it is a {type(content).__name__}")
         annotated = "annotations" in content
@@ -203,7 +211,7 @@ class _Reader:
     def _add_segmentations(
         self, annotations: list[CocoAnnotation], entries: list[dict], images: dict, must: bool
     ) -> None:
-        """An ignore region may have none; if no object ``must`` have one, so may others."""
+        """An ignore region may have none, and if no object ``must`` have one, so may others."""
         without = []
         for annotation, entry in zip(annotations, entries):
             value, where = entry.get("segmentation"), f"annotation {annotation.id}"

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -16,7 +17,9 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .coco_file import SOME, CocoFile, CocoImage, Masks, read_coco
+from .coco_file import SOME, CocoFile, CocoImage, Masks, check_coco
+from .formats.coco import CocoSource
+from .formats.source import Content, Source
 from .image_file import image_size
 from .json_values import Unfit
 from .pictures import hint_at, local_name
@@ -49,21 +52,33 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: Masks 
         ValueError: the json breaks the format, or the name already stands for another dataset. Registering the same
             dataset again does nothing.
     """
+    if not os.path.isfile(json_file):
+        raise FileNotFoundError(f"dataset {name!r}: the annotation file {json_file} does not exist")
+    register_coco(name, CocoSource(json_file, images=image_root or "."), masks)
+
+
+def register_coco(name: str, source: Source, masks: Masks = False) -> None:
+    """Register a source of any format as ``register_coco_json`` does a json; the metadata's ``json_file`` is there for
+    a json alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``register_coco_json``.
+    """
     if name in DatasetCatalog:
-        _check_same(name, DatasetCatalog[name], json_file, image_root)
+        _check_same(name, DatasetCatalog[name], source)
         if DatasetCatalog[name].masks in (True, masks) or not masks:
             return
         DatasetCatalog.remove(name)  # to read its segmentations, too
         MetadataCatalog.remove(name)
-    dataset = CocoJsonDataset(name, json_file, image_root, masks)
+    dataset = CocoDataset(name, source, masks)
     DatasetCatalog.register(name, dataset)
     _set_metadata(name, dataset)
 
 
 def reorder_classes(name: str, classes: Sequence[str]) -> None:
-    """Give the classes of a registered COCO json the order of ``classes``, which are the same ones.
+    """Give the classes of a registered dataset the order of ``classes``, which it ``can_have``.
 
-    ``thing_dataset_id_to_contiguous_id`` keeps the json's own ids, so that results are written with these.
+    ``thing_dataset_id_to_contiguous_id`` keeps the file's own ids, so that results are written with these.
     """
     dataset = DatasetCatalog[name]
     logger.info("dataset %r numbers its classes otherwise: they are matched by name", name)
@@ -72,20 +87,18 @@ def reorder_classes(name: str, classes: Sequence[str]) -> None:
     _set_metadata(name, dataset)
 
 
-class CocoJsonDataset:
-    """A COCO json, read and checked once; calling it gives Detectron2's dataset dicts.
+class CocoDataset:
+    """A source, read and checked once; calling it gives Detectron2's dataset dicts.
 
-    The first call hands the dicts over and keeps nothing, later ones read the json again: a loader keeps a compact
+    The first call hands the dicts over and keeps nothing, later ones read the files again: a loader keeps a compact
     copy of its own, and two copies of a large dataset would fill the memory.
     """
 
-    def __init__(self, name: str, json_file: str, image_root: str, masks: Masks = False) -> None:
-        if not os.path.isfile(json_file):
-            raise FileNotFoundError(f"dataset {name!r}: the annotation file {json_file} does not exist")
-        if not os.path.isdir(image_root or "."):
-            raise FileNotFoundError(f"dataset {name!r}: the image folder {image_root} does not exist")
-        self.name, self.json_file, self.image_root, self.masks = name, json_file, image_root, masks
-        content = read_coco(json_file, masks)
+    def __init__(self, name: str, source: Source, masks: Masks = False) -> None:
+        if not os.path.isdir(source.image_root):
+            raise FileNotFoundError(f"dataset {name!r}: the image folder {source.image_root} does not exist")
+        self.name, self.source, self.masks = name, source, masks
+        source_content, content = self._read()
         self.annotated = content.annotated
         self.class_names = list(content.categories.values())
         self.contiguous_ids = {category: index for index, category in enumerate(content.categories)}
@@ -93,17 +106,27 @@ class CocoJsonDataset:
         self.file_names = [record["file_name"] for record in self._dicts]
         self.sizes = [(record["width"], record["height"]) for record in self._dicts]
         self.objects_per_image = np.array([_count_objects(d) for d in self._dicts], dtype=np.int64)
-        self._report(content, dropped)
+        self._report(source_content, content, dropped)
 
     def __call__(self) -> list[dict]:
         dicts, self._dicts = self._dicts, None
-        return self._build(read_coco(self.json_file, self.masks))[0] if dicts is None else dicts
+        return self._build(self._read()[1])[0] if dicts is None else dicts
+
+    def _read(self) -> tuple[Content, CocoFile]:
+        content = self.source.content()
+        return content, check_coco(content.coco, self.source.path, self.masks)
+
+    def can_have(self, classes: Sequence[str]) -> bool:
+        """Whether ``classes`` are this dataset's in any order, or could be as its format lists none."""
+        extra = set(classes) - set(self.class_names)
+        return set(self.class_names) <= set(classes) and (not extra or self.source.open_classes)
 
     def reorder_classes(self, classes: Sequence[str]) -> None:
-        names = dict(zip(self.contiguous_ids, self.class_names))
+        before, ids = self.contiguous_ids, dict(zip(self.class_names, self.contiguous_ids))
+        free = (number for number in itertools.count(1) if number not in before)  # ids of classes without objects
         self.class_names = list(classes)
-        before, self.contiguous_ids = self.contiguous_ids, {c: self.class_names.index(names[c]) for c in names}
-        moved = {before[category]: self.contiguous_ids[category] for category in names}
+        self.contiguous_ids = {ids[name] if name in ids else next(free): i for i, name in enumerate(classes)}
+        moved = {before[category]: self.contiguous_ids[category] for category in before}
         for record in self._dicts or ():
             for annotation in record["annotations"]:
                 annotation["category_id"] = moved[annotation["category_id"]]
@@ -134,24 +157,24 @@ class CocoJsonDataset:
                     if self.masks == SOME:
                         continue
                     text = f"the segmentation of annotation {annotation.id} is {error}"
-                    raise ValueError(f"{self.json_file}: {text}") from None
+                    raise ValueError(f"{self.source.path}: {text}") from None
                 record["annotations"][-1]["segmentation"] = annotation.segmentation
         return list(records.values()), dropped
 
     def _record(self, image: CocoImage) -> dict:
         """The dataset dict of an image, without annotations yet."""
-        file_name = local_name(self.image_root, image.file_name)
+        file_name = local_name(self.source.image_root, image.file_name)
         width, height = image.width, image.height
         if width is None or height is None:
             try:
                 width, height = image_size(file_name)
             except ValueError as error:
-                hint = "" if os.path.exists(file_name) else hint_at(file_name, self.image_root)
+                hint = "" if os.path.exists(file_name) else hint_at(file_name, self.source.image_root)
                 text = f"image {image.id} has no width and height, and {error}{hint}"
-                raise ValueError(f"{self.json_file}: {text}") from error
+                raise ValueError(f"{self.source.path}: {text}") from error
         return {"file_name": file_name, "image_id": image.id, "height": height, "width": width, "annotations": []}
 
-    def _report(self, content: CocoFile, dropped: list[str]) -> None:
+    def _report(self, read: Content, content: CocoFile, dropped: list[str]) -> None:
         boxes = np.zeros(len(self.class_names), dtype=np.int64)
         for record in self._dicts:
             for annotation in record["annotations"]:
@@ -159,20 +182,25 @@ class CocoJsonDataset:
         rows = [f"{text} {key} -> {i} ({boxes[i]})" for i, (key, text) in enumerate(content.categories.items())]
         logger.info(
             "dataset %r: %d images, %d boxes; class, id in %s -> here (boxes): %s",
-            self.name, len(self._dicts), boxes.sum(), self.json_file, ", ".join(rows),
+            self.name, len(self._dicts), boxes.sum(), self.source.path, ", ".join(rows),
         )  # fmt: skip
-        if dropped:
-            examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
-            logger.warning("%s: dropped %d of %d boxes: %s",
-                           self.json_file, len(dropped), len(content.annotations), examples)  # fmt: skip
-        where = f"dataset {self.name!r} ({self.json_file})"
+        where = f"dataset {self.name!r} ({self.source.path})"
+        for note in read.notes:
+            logger.info("%s: %s", where, note)
         ignored = sum(annotation.ignore for annotation in content.annotations)
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
                            "1", where, ignored, len(content.annotations))  # fmt: skip
-        for doubt in (doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
-            if doubt:
-                logger.warning("%s: %s", where, doubt)
+        examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
+        doubts = (
+            f"dropped {len(dropped)} of {len(content.annotations)} boxes: {examples}" if dropped else "",
+            *read.doubts,
+            doubt_about_boxes(*self._boxes_and_sizes()),
+            _doubt_about_areas(content),
+        )
+        self.notes, self.doubts = list(read.notes), [doubt for doubt in doubts if doubt]
+        for doubt in self.doubts:
+            logger.warning("%s: %s", where, doubt)
 
     def _boxes_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) XYWH and (N, 2) width and height of the image, of all boxes that were not dropped."""
@@ -188,12 +216,12 @@ def _doubt_about_areas(content: CocoFile) -> str:
     return doubt_about_areas(np.array([annotation.area for annotation in given], dtype=np.float64), boxes)
 
 
-def _set_metadata(name: str, dataset: CocoJsonDataset) -> None:
+def _set_metadata(name: str, dataset: CocoDataset) -> None:
     MetadataCatalog.get(name).set(
         thing_classes=dataset.class_names,
         thing_dataset_id_to_contiguous_id=dataset.contiguous_ids,
-        json_file=dataset.json_file,
-        image_root=dataset.image_root,
+        **{"json_file" if isinstance(dataset.source, CocoSource) else "source": dataset.source.path},
+        image_root=dataset.source.image_root,
         annotated=dataset.annotated,
         evaluator_type="coco",
     )
@@ -213,10 +241,13 @@ def _count_objects(record: dict) -> int:
     return sum(not annotation["iscrowd"] for annotation in record["annotations"])
 
 
-def _check_same(name: str, registered: Any, json_file: str, image_root: str) -> None:
-    asked = f"{os.path.abspath(json_file)} with images in {os.path.abspath(image_root)}"
-    have = "a dataset of other code"
-    if isinstance(registered, CocoJsonDataset):
-        have = f"{os.path.abspath(registered.json_file)} with images in {os.path.abspath(registered.image_root)}"
+def _check_same(name: str, registered: Any, source: Source) -> None:
+    asked = _in_words(source)
+    have = _in_words(registered.source) if isinstance(registered, CocoDataset) else "a dataset of other code"
     if have != asked:
         raise ValueError(f"dataset {name!r} is already registered as {have}; it cannot become {asked}")
+
+
+def _in_words(source: Source) -> str:
+    split = f", split {source.split}," if source.split else ""
+    return f"{os.path.abspath(source.path)}{split} with images in {os.path.abspath(source.image_root)}"

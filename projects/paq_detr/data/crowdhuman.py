@@ -87,6 +87,7 @@ class CrowdHumanDataset:
     """
 
     masks = False  # it has none
+    class_names = ("person",)
 
     def __init__(self, name: str, odgt: str, image_root: str, box: str) -> None:
         self.kind = box_kind(box, f"dataset {name!r}")
@@ -161,25 +162,26 @@ class CrowdHumanDataset:
             )
             if tag == 1 and (inside[2] == 0 or inside[3] == 0)
         ]
-        if empty:
-            examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
-            logger.warning("%s: %d of %d persons have no area inside their image; they count in evaluation but not in "
-                           "training: %s", self.odgt, len(empty), persons, examples)  # fmt: skip
-        self._report_doubt(images)
+        examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
         odd = [image for image in images if image.odd_tags]
-        if odd:
-            tags = sorted(set.union(*(image.odd_tags for image in odd)))
-            logger.warning("%s: %d images hold boxes of the tags %s, which become ignore regions: only 'person' is an "
-                           "object; the first is %s", self.odgt, len(odd), tags, odd[0].where)  # fmt: skip
+        tags = sorted(set().union(*(image.odd_tags for image in odd)))
+        doubts = (
+            f"{len(empty)} of {persons} persons have no area inside their image; they count in evaluation but not in "
+            f"training: {examples}" if empty else "",
+            self._doubt(images),
+            f"{len(odd)} images hold boxes of the tags {tags}, which become ignore regions: only 'person' is an "
+            f"object; the first is {odd[0].where}" if odd else "",
+        )  # fmt: skip
+        self.doubts = [doubt for doubt in doubts if doubt]
+        for doubt in self.doubts:
+            logger.warning("dataset %r (%s): %s", self.name, self.odgt, doubt)
 
-    def _report_doubt(self, images: list[_Image]) -> None:
-        """Boxes of persons that are hardly [x, y, width, height]; to end outside is not odd here."""
+    def _doubt(self, images: list[_Image]) -> str:
+        """On boxes of persons that are hardly [x, y, width, height]; to end outside is not odd here."""
         boxes = np.concatenate([_to_xywh(image.boxes_xyxy[image.tags == 1]) for image in images])
         sizes = np.concatenate([np.tile(image.size[::-1], (int((image.tags == 1).sum()), 1)) for image in images])
         sound = (boxes[:, 2:] >= 0).all(1)
-        doubt = doubt_about_boxes(boxes[sound], sizes[sound], may_end_outside=True)
-        if doubt:
-            logger.warning("dataset %r (%s): %s", self.name, self.odgt, doubt)
+        return doubt_about_boxes(boxes[sound], sizes[sound], may_end_outside=True)
 
     def _record(self, image: _Image) -> dict:
         height, width = image.size

@@ -22,7 +22,8 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
         register_datasets(cfg, test_only=args.eval_only)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        Trainer.test(cfg, load_trained(cfg, args.resume, getattr(args, "allow_partial", False)))
+        model = load_trained(cfg, args.resume, getattr(args, "allow_partial", False))
+        Trainer.test(cfg, model, report=True)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> CfgNode:
     """Train, or evaluate, as a command line says; returns the config that it came to.
 
     Args:
-        args: as of Detectron2's ``default_argument_parser``.
+        args: as of train_net.py.
     """
     cfg = setup_config(args)
     with one_sentence() as guarded:

@@ -223,7 +223,8 @@ class Trainer(TrainerBase):
         try:
             # Training goes on as if nothing had been evaluated.
             with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
-                self.results = self.test(self.cfg, self.checkpointer.model)
+                last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
+                self.results = self.test(self.cfg, self.checkpointer.model, report=last)
                 if comm.is_main_process():
                     self.shown.log(self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
@@ -250,12 +251,15 @@ class Trainer(TrainerBase):
         return Interrupted(text, number)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names."""
+    def test(cls, cfg: CfgNode, model: nn.Module, report: bool = False) -> dict[str, Any]:
+        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names.
+
+        ``report``: write the page that explains them, too, where ``cfg.TEST.REPORT`` asks for it.
+        """
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = build_detection_test_loader(cfg, name, mapper=DetrDatasetMapper(cfg, False))
-            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name), report)
             results[name] = inference_on_dataset(model, NamedFaults(loader), evaluator) or {}
             if comm.is_main_process():
                 print_csv_format(results[name])

@@ -5,6 +5,9 @@
 # Which backend runs, and why not another
 from ._extension import explain, force_torch
 
+# In place of other libraries' deformable attention
+from .drop_in import MultiScaleDeformableAttnFunction, TransformersPatch, patch_transformers
+
 # Multi-scale deformable attention
 from .ms_deform_attn import (
     fused_ms_deform_attn,
@@ -34,8 +37,10 @@ from .pair_quality import (
 )
 
 __all__ = [
+    "MultiScaleDeformableAttnFunction",
     "NON_FINITE_COST",
     "NON_FINITE_QUALITY",
+    "TransformersPatch",
     "explain",
     "force_torch",
     "fused_ms_deform_attn",
@@ -52,6 +57,7 @@ __all__ = [
     "pair_iou_torch",
     "pair_quality",
     "pair_quality_torch",
+    "patch_transformers",
     "quality_topk",
     "quality_topk_torch",
 ]

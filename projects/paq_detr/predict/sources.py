@@ -14,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.image_file import read_picture
+from ..data.image_file import PICTURES, read_picture
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PICTURES = (
-    ".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm",
-    ".tif", ".tiff", ".webp",
-)  # fmt: skip
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 

@@ -5,17 +5,22 @@ import re
 from pathlib import Path
 
 import pytest
-from convert_crowdhuman import main, to_odgt
 from detectron2.data import DatasetCatalog
 
+from paq_detr.cli import main as command
 from paq_detr.data import register_coco_json, register_crowdhuman
+from paq_detr.data.odgt_coco import to_odgt
 
-from ..data.crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene, warnings
+from .crowdhuman_scene import FULL, HEIGHT, VISIBLE, WIDTH, scene
+
+
+def main(source, target, *options):
+    assert command(["convert-data", source, "--output", target, *options]) == 0
 
 
 def test_coco_form_has_the_layout_of_other_crowdhuman_code(write, tmp_path):
     path, root = write(scene())
-    main([path, str(tmp_path / "coco.json"), "--images", root])
+    main(path, str(tmp_path / "coco.json"), "--images", root)
     coco = json.loads((tmp_path / "coco.json").read_text())
     assert coco["categories"] == [{"id": 1, "name": "person"}]
     assert coco["images"][2] == {"id": 3, "file_name": "3,c2.jpg", "height": HEIGHT, "width": WIDTH}
@@ -29,7 +34,7 @@ def test_coco_form_has_the_layout_of_other_crowdhuman_code(write, tmp_path):
 
 def test_the_coco_form_registers_as_coco_with_the_same_regions(write, tmp_path):
     path, root = write(scene()[:2])
-    main([path, str(tmp_path / "coco.json"), "--images", root])
+    main(path, str(tmp_path / "coco.json"), "--images", root)
     register_coco_json("coco", str(tmp_path / "coco.json"), root)
     register_crowdhuman("crowd", path, root, "full")
     for left, right in zip(DatasetCatalog.get("coco"), DatasetCatalog.get("crowd"), strict=True):
@@ -41,50 +46,51 @@ def test_the_coco_form_registers_as_coco_with_the_same_regions(write, tmp_path):
 def test_the_round_trip_gives_the_same_records_with_sizes(write, tmp_path):
     path, root = write(scene())
     coco, back, again = (str(tmp_path / name) for name in ("coco.json", "back.odgt", "again.json"))
-    main([path, coco, "--images", root])
-    main([coco, back])
+    main(path, coco, "--images", root)
+    main(coco, back)
     records = [json.loads(line) for line in Path(back).read_text().splitlines()]
     assert records == [{**record, "height": HEIGHT, "width": WIDTH} for record in scene()]
-    main([back, again])  # sizes are there now
+    main(back, again)  # sizes are there now
     assert Path(again).read_text() == Path(coco).read_text()
 
 
-def test_names_that_a_file_cannot_carry_come_back(tmp_path, caplog):
+def test_names_that_a_file_cannot_carry_come_back(tmp_path, capsys):
     sized = {"height": HEIGHT, "width": WIDTH, "gtboxes": []}
     records = [{"ID": name, **sized} for name in (7, "part/a", "b.c", "plain")]
     source = tmp_path / "names.odgt"
     source.write_text("".join(json.dumps(record) + "\n" for record in records))
     coco, back = str(tmp_path / "coco.json"), tmp_path / "back.odgt"
-    main([str(source), coco])
-    main([coco, str(back)])
+    main(str(source), coco)
+    main(coco, str(back))
     assert [json.loads(line) for line in back.read_text().splitlines()] == records
     images = json.loads(Path(coco).read_text())["images"]
     assert [image.get("ID") for image in images] == [7, "part/a", None, None]
-    assert warnings(caplog) == []
+    assert "note:" not in capsys.readouterr().out
 
 
-def test_keys_that_are_not_converted_are_counted(write, tmp_path, caplog):
+def test_keys_that_are_not_converted_are_counted(write, tmp_path, capsys):
     records = scene()
     records[0]["weather"] = "rain"
     for box in records[2]["gtboxes"]:
         box["pose"] = 1
     path, root = write(records)
-    main([path, str(tmp_path / "coco.json"), "--images", root])
-    (text,) = warnings(caplog)
-    assert text == f"{path}: these keys are not converted: 'pose' (3 times), 'weather' (1 times)"
+    main(path, str(tmp_path / "coco.json"), "--images", root)
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "note: these keys are not converted: 'pose' (3 times), 'weather' (1 times)"
 
 
-def test_pictures_that_an_odgt_cannot_name_are_counted(caplog):
+def test_pictures_that_an_odgt_cannot_name_are_counted():
     coco = {
         "images": [{"id": i, "file_name": name} for i, name in enumerate(("a.jpg", "b.png", "val/c.jpg"))],
         "annotations": [{"image_id": 0, "bbox": FULL, "segmentation": []}],
         "categories": [{"id": 1, "name": "person"}],
     }
-    assert [record["ID"] for record in to_odgt(coco, "coco.json")] == ["a", "b", "c"]
-    assert warnings(caplog) == [
-        "coco.json: 2 of 3 pictures are not named ID.jpg, where an odgt's pictures are looked for; the first is "
+    records, notes = to_odgt(coco, "coco.json")
+    assert [record["ID"] for record in records] == ["a", "b", "c"]
+    assert notes == [
+        "2 of 3 pictures are not named ID.jpg, where an odgt's pictures are looked for; the first is "
         "'b.png' with the ID 'b'",
-        "coco.json: these keys are not converted: 'segmentation' (1 times)",
+        "these keys are not converted: 'segmentation' (1 times)",
     ]
 
 
@@ -95,7 +101,7 @@ def test_a_json_of_other_code_becomes_persons_and_masks():
         "annotations": [{"id": i, "image_id": 5, "category_id": 1, **b} for i, b in enumerate(boxes)],
         "categories": [{"id": 1, "name": "person"}],
     }
-    first, second = to_odgt(coco, "coco.json")
+    (first, second), _ = to_odgt(coco, "coco.json")
     assert first["gtboxes"] == [
         {"fbox": FULL, "vbox": VISIBLE, "tag": "person", "extra": {"ignore": 0}},
         {"fbox": FULL, "tag": "mask", "extra": {"ignore": 1}},
@@ -145,7 +151,7 @@ def test_a_json_s_values_of_another_type_are_taken_as_what_they_mean(change, fla
         "annotations": [{"image_id": 1, "bbox": FULL, **change}],
         "categories": [{"id": 1, "name": "person"}],
     }
-    (record,) = to_odgt(coco, "coco.json")
+    (record,), _ = to_odgt(coco, "coco.json")
     tag = "mask" if flag else "person"
     assert record == {"ID": "a", "gtboxes": [{"fbox": FULL, "tag": tag, "extra": {"ignore": flag}}]}
 
@@ -180,25 +186,24 @@ def test_an_odgt_s_numbers_in_texts_are_numbers_in_the_json(write, tmp_path, cap
     records = scene()[:1]
     records[0]["gtboxes"][0]["fbox"] = [str(v) for v in FULL]
     path, root = write(records)
-    main([path, str(tmp_path / "coco.json"), "--images", root])
+    main(path, str(tmp_path / "coco.json"), "--images", root)
     first = json.loads((tmp_path / "coco.json").read_text())["annotations"][0]
     assert (first["bbox"], first["area"]) == (FULL, FULL[2] * FULL[3])
     records[0]["gtboxes"][0]["vbox"] = [1, 2, 3, "x"]
     path, root = write(records)
-    with pytest.raises(SystemExit):
-        main([path, str(tmp_path / "coco.json"), "--images", root])
+    assert command(["convert-data", path, "--output", str(tmp_path / "coco.json"), "--images", root]) == 2
     assert "line 1, image '7,b0', box 1: 'vbox' is [1, 2, 3, 'x'], must be four finite" in capsys.readouterr().err
 
 
 def test_the_command_ends_with_one_sentence(write, tmp_path, capsys):
     path, root = write(scene())
-    for arguments, message in (
-        ([path, str(tmp_path / "a.json")], f"error: {path}, line 1, image '7,b0': no image size there; --images names"),
-        ([path, str(tmp_path / "a.txt")], "error: one file must end in .odgt and the other in .json, got"),
-        ([str(tmp_path / "no.json"), path], "error: cannot read"),
+    for source, output, message in (
+        (path, "a.txt", f"--output is {tmp_path}/a.txt, must end in .json or .odgt."),
+        (path, "annotation.odgt", f"--output {path} is the source itself."),
+        ("no.json", "a.json", "the data no.json do not exist."),
+        (root, "a.json", f"{root} holds nothing of a known format"),
+        (path, "none/a.json", f"{tmp_path}/none/a.json.part: No such file or directory."),
     ):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 2
-        assert capsys.readouterr().err.startswith(message)
+        assert command(["convert-data", source, "--output", str(tmp_path / output)]) == 2
+        assert capsys.readouterr().err.startswith(f"paq-detr: {message}")
     assert not (tmp_path / "a.json").exists()

@@ -1,32 +1,28 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""CrowdHuman's odgt as COCO json, and back.
+"""CrowdHuman's odgt as the content of a COCO json, and back.
 
-    python tools/convert_crowdhuman.py annotation_val.odgt annotation_val.json --images datasets/crowdhuman/Images
-    python tools/convert_crowdhuman.py annotation_val.json annotation_val.odgt
-
-COCO form: images numbered from 1 in the order of the file, named ID.jpg, with the size of the picture (--images; not
-needed where the odgt holds sizes); one category, person, id 1; ``bbox`` and ``area`` of the whole full-body box,
-``bbox_vis`` the visible part, ``iscrowd`` 1 for masks and ignored persons. So far it is the form that other CrowdHuman
-code uses. What COCO has no word for stays under further keys, ``bbox_head``, ``tag``, ``extra`` and ``head_attr``, and
-``ID`` where it is not the file's bare name, so that the way back gives the same records, with sizes.
+COCO form: images numbered from 1 in the order of the file, named ID.jpg, with the sizes that the odgt holds; one
+category, person, id 1; ``bbox`` and ``area`` of the whole full-body box, ``bbox_vis`` the visible part, ``iscrowd`` 1
+for masks and ignored persons. So far it is the form that other CrowdHuman code uses. What COCO has no word for stays
+under further keys, ``bbox_head``, ``tag``, ``extra`` and ``head_attr``, and ``ID`` where it is not the file's bare
+name, so that the way back gives the same records, with sizes.
 
 Back from a json without these keys: iscrowd boxes become masks, there are no head boxes, and the ID is the file's name
 without folder and ending. Keys that neither form knows are left out, and pictures that are not named ID.jpg will not be
-found; warnings count both.
+found; notes count both.
 """
 
-import argparse
-import json
-import logging
+from __future__ import annotations
+
 import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from paq_detr.data.json_file import open_file, parse_json, value_of
-from paq_detr.data.json_values import Unfit, absent, as_flag, as_id, as_number, as_text, shown
-from paq_detr.data.odgt import image_name, read_odgt, size_of, sizes_of_pictures, tag_of
+from .json_file import value_of
+from .json_values import Unfit, absent, as_flag, as_id, as_number, as_text, shown
+from .odgt import image_name, read_odgt, size_of, tag_of
 
 BOX_KEYS = {"bbox": "fbox", "bbox_vis": "vbox", "bbox_head": "hbox"}
 KEPT_KEYS = ("tag", "extra", "head_attr")
@@ -35,37 +31,29 @@ ODGT_BOX_KEYS = {*BOX_KEYS.values(), *KEPT_KEYS}
 COCO_IMAGE_KEYS = {"id", "file_name", "height", "width", "ID"}
 COCO_BOX_KEYS = {"id", "image_id", "category_id", "area", "iscrowd", "ignore", *BOX_KEYS, *KEPT_KEYS}
 
-logger = logging.getLogger(__name__)
 
-
-def to_coco(odgt: str, image_folder: str | None = None) -> dict:
-    """The content of a COCO json.
+def to_coco(odgt: str) -> tuple[dict, list[str]]:
+    """The content of a COCO json, and notes on what it leaves out.
 
     Raises:
-        ValueError: naming line and image, where the odgt is broken or a size is to be had nowhere.
+        ValueError: naming line and image, where the odgt is broken.
     """
-    images, annotations, unknown, left_out = [], [], [], Counter()
+    images, annotations, left_out = [], [], Counter()
     for number, (where, record) in enumerate(read_odgt(odgt), start=1):
         image = {"id": number, "file_name": f"{record['ID']}.jpg"}
         if _bare_name(image["file_name"]) != record["ID"]:
             image["ID"] = record["ID"]
         left_out.update(record.keys() - ODGT_KEYS)
         size = size_of(record, where)
-        if size is None and image_folder is None:
-            raise ValueError(f"{where}: no image size there; --images names the folder of the pictures")
-        if size is None:
-            unknown.append((image, (os.path.join(image_folder, image["file_name"]), where)))
-        else:
+        if size is not None:
             image.update(height=size[0], width=size[1])
         images.append(image)
         for place, box in enumerate(record["gtboxes"], start=1):
             annotation = _annotation(box, f"{where}, box {place}")
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
             left_out.update(box.keys() - ODGT_BOX_KEYS)
-    for (image, _), size in zip(unknown, sizes_of_pictures([picture for _, picture in unknown])):
-        image.update(height=size[0], width=size[1])
-    _warn_of_left_out(left_out, odgt)
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    coco = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
+    return coco, _left_out(left_out)
 
 
 def _annotation(box: dict, where: str) -> dict:
@@ -103,8 +91,9 @@ def _entries(coco: Any, key: str, where: str) -> list[tuple[str, Any]]:
     return [(f"{where}, entry {place} of {key!r}", entry) for place, entry in enumerate(entries, start=1)]
 
 
-def to_odgt(coco: dict, where: str) -> list[dict]:
-    """The records of an odgt file, one for each image in the order of the COCO json, images without boxes included.
+def to_odgt(coco: dict, where: str) -> tuple[list[dict], list[str]]:
+    """The records of an odgt file, one for each image in the order of the COCO json, images without boxes included;
+    and notes on what they leave out.
 
     Args:
         coco: content of the json.
@@ -135,11 +124,12 @@ def to_odgt(coco: dict, where: str) -> list[dict]:
             raise ValueError(f"{here} is of image {image!r}, which is not in 'images'")
         records[image]["gtboxes"].append(_box(annotation, here))
         left_out.update(annotation.keys() - COCO_BOX_KEYS)
+    notes = _left_out(left_out)
     if misnamed:
-        logger.warning("%s: %d of %d pictures are not named ID.jpg, where an odgt's pictures are looked for; the first "
-                       "is %r with the ID %r", where, len(misnamed), len(records), *misnamed[0])  # fmt: skip
-    _warn_of_left_out(left_out, where)
-    return list(records.values())
+        first, name = misnamed[0]
+        notes.insert(0, f"{len(misnamed)} of {len(records)} pictures are not named ID.jpg, where an odgt's pictures "
+                        f"are looked for; the first is {first!r} with the ID {name!r}")  # fmt: skip
+    return list(records.values()), notes
 
 
 def _box(annotation: dict, where: str) -> dict:
@@ -157,39 +147,6 @@ def _bare_name(file_name: str) -> str:
     return os.path.splitext(os.path.basename(file_name))[0]
 
 
-def _warn_of_left_out(keys: Counter, where: str) -> None:
-    if keys:
-        found = ", ".join(f"{key!r} ({count} times)" for key, count in keys.most_common())
-        logger.warning("%s: these keys are not converted: %s", where, found)
-
-
-def convert(source: str, target: str, image_folder: str | None = None) -> None:
-    """Convert a file; the names' endings, .odgt and .json, say which way."""
-    kinds = os.path.splitext(source)[1], os.path.splitext(target)[1]
-    if kinds == (".odgt", ".json"):
-        text = json.dumps(to_coco(source, image_folder), separators=(",", ":"))
-    elif kinds == (".json", ".odgt"):
-        with open_file(source) as file:
-            records = to_odgt(parse_json(file.read(), source), source)
-        text = "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
-    else:
-        raise ValueError(f"one file must end in .odgt and the other in .json, got {source} and {target}")
-    with open(target, "w", encoding="utf-8") as file:
-        file.write(text)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the file to read, .odgt or .json")
-    parser.add_argument("target", help="the file to write, .json or .odgt")
-    parser.add_argument("--images", help="folder of ID.jpg, for the sizes that an odgt does not hold")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="warning: %(message)s")
-    try:
-        convert(options.source, options.target, options.images)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()
+def _left_out(keys: Counter) -> list[str]:
+    found = ", ".join(f"{key!r} ({count} times)" for key, count in keys.most_common())
+    return [f"these keys are not converted: {found}"] if keys else []
