@@ -216,14 +216,9 @@ class Trainer(TrainerBase):
         self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
         try:
             # Training goes on as if nothing had been evaluated.
-<<<<<<< HEAD
-            with preserved_rng(self.device), self.stop.waiting_for_data():
+            with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
                 last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
                 self.results = self.test(self.cfg, self.checkpointer.model, report=last)
-=======
-            with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
-                self.results = self.test(self.cfg, self.checkpointer.model)
->>>>>>> main
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
             if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
