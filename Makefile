@@ -1,10 +1,10 @@
-# make demo | test | lint | doctor | clean, from a fresh clone with Python 3.10+ and pip.
+# make demo | test | lint | package | docs | doctor | clean, from a fresh clone with Python 3.10+ and pip.
 #
 #   PYTHON=python3.12          the interpreter that makes the environment
 #   VENV=/path/to/env          use that environment; what is installed there is kept, only what is missing is added
 #   PYTEST_ARGS="-m slow"      more arguments for pytest
 #   JOBS=1                     processes that share the tests (2)
-#   PIP_EXTRA_INDEX_URL=...    read by pip itself, e.g. an index with CPU builds of torch
+#   CPU=1                      the CPU builds of torch and torchvision, from pytorch's own index
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,13 +12,15 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 
 PY := $(VENV)/bin/python
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMPS := $(VENV)/.paq_detr
 SOURCES := setup.py $(wildcard pyproject.toml) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint doctor install clean
+.PHONY: demo test lint package docs doctor install clean
 .DEFAULT_GOAL := test
 
 # An environment made here gets the tested releases of constraints.txt; a given one keeps its torch.
+PINS := $$(test ! -f $(STAMPS)/made-here || echo -c constraints.txt)
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "paq_detr needs Python 3.10 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -27,11 +29,12 @@ $(PY):
 
 $(STAMPS)/requirements: requirements.txt requirements-dev.txt constraints.txt | $(PY)
 	@mkdir -p $(STAMPS)
-	$(PY) -m pip install -r requirements-dev.txt $$(test ! -f $(STAMPS)/made-here || echo -c constraints.txt)
+	$(if $(CPU),$(PY) -m pip install torch torchvision $(PINS) --index-url $(CPU_INDEX))
+	$(PY) -m pip install -r requirements-dev.txt $(PINS)
 	@touch $@
 
-$(STAMPS)/detectron2: tools/install_detectron2.py $(STAMPS)/requirements
-	$(PY) tools/install_detectron2.py
+$(STAMPS)/detectron2: projects/paq_detr/install_detectron2.py $(STAMPS)/requirements
+	$(PY) projects/paq_detr/install_detectron2.py
 	@touch $@
 
 # A library that was built and is gone is built again.
@@ -56,6 +59,18 @@ test: install
 lint: $(STAMPS)/requirements
 	$(PY) -m ruff check .
 	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+# The sdist, a wheel from it, and that wheel at work; with the operators compiled anew: tools/check_package.py --operators
+package: install
+	$(PY) tools/check_package.py
+
+# The site, in output/site.
+docs: $(STAMPS)/docs
+	$(PY) -m mkdocs build --strict --quiet --site-dir output/site
+
+$(STAMPS)/docs: requirements-docs.txt $(STAMPS)/requirements
+	$(PY) -m pip install -r requirements-docs.txt
+	@touch $@
 
 doctor: install
 	$(PY) projects/paq_detr/doctor.py

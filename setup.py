@@ -163,7 +163,9 @@ def extension_arguments():
 
 subpackages = find_packages(ROOT / "projects" / "paq_detr")
 setup(
-    package_dir={"paq_detr": "projects/paq_detr"},
-    packages=["paq_detr", *(f"paq_detr.{name}" for name in subpackages)],
+    # The configs that people edit in the checkout are a folder of the package where it is installed (config_files.py).
+    package_dir={"paq_detr": "projects/paq_detr", "paq_detr._configs": "configs"},
+    packages=["paq_detr", *(f"paq_detr.{name}" for name in subpackages), "paq_detr._configs"],
+    package_data={"paq_detr._configs": ["**/*.yaml"]},
     **extension_arguments(),
 )

@@ -22,7 +22,7 @@ def test_every_operator_is_tried(capsys):
 
 def test_a_missing_detectron2_is_a_problem_with_a_cure(monkeypatch):
     monkeypatch.setitem(sys.modules, "detectron2", None)
-    assert "tools/install_detectron2.py" in problems()["detectron2"].cure
+    assert "-m paq_detr.install_detectron2" in problems()["detectron2"].cure
 
 
 def test_a_missing_package_is_a_problem_with_a_cure(monkeypatch):

@@ -10,6 +10,7 @@ _HOMES = {
     "Detector": "predict",
     "QueryDetector": "detector",
     "add_paq_detr_config": "detector",
+    "configs": "config_files",
     "load_config": "engine.run_folder",
 }
 __all__ = ["__version__", *_HOMES]

@@ -5,6 +5,8 @@
 from collections.abc import Callable
 from importlib import import_module
 
+from ._detectron2 import MISSING, is_missing
+
 
 def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], object]:
     """The ``__getattr__`` (PEP 562) of ``package``; ``homes`` tells in which of its modules each public name is."""
@@ -12,6 +14,11 @@ def lazy_names(package: str, homes: dict[str, str]) -> Callable[[str], object]:
     def get(name: str) -> object:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(import_module(f"{package}.{homes[name]}"), name)
+        try:
+            return getattr(import_module(f"{package}.{homes[name]}"), name)
+        except ModuleNotFoundError as error:
+            if is_missing(error):
+                raise ModuleNotFoundError(MISSING, name=error.name) from None
+            raise
 
     return get

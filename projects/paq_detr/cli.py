@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import runpy
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from . import __version__
+from ._detectron2 import needed_by
 
 # What a command does is imported when it runs, so that help comes at once.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,10 +23,12 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "report": ("what the errors of saved detections are, as a page", "_report"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "check-data": ("look at every picture and box of a dataset", "_check_data"),
     "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
     "average": ("average checkpoints of one training", "_average"),
+    "install-detectron2": ("install Detectron2 0.6 where there is none", "_install_detectron2"),
     "doctor": ("what this machine has, and what does not work", "_doctor"),
 }
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BENCHMARK|VIS_PERIOD|VERSION)$")
@@ -36,7 +37,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    listed = "\n".join(f"  {name:12} {what}" for name, (what, _) in _COMMANDS.items())
+    listed = "\n".join(f"  {name:18} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="paq-detr",
         description="Query-based object detectors: predict, train, evaluate.",
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     command = parser.parse_args(arguments[:1]).command
-    return globals()[_COMMANDS[command][1]](arguments[1:])
+    with needed_by("paq-detr"):
+        return globals()[_COMMANDS[command][1]](arguments[1:])
 
 
 def _parser(command: str, usage: str = "") -> argparse.ArgumentParser:
@@ -81,18 +83,22 @@ def _predict(arguments: list[str]) -> int:
 
 def _launch_parser(command: str, usage: str) -> argparse.ArgumentParser:
     parser = _parser(command, f"{usage} [options] [KEY VALUE ...]")
+    add_launch_arguments(parser)
+    return parser
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "KEY VALUE pairs change the config, as in SOLVER.BASE_LR 1e-4; they come last."
     parser.add_argument("--num-gpus", type=int, default=1, help="of this machine (default: 1)")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine, from 0")
     parser.add_argument("--dist-url", default="auto", help="of the first machine, where there are several")
-    return parser
 
 
 def _train(arguments: list[str]) -> int:
     arguments, opts = split_keys(arguments)
     parser = _launch_parser("train", "CONFIG")
-    parser.add_argument("config_file", metavar="CONFIG", help="a yaml file")
+    parser.add_argument("config_file", metavar="CONFIG", help="a yaml file, or a name such as crowd/paq_dh")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts, eval_only=False))
     return _run(lambda: _launch(args))
@@ -136,21 +142,23 @@ def _launch(args: argparse.Namespace) -> None:
 
 
 def _demo(arguments: list[str]) -> int:
-    script = Path(__file__).resolve().parents[2] / "tools" / "demo.py"
-    if not script.is_file():
-        print(
-            "paq-detr: The demo is part of the project's folder, which this installation is without.", file=sys.stderr
-        )
-        return 2
-    before = sys.argv, sys.path[:]
-    sys.argv, sys.path[:0] = ["paq-detr demo", *arguments], [str(script.parent)]
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv, sys.path[:] = before
-    return 0
+    arguments, opts = split_keys(arguments)
+    parser = _parser("demo", "[options] [KEY VALUE ...]")
+    from .demo import command, web
+
+    command.add_arguments(parser)
+    web.add_arguments(parser)
+    args = parser.parse_args(arguments, argparse.Namespace(opts=opts))
+    return _run(lambda: web.serve(args.web, args.host, args.port) if args.web else command.demo(args))
+
+
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser("check-data", "SOURCE [options]")
+    from . import check_data
+
+    check_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: check_data.check_data(options))
 
 
 def _convert_data(arguments: list[str]) -> int:
@@ -178,6 +186,12 @@ def _average(arguments: list[str]) -> int:
     from .average import main
 
     return _run(lambda: main(arguments, "paq-detr average"))
+
+
+def _install_detectron2(arguments: list[str]) -> int:
+    from .install_detectron2 import main
+
+    return main(arguments, "paq-detr install-detectron2")
 
 
 def _doctor(arguments: list[str]) -> int:

@@ -83,7 +83,7 @@ def _detectron2() -> Finding:
         import detectron2
         from detectron2.engine import TrainerBase  # noqa: F401  (imports nearly all of it)
     except Exception as error:
-        cure = f"{sys.executable} tools/install_detectron2.py"
+        cure = f"{sys.executable} -m paq_detr.install_detectron2"
         if not isinstance(error, ModuleNotFoundError) or error.name != "detectron2":
             cure = f"uninstall it, or mend that; without one, {cure} installs release 0.6"
         return Finding("detectron2", PROBLEM, _one_line(error), cure)

@@ -173,7 +173,7 @@ def test_train_and_eval_launch_what_train_net_does(command, launched, run_folder
     ("export", ("none",), "paq-detr export: "),
     ("train", ("none.yaml",), "paq-detr: The config file none.yaml does not exist"),
     ("eval", ("none",), "paq-detr: The run none does not exist"),
-    ("demo", ("--config-file", "none.yaml"), "demo: The config file none.yaml does not exist"),
+    ("demo", ("--config-file", "none.yaml"), "paq-detr: The config file none.yaml does not exist"),
     ("fly", (), "usage: paq-detr"),
 ])  # fmt: skip
 def test_every_command_says_what_is_wrong(command, name, wrong, message):

@@ -202,6 +202,7 @@ class SyntheticDataset:
             "image_id": index,
             "height": self.crowd.height,
             "width": self.crowd.width,
+            "amodal": self.box == "full",
             "annotations": annotations,
         }
 

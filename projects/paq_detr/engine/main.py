@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> CfgNode:
     """Train, or evaluate, as a command line says; returns the config that it came to.
 
     Args:
-        args: as of Detectron2's ``default_argument_parser``.
+        args: as of train_net.py.
     """
     cfg = setup_config(args)
     with one_sentence() as guarded:

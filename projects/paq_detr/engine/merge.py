@@ -15,18 +15,21 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode
 
+from ..config_files import close_names, config_file
 from ..errors import UserError
 from ..registry import load_plugins
 from .checks import flat, value_of
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
+    """Merge a yaml file, or the config of the package that is called ``path``; raises a UserError."""
+    path = config_file(path)
     if os.path.isdir(path):
         raise UserError(f"The config file {path} is a folder.")
     if not os.path.isfile(path):
         folder = os.path.dirname(path) or "."
         close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder)) if os.path.isdir(folder) else []
-        hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else ""
+        hint = f" (did you mean {os.path.join(folder, close[0])}?)" if close else close_names(path)
         raise UserError(f"The config file {path} does not exist{hint}.")
 
     def load() -> dict:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode, get_cfg
 
+from ..config_files import config_file
 from ..convert import convert_if_foreign
 from ..convert.files import read_checkpoint, strip_wrappers
 from ..detector import add_paq_detr_config
@@ -155,8 +156,8 @@ def _class_names(run: Run) -> list[str]:
 
 
 def load_config(path: str | os.PathLike, opts: Sequence[Any] | Mapping[str, Any] = ()) -> CfgNode:
-    """The config of a yaml file, or of a run's folder or weights, ready to use: its datasets are registered, the device
-    is one of this machine, and warnings and progress are shown.
+    """The config of a yaml file, of a run's folder or weights, or one of the package by its name ("crowd/paq_dh"),
+    ready to use: its datasets are registered, the device is one of this machine, and warnings and progress are shown.
 
         cfg = paq_detr.load_config("output/demo", {"MODEL.DEVICE": "cpu"})
         predictor = detectron2.engine.DefaultPredictor(cfg)
@@ -170,6 +171,8 @@ def load_config(path: str | os.PathLike, opts: Sequence[Any] | Mapping[str, Any]
         UserError: one sentence on what is wrong.
     """
     path, opts = os.path.expanduser(os.fspath(path)), flat_opts(opts)
+    if not os.path.exists(path):
+        path = config_file(path)
     if not path.endswith((".yaml", ".yml")):
         run = find_run(path)
         if not run.config_file:

@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Install Detectron2 0.6 where ``import detectron2`` fails; leave any Detectron2 that is there alone.
 
-    python tools/install_detectron2.py [--sdist pb1-detectron2-0.6.tar.gz]
+    python -m paq_detr.install_detectron2 [--sdist pb1-detectron2-0.6.tar.gz]
+
+It needs torch, setuptools and wheel, and nothing else of this package: as a file it runs before that is installed.
 
 Detectron2 is not on PyPI under its own name, and upstream's set-up compiles C++ that this project does not need. PyPI
 has the sources of release 0.6 as ``pb1-detectron2``. They are fetched by pip (which checks the sha256 below before it
 runs anything), mended for today's numpy, Pillow and torch, and installed as a pure-Python wheel without dependencies;
-the real ones are in requirements.txt.
+the real ones are this package's own.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 NAME, VERSION = "pb1-detectron2", "0.6"
@@ -93,7 +96,7 @@ def installed() -> str | None:
         reason = result.stderr.strip().splitlines()[-1]
         raise InstallError(
             f"detectron2 is at {spec.origin} but cannot be imported ({reason}): mend that, or uninstall it and run "
-            f"this script again."
+            f"this again."
         )
     return None
 
@@ -102,8 +105,7 @@ def check_tools() -> None:
     missing = [name for name in ("pip", "torch", "setuptools", "wheel") if importlib.util.find_spec(name) is None]
     if missing:
         raise InstallError(
-            f"{sys.executable} lacks {', '.join(missing)}: install requirements.txt first "
-            f"({sys.executable} -m pip install -r requirements.txt)."
+            f"{sys.executable} lacks {', '.join(missing)}: {sys.executable} -m pip install {' '.join(missing)}"
         )
 
 
@@ -151,10 +153,10 @@ def install(sdist: Path, folder: Path) -> None:
     run([*pip, "install", "--no-deps", str(wheel)], "installing the wheel")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
     parser.add_argument("--sdist", type=Path, help="the file pb1-detectron2-0.6.tar.gz, where pip cannot fetch it")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     try:
         found = installed()
         if found:

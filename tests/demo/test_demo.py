@@ -1,17 +1,16 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from demo import ground_truth, main
-from demo_figures import DPI, PAIRS, PANEL, Labelled, draw_losses, draw_predictions
 from detectron2.structures import BoxMode
 from matplotlib.colors import same_color
 
-from paq_detr.engine import UserError
+from paq_detr import cli
+from paq_detr.demo.command import ground_truth
+from paq_detr.demo.figures import DPI, PAIRS, PANEL, Labelled, draw_losses, draw_predictions
 
 from ..figures import curves, rectangles, texts
 
@@ -88,9 +87,8 @@ def test_the_ground_truth_keeps_regions_apart():
     assert labelled.ignored_xyxy.tolist() == [[5, 6, 9, 9]] and labelled.scores is None
 
 
-def test_the_demo_needs_a_test_set_and_is_found_from_any_working_directory(tmp_path, monkeypatch):
+def test_the_demo_needs_a_test_set_and_is_found_from_any_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["demo", "DATASETS.TEST", "[]", "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN", "2"])
-    with pytest.raises(UserError, match="DATASETS.TEST is empty: the demo draws pictures of a test set."):
-        main()
+    assert cli.main(["demo", "DATASETS.TEST", "[]", "DATASETS.SYNTHETIC_CROWD.NUM_TRAIN", "2"]) == 2
+    assert "DATASETS.TEST is empty: the demo draws pictures of a test set." in capsys.readouterr().err
     assert not (tmp_path / "output").exists()
