@@ -4,8 +4,9 @@
 
     python tools/plot_augmentations.py --output augmentations.jpg [--config-file CONFIG] [KEY VALUE ...]
 
-Without --config-file the pictures are of the synthetic crowd. A row an augmentation, always applied, with its keys of the
-config; last of all the config's own INPUT.AUGMENT, where it has one. Boxes are coloured by class, ignore regions white.
+Without --config-file the pictures are of the synthetic crowd. A row an augmentation, always applied, with its keys of
+the config; last of all the config's own INPUT.AUGMENT, where it has one. Boxes are coloured by class, ignore regions
+white.
 """
 
 from __future__ import annotations
