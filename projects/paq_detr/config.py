@@ -385,8 +385,7 @@ def _add_training_keys(cfg: CN) -> None:
 
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
-    # On: it takes seconds, where the evaluation takes minutes.
+    # report.html beside the results of an evaluation and of a training's last one; it takes seconds.
     cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()
