@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "projects" / "paq_detr"
 
 # From the ground up; a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "_detectron2", "_lazy", "config_files", "install_detectron2", "whole_file", "window_masks"),
+    ("errors", "_detectron2", "_lazy", "config_files", "install_detectron2", "whole_file", "window_masks", "drawing"),
     ("checks", "structures", "config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),
@@ -19,6 +19,7 @@ FLOORS = (
     ("detector",),
     ("engine", "doctor", "average"),
     ("predict", "export", "demo"),
+    ("check_data",),
     ("cli",),
     ("__main__",),
 )

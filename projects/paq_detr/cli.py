@@ -21,7 +21,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("find objects in pictures, folders, videos", "_predict"),
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
+    "report": ("what the errors of saved detections are, as a page", "_report"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "check-data": ("look at every picture and box of a dataset", "_check_data"),
     "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
@@ -124,6 +126,15 @@ def _eval(arguments: list[str]) -> int:
     return _run(evaluate)
 
 
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report")
+    from .evaluation.analysis import command
+
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: command.report(options))
+
+
 def _launch(args: argparse.Namespace) -> None:
     from .engine.main import run
 
@@ -139,6 +150,15 @@ def _demo(arguments: list[str]) -> int:
     web.add_arguments(parser)
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts))
     return _run(lambda: web.serve(args.web, args.host, args.port) if args.web else command.demo(args))
+
+
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser("check-data", "SOURCE [options]")
+    from . import check_data
+
+    check_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: check_data.check_data(options))
 
 
 def _convert_data(arguments: list[str]) -> int:

@@ -367,8 +367,15 @@ def _add_training_keys(cfg: CN) -> None:
     # second pass over the images.
     cfg.TEST.LOSS = False
 
+    # Where numbers and pictures go besides metrics.json: "tensorboard", "wandb", "mlflow" (docs/logging.md).
+    cfg.LOGGERS = ["tensorboard"]
+    cfg.TEST.PICTURES = 4  # of each test dataset and evaluation, for the loggers: truth beside predictions
+
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
+    # On: it takes seconds, where the evaluation takes minutes.
+    cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()
     cfg.TEST.QUERY_USE.ENABLED = False

@@ -48,17 +48,21 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     """
     allow_pixels(cfg.INPUT.MAX_PIXELS)
     keys = ("TEST",) if test_only else ("TRAIN", "TEST")
+
+    def read(name: Any) -> bool:
+        return not test_only or name in cfg.DATASETS.TEST
+
     for entry in cfg.DATASETS.FILES:
-        if not test_only or not isinstance(entry, dict) or entry.get("name") in cfg.DATASETS.TEST:
+        if not isinstance(entry, dict) or read(entry.get("name")):
             name, source = source_of(entry)
             register_source(source, name, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
-        if not test_only or parts[0] in cfg.DATASETS.TEST:
+        if read(parts[0]):
             register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
     for entry in cfg.DATASETS.CROWDHUMAN:
         parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
-        if not test_only or parts[0] in cfg.DATASETS.TEST:
+        if read(parts[0]):
             register_crowdhuman(*parts)
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in keys:
@@ -198,6 +202,7 @@ class SyntheticDataset:
             "image_id": index,
             "height": self.crowd.height,
             "width": self.crowd.width,
+            "amodal": self.box == "full",
             "annotations": annotations,
         }
 

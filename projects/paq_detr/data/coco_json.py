@@ -182,10 +182,6 @@ class CocoDataset:
             "dataset %r: %d images, %d boxes; class, id in %s -> here (boxes): %s",
             self.name, len(self._dicts), boxes.sum(), self.source.path, ", ".join(rows),
         )  # fmt: skip
-        if dropped:
-            examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
-            logger.warning("%s: dropped %d of %d boxes: %s",
-                           self.source.path, len(dropped), len(content.annotations), examples)  # fmt: skip
         where = f"dataset {self.name!r} ({self.source.path})"
         for note in read.notes:
             logger.info("%s: %s", where, note)
@@ -193,9 +189,16 @@ class CocoDataset:
         if ignored:
             logger.warning("%s: %d of %d annotations have 'ignore' 1: they are ignore regions, as those with 'iscrowd' "
                            "1", where, ignored, len(content.annotations))  # fmt: skip
-        for doubt in (*read.doubts, doubt_about_boxes(*self._boxes_and_sizes()), _doubt_about_areas(content)):
-            if doubt:
-                logger.warning("%s: %s", where, doubt)
+        examples = "; ".join(dropped[:_EXAMPLES]) + (" ..." if len(dropped) > _EXAMPLES else "")
+        doubts = (
+            f"dropped {len(dropped)} of {len(content.annotations)} boxes: {examples}" if dropped else "",
+            *read.doubts,
+            doubt_about_boxes(*self._boxes_and_sizes()),
+            _doubt_about_areas(content),
+        )
+        self.notes, self.doubts = list(read.notes), [doubt for doubt in doubts if doubt]
+        for doubt in self.doubts:
+            logger.warning("%s: %s", where, doubt)
 
     def _boxes_and_sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """(N, 4) XYWH and (N, 2) width and height of the image, of all boxes that were not dropped."""

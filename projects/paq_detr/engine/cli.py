@@ -28,6 +28,7 @@ from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
+from .loggers import check_loggers
 from .merge import merge_file, merge_opts
 from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, set_aside
 from .pretrained import BUNDLED, bundled_file
@@ -77,6 +78,7 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
         )
     try:
         check_values(cfg)
+        check_loggers(cfg)
         register_datasets(cfg, test_only=evaluates)
         check_pictures(cfg.DATASETS.TEST if evaluates else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     except (OSError, ValueError) as error:

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import time
-from collections import defaultdict
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..evaluation.thresholds import read_thresholds
 from ..whole_file import whole_file
+from .loggers import new_scalars
 
 logger = logging.getLogger(__name__)
 
@@ -142,11 +142,9 @@ class MetricsWriter(EventWriter):
             self._file = open(self._path, "a")
 
     def write(self) -> None:
-        lines: dict[int, dict[str, float | None]] = defaultdict(dict)
-        for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(20).items():
-            if iteration > self._written:
-                lines[iteration][name] = value if math.isfinite(value) else None
-        for iteration, scalars in lines.items():
+        lines = new_scalars(self._written)
+        for iteration, values in lines.items():
+            scalars = {name: value if math.isfinite(value) else None for name, value in values.items()}
             self._file.write(json.dumps({**scalars, "iteration": iteration}, sort_keys=True) + "\n")
         self._file.flush()
         self._written = max(lines, default=self._written)

@@ -22,7 +22,8 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
         register_datasets(cfg, test_only=args.eval_only)  # catalogs are per process
     start_run(cfg, args)
     if args.eval_only:
-        Trainer.test(cfg, load_trained(cfg, args.resume, getattr(args, "allow_partial", False)))
+        model = load_trained(cfg, args.resume, getattr(args, "allow_partial", False))
+        Trainer.test(cfg, model, report=True)
         return
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)

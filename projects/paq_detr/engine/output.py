@@ -23,6 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE)
 
 LAST_CHECKPOINT = "last_checkpoint"
+LOGGER_RUNS = "logger_runs.json"  # ids of the runs of W&B and MLflow, by the logger's name
 BEST, AVERAGED, FINAL = "model_best.pth", "model_ema.pth", "model_final.pth"  # the first two are weights alone
 
 _LOCK = ".lock"
@@ -36,9 +37,11 @@ RUN_FILES = (
     "inference",
     LAST_CHECKPOINT,
     "log.txt*",
+    LOGGER_RUNS,
     "metrics.json",
     "model_*.pth",
     "model_best.json",
+    "wandb",
 )
 
 

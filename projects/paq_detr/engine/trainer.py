@@ -22,7 +22,6 @@ from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.utils import comm
-from detectron2.utils.events import TensorboardXWriter
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,10 +36,12 @@ from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint,
 from .interrupt import StopRequest
 from .learn import Learner
 from .loader import NamedFaults, TrainLoader, build_train_loader
+from .loggers import StartRuns, build_loggers
 from .non_finite import first_non_finite, non_finite_error
 from .output import AVERAGED, BEST, LAST_CHECKPOINT
 from .resume import check_resumable, load_optimizer
 from .rng import preserved_rng, rng_state, set_rng_state
+from .shown import ShownPictures
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Trainer(TrainerBase):
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
+        self.shown = ShownPictures(cfg)
         self.stop = StopRequest()
         self.average: WeightAverage | None = None
         self._others_stop = False  # a signal came to one of the processes
@@ -133,8 +135,12 @@ class Trainer(TrainerBase):
             if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC:
                 built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
             self._metrics = MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-            writers = [ProgressWriter(self.max_iter), self._metrics, TensorboardXWriter(cfg.OUTPUT_DIR)]
-            built += [FirstStep(PROGRESS_PERIOD), hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD)]
+            writers = [ProgressWriter(self.max_iter), self._metrics, *build_loggers(cfg)]
+            built += [
+                FirstStep(PROGRESS_PERIOD),
+                StartRuns(writers),
+                hooks.PeriodicWriter(writers, period=PROGRESS_PERIOD),
+            ]
         return built
 
     def train(self) -> dict[str, Any]:
@@ -217,7 +223,10 @@ class Trainer(TrainerBase):
         try:
             # Training goes on as if nothing had been evaluated.
             with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
-                self.results = self.test(self.cfg, self.checkpointer.model)
+                last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
+                self.results = self.test(self.cfg, self.checkpointer.model, report=last)
+                if comm.is_main_process():
+                    self.shown.log(self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
             self.stop.at_once = False
             if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
@@ -242,12 +251,15 @@ class Trainer(TrainerBase):
         return Interrupted(text, number)
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names."""
+    def test(cls, cfg: CfgNode, model: nn.Module, report: bool = False) -> dict[str, Any]:
+        """Evaluate ``model`` on ``cfg.DATASETS.TEST``; with several datasets the results are keyed by their names.
+
+        ``report``: write the page that explains them, too, where ``cfg.TEST.REPORT`` asks for it.
+        """
         results = OrderedDict()
         for name in cfg.DATASETS.TEST:
             loader = build_detection_test_loader(cfg, name, mapper=DetrDatasetMapper(cfg, False))
-            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name))
+            evaluator = build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference", name), report)
             results[name] = inference_on_dataset(model, NamedFaults(loader), evaluator) or {}
             if comm.is_main_process():
                 print_csv_format(results[name])
