@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..drawing import draw_detections
 from ..errors import UserError
 from ..predict import Detector, Result
-from ..predict.drawing import draw_detections
 
 if TYPE_CHECKING:
     import gradio
