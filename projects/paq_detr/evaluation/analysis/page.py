@@ -204,14 +204,15 @@ def _confusion(analysis: Analysis) -> str:
     most = np.argsort(-(wrong[:-1, :-1].sum(1) + wrong[:-1, :-1].sum(0)), kind="stable")[:MATRIX_CLASSES]
     kept = sorted(most.tolist())
     lead = (
-        f"Rows are objects, columns detections from a score of {analysis.score:.2f} on; the last column holds missed "
+        f"Rows are objects, columns detections from a score of {analysis.score:.2f} on; the first column holds missed "
         "objects, the last row detections where no object is."
     )
     if len(kept) < len(names):
         lead += f" Only the {len(kept)} classes that are confused most are shown."
-    place = [*kept, len(names)]
+    nothing = len(names)
     labels = [names[k] for k in kept]
-    body = charts.matrix(counts[np.ix_(place, place)], [*labels, "nothing"], [*labels, "missed"])
+    shown = counts[np.ix_([*kept, nothing], [nothing, *kept])]
+    body = charts.matrix(shown, [*labels, "nothing"], ["missed", *labels])
     return _section("What is taken for what", lead, body)
 
 
