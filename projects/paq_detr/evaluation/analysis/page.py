@@ -136,8 +136,8 @@ def _recall(analysis: Analysis) -> str:
         if rows:
             parts.append(f"<h3>{heading}</h3>{charts.bars(rows)}")
     lead = (
-        f"Share of the objects that are found from a score of {analysis.score:.2f} on; the light bar: at any score. "
-        "Where the light bar is much longer, the model sees the object and does not trust itself."
+        f"Share of the objects that are found from a score of {analysis.score:.2f} on; the pale bar: at any score. "
+        "Where the pale bar is much longer, the model sees the object and does not trust itself."
     )
     why = [(REASONS[reason], f"{count:,}") for reason, count in analysis.reasons.items()]
     parts.append("<h3>Why the others are not found</h3>" + charts.table(("reason", "objects"), why))
