@@ -149,7 +149,7 @@ def test_an_infinite_parameter_is_named(make_cfg):
 def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(make_cfg, monkeypatch):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3])
 
-    def evaluate(cls, cfg, model):
+    def evaluate(cls, cfg, model, report=False):
         value = next(values)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", "val")
         os.makedirs(folder, exist_ok=True)
