@@ -96,6 +96,7 @@ class DetrDatasetMapper:
         num_classes: int,
         max_pixels: int = MAX_PIXELS,
         masks: bool = False,
+        with_instances: bool | None = None,
         before: Augmentations | None = None,
     ) -> None:
         """
@@ -106,6 +107,7 @@ class DetrDatasetMapper:
             num_classes: K.
             max_pixels: larger pictures are refused; 0: none is.
             masks: make ``gt_masks`` of the annotations' ``segmentation``.
+            with_instances: make ``instances``; None: in training.
             before: steps of training before ``crop`` and ``augmentations`` (``INPUT.AUGMENT``).
         """
         self.is_train = is_train
@@ -113,6 +115,7 @@ class DetrDatasetMapper:
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
         self.num_classes, self.max_pixels, self.masks = num_classes, max_pixels, masks
+        self.with_instances = is_train if with_instances is None else with_instances
         self.before = before if is_train and before is not None else Augmentations([])
         self.others: Sequence[dict] | None = None  # dataset dicts that mixing steps draw from; the loader sets it
 
@@ -143,7 +146,7 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
-        annotated = self.is_train and "annotations" in dataset_dict
+        annotated = self.with_instances and "annotations" in dataset_dict
         sample = self._read(dataset_dict if annotated else {**dataset_dict, "annotations": []})
         result["height"], result["width"] = sample.size
         sample = self.before(sample, self._another)
