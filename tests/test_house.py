@@ -21,7 +21,7 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
-    ("predict", "export", "demo"),
+    ("predict", "export", "demo", "init"),
     ("check_data",),
     ("cli",),
     ("__main__",),

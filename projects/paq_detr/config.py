@@ -167,8 +167,8 @@ def _add_model_keys(cfg: CN) -> None:
     # predict (MS-DETR; Mr. DETR on Deformable-DETR++).
     D.QUERIES.MATCH_ON_PRIORS = False
     # Another number of queries at inference; 0: QUERIES.NUM. More are for sources that find their boxes in the image
-    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); learned contents are then repeated from the first one on. Of
-    # learned tables the first ones are taken.
+    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); further ones then share the last learned content. Of learned
+    # tables the first ones are taken.
     D.QUERIES.NUM_TEST = 0
     # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
     # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
@@ -385,8 +385,7 @@ def _add_training_keys(cfg: CN) -> None:
 
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
-    # On: it takes seconds, where the evaluation takes minutes.
+    # report.html beside the results of an evaluation and of a training's last one; it takes seconds.
     cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..checks import check_choice
 from ..errors import UserError
 from ..window_masks import WindowMasks, polygon_crop
 from .augment import Augmentations, build_augmentations
+from .coco_file import SOME
 from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
 from .sample import Piece, Sample, moved_mask, sample_of
 from .segmentation import Segmentation
@@ -155,6 +157,7 @@ class DetrDatasetMapper:
         transforms = augmentations(augmented)
         result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if annotated:
+            sample = sample if self.masks else replace(sample, masks=None)
             result["instances"] = transformed_instances(sample, transforms, augmented.image.shape[:2])
         return result
 
@@ -162,7 +165,7 @@ class DetrDatasetMapper:
         allow_pixels(self.max_pixels)  # here, as a loader's process need not be a fork of this one
         image = read_image(dataset_dict["file_name"], self.image_format)
         _check_size(dataset_dict, image)
-        return sample_of(dataset_dict, image, self.num_classes, self.masks)
+        return sample_of(dataset_dict, image, self.num_classes, self.masks or (self.before.mixes and SOME))
 
     def _another(self) -> Sample:
         """A random sample of the dataset, as it was read."""
