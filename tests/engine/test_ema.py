@@ -61,7 +61,7 @@ def test_an_average_that_is_switched_on_later_begins_at_the_checkpoint(make_cfg)
 def test_averaged_weights_are_evaluated_and_kept_as_the_best(make_cfg, monkeypatch, evaluated):
     seen = []
 
-    def test(cls, cfg, model):
+    def test(cls, cfg, model, **options):
         seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {"bbox": {"AP": 1.0}}
 

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from PIL import Image
 
-from paq_detr.engine import NonFiniteLossError, Trainer, UserError
+from paq_detr.engine import NonFiniteLossError, Trainer, UserError, start_run
 from paq_detr.engine.checkpoint import DetrCheckpointer
 from paq_detr.engine.hooks import MetricsWriter, ProgressWriter
 from paq_detr.modeling.heads import ClassHead
@@ -149,7 +150,7 @@ def test_an_infinite_parameter_is_named(make_cfg):
 def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(make_cfg, monkeypatch):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3])
 
-    def evaluate(cls, cfg, model, report=False):
+    def evaluate(cls, cfg, model, **options):
         value = next(values)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", "val")
         os.makedirs(folder, exist_ok=True)
@@ -173,9 +174,7 @@ def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(mak
 
 def test_training_ends_without_gain_and_a_resumed_one_still_counts(make_cfg, monkeypatch, caplog):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3, 0.6, 0.1])
-    monkeypatch.setattr(
-        Trainer, "test", classmethod(lambda cls, cfg, model, report=False: {"bbox": {"AP": next(values)}})
-    )
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, **options: {"bbox": {"AP": next(values)}}))
     opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 9)
     monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
     with caplog.at_level("INFO", logger="paq_detr.engine.trainer"):
@@ -321,6 +320,26 @@ def test_a_resumed_metrics_json_holds_every_iteration_once(tmp_path):
     writer.close()
     assert path.read_text() == lines[0] + lines[1] + '{"iteration": 8, "loss": 2.0}\n'
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_tf32_is_switched_on_and_else_left_as_it_is(make_cfg):
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for wanted in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = False
+            start_run(make_cfg("SOLVER.TF32", wanted), Namespace(eval_only=True))
+            assert torch.backends.cuda.matmul.allow_tf32 == wanted
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.gpu
+def test_adamw_in_one_kernel_learns_the_same(make_cfg, tmp_path):
+    opts = ("MODEL.DEVICE", "cuda", "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]")
+    one, many = (train(make_cfg(*opts, "SOLVER.FUSED", on, "OUTPUT_DIR", tmp_path / str(on))) for on in (True, False))
+    assert one.optimizer.defaults["fused"] and not many.optimizer.defaults["fused"]
+    for name, value in weights(many).items():
+        torch.testing.assert_close(weights(one)[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.gpu

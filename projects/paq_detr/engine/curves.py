@@ -48,7 +48,7 @@ def draw_curves(path: str, lines: Lines, metric: str = "bbox/AP") -> None:
         style = {"color": "black", "linewidth": 3} if not number else {"color": f"C{number - 1}", "linewidth": 1.5}
         _curve(left, lines, name, name, **style)
         for found in _named(lines, f"validation/{name}"):
-            _curve(left, lines, found, found, **style, linestyle="--", marker="o")
+            _curve(left, lines, found, found, **style, linestyle="--", marker="o", markersize=4)
     left.set(xlabel="iteration", ylabel="loss (training: median of 20 iterations)", yscale="log")
     left.set_title("Losses: all terms together, and the last decoder layer's")
     for name in (metric, f"{metric}50"):
@@ -56,7 +56,7 @@ def draw_curves(path: str, lines: Lines, metric: str = "bbox/AP") -> None:
             _curve(right, lines, found, found, marker="o")
     right.set(xlabel="iteration", ylabel="percent", ylim=(0, 100), title="On held-out images", xlim=left.get_xlim())
     for axis in (left, right):
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=DPI)
 
