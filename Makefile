@@ -20,6 +20,7 @@ SOURCES := setup.py $(wildcard pyproject.toml) $(shell find csrc -type f 2>/dev/
 .DEFAULT_GOAL := test
 
 # An environment made here gets the tested releases of constraints.txt; a given one keeps its torch.
+PINS := $$(test ! -f $(STAMPS)/made-here || echo -c constraints.txt)
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "paq_detr needs Python 3.10 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
@@ -28,8 +29,8 @@ $(PY):
 
 $(STAMPS)/requirements: requirements.txt requirements-dev.txt constraints.txt | $(PY)
 	@mkdir -p $(STAMPS)
-	$(if $(CPU),$(PY) -m pip install -c constraints.txt --index-url $(CPU_INDEX) torch torchvision)
-	$(PY) -m pip install -r requirements-dev.txt $$(test ! -f $(STAMPS)/made-here || echo -c constraints.txt)
+	$(if $(CPU),$(PY) -m pip install torch torchvision $(PINS) --index-url $(CPU_INDEX))
+	$(PY) -m pip install -r requirements-dev.txt $(PINS)
 	@touch $@
 
 $(STAMPS)/detectron2: projects/paq_detr/install_detectron2.py $(STAMPS)/requirements

@@ -6,10 +6,11 @@
 #
 #   OUT=results KIT=gpu_kit bash benchmarks/gpu_session.sh [options of run_gpu.py, --dry-run among them]
 #
-# KIT is a folder made where there is a network, for that machine's Python and GPU (all parts but lib/ may be missing):
+# KIT is a folder made by gpu_kit.py where there is a network, for that machine's Python and GPU (all parts but lib/ may
+# be missing):
 #   lib/NAME/          a build of the native library: _C.abi3.so and _build_record.json
-#   wheels/            what training needs and that machine lacks (Detectron2, fvcore, ..., pycocotools), and peers' wheels
-#   peers/             peers that are no wheels: folders for PYTHONPATH, transformers_deformable_detr.so
+#   wheels/            what training needs and that machine lacks (fvcore, ..., pycocotools), and peers' wheels
+#   peers/             what is no wheel: folders for PYTHONPATH (Detectron2, peers), transformers_deformable_detr.so
 #   cu12/              the wheel nvidia-cuda-runtime-cu12, for the peer ms-deform-attn
 #   train.yaml, data/  a training for the rest of the time; REPO/ and KIT/ in the yaml are replaced
 # OUT gets report.json, report.log and the training's log and metrics, six files at most.

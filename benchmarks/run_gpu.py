@@ -40,11 +40,22 @@ raise SystemExit(not found[INDEX].split(":")[1].startswith(" runs"))
 """
 CHECKED = "points-torch.float32 or boxes-torch.bfloat16 or test_cuda_takes_slices"
 
+# What a training step of each system costs; one of every mechanism comes first, for a session that ends early.
 COSTED = (
-    *("crowd/dab_paq", "coco/deformable_detr_plusplus_r50_12ep", "coco/paq_deformable_detr_plusplus_r50_12ep"),
-    *("coco/dab_detr_r50_50ep", "coco/dn_deformable_detr_r50_50ep", "coco/dino_4scale_r50_12ep"),
-    *("coco/paq_dino_r50_12ep", "coco/paq_dino_hybrid_r50_12ep", "coco/dino_5scale_r50_12ep"),
+    *("coco/deformable_detr_plusplus_r50_12ep", "coco/paq_deformable_detr_plusplus_r50_12ep"),
+    *("coco/mr_detr_deformable_300_r50_12ep", "coco/dino_4scale_r50_12ep", "coco/sparse_rcnn_300_r50_36ep"),
+    *("coco/adamixer_300_r50_36ep", "coco/asag_a_100_r50_12ep", "coco/deformable_detr_plusplus_mask_300_r50_12ep"),
+    *("coco/ddq_detr_r50_12ep", "coco/align_deformable_detr_plusplus_r50_12ep", "crowdhuman/dh_detr_released_r50_54ep"),
+    *("coco/dab_detr_r50_50ep", "coco/dn_deformable_detr_r50_50ep", "coco/paq_dino_r50_12ep"),
+    *("coco/paq_dino_hybrid_r50_12ep", "coco/dino_5scale_r50_12ep", "coco/mr_detr_dino_r50_12ep"),
+    *("coco/mr_detr_deformable_mask_300_r50_12ep", "coco/paq_deformable_detr_plusplus_mask_r50_12ep"),
 )
+COSTED_DRY = ("crowd/dab_paq", "crowd/mr", "crowd/dh", "crowd/sparse_rcnn", "crowd/adamixer", "crowd/asag_a")
+COSTED_DRY += ("bccd/dino", "nuclei/baseline")
+DRY_TRAINING = """
+    SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.IMS_PER_BATCH 1 SOLVER.AMP.ENABLED False TEST.EVAL_PERIOD 0
+    INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 DATALOADER.NUM_WORKERS 0 DATASETS.TEST ()
+""".split()
 
 
 @dataclass(frozen=True)
@@ -96,27 +107,17 @@ def plan(args: argparse.Namespace, builds: list[str | None]) -> list[Step]:
             steps.append(Step(tool, [*checked, "-k", CHECKED], 60, environment=no_pool))
     if args.detectron2 or _has("detectron2"):
         bench("training", 100, *(["--steps", "1", "--warm-up", "1"] if dry else ["--steps", "15"]))
-        if _has("transformers") and not dry:
-            bench("model", 45)
+        if _has("transformers"):
+            bench("model", 240 if dry else 60)
         small = ["--size", "64", "96", "--rounds", "1"] if dry else ["--batch", "2"]
-        configs = [f"configs/{name}.yaml" for name in (COSTED[:1] if dry else COSTED)]
-        command = [PYTHON, "tools/cost.py", "--device", device, *small, "--configs", *configs]
-        steps.append(Step("cost", command, 150, writes_json=True))
+        for name in COSTED_DRY if dry else COSTED:
+            command = [PYTHON, "tools/cost.py", "--device", device, *small, "--configs", f"configs/{name}.yaml"]
+            steps.append(Step(f"cost {name}", command, 150 if dry else 45, writes_json=True))
         if args.train:
             command = [PYTHON, "train_net.py", "--config-file", str(args.train), "MODEL.DEVICE", device]
             command += ["OUTPUT_DIR", str(args.json.parent / "training"), *args.train_options]
             if dry:
-                command += [
-                    "SOLVER.MAX_ITER",
-                    "2",
-                    "SOLVER.STEPS",
-                    "(1,)",
-                    "TEST.EVAL_PERIOD",
-                    "0",
-                    "INPUT.MIN_SIZE_TRAIN",
-                ]
-                command += ["(64,)", "SOLVER.IMS_PER_BATCH", "1", "DATALOADER.NUM_WORKERS", "0", "SOLVER.AMP.ENABLED"]
-                command += ["False", "INPUT.MIN_SIZE_TEST", "64", "DATASETS.TEST", "()"]
+                command += DRY_TRAINING
             steps.append(Step("real training", command, 600))
     return steps
 

@@ -123,6 +123,16 @@ def test_a_step_out_of_time_takes_its_children_along(monkeypatch, tmp_path):
     assert not (tmp_path / "late").exists()
 
 
+def test_every_config_whose_cost_a_gpu_run_measures_exists(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import run_gpu
+
+    names = (*run_gpu.COSTED, *run_gpu.COSTED_DRY)
+    assert [name for name in names if not (run_gpu.ROOT / "configs" / f"{name}.yaml").exists()] == []
+    for system in ("mask", "mr_detr", "sparse_rcnn", "adamixer", "asag", "dino", "dh_detr", "ddq", "align"):
+        assert any(system in name for name in run_gpu.COSTED), system
+
+
 def test_rows_are_written_as_they_are_made(benchmarks, tmp_path):
     import json
 
@@ -137,6 +147,59 @@ def test_rows_are_written_as_they_are_made(benchmarks, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         report(rows(), args)
     assert json.loads(args.json.read_text())["rows"] == [{"a": 1}]
+
+
+def make_kit(monkeypatch, *arguments):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_kit
+
+    monkeypatch.setattr(sys, "argv", ["gpu_kit.py", *map(str, arguments)])
+    return gpu_kit.main()
+
+
+@pytest.fixture
+def build(tmp_path):
+    """A folder like one with a built library."""
+    folder = tmp_path / "fast"
+    folder.mkdir()
+    (folder / "_C.abi3.so").write_bytes(bytes(1 << 20))
+    (folder / "_build_record.json").write_text('{"torch": "2.11.0", "cuda": "13.0", "archs": "9.0"}')
+    return folder
+
+
+def test_a_kit_holds_builds_data_and_training_and_says_its_size(monkeypatch, tmp_path, build, capsys):
+    (tmp_path / "t.yaml").write_text("SOLVER: {}\n")
+    data = tmp_path / "images"
+    data.mkdir()
+    (data / "1.jpg").touch()
+    kit = tmp_path / "kit"
+    assert not make_kit(
+        monkeypatch, kit, "--no-wheels", "--library", build, "--train", tmp_path / "t.yaml", "--data", data
+    )
+    files = {str(path.relative_to(kit)) for path in kit.rglob("*") if path.is_file()}
+    assert files == {"lib/fast/_C.abi3.so", "lib/fast/_build_record.json", "train.yaml", "data/images/1.jpg"}
+    assert "kit: 1.0 MiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "sentence"),
+    [
+        ("", ["--limit", "0.5"], "has more than 0.5 MiB: take fewer builds or less data"),
+        ("kit", [], "is not empty: name a new folder"),
+        ("fast/_C.abi3.so", [], "holds no build"),
+        ("cpu", [], "has no CUDA kernels: build it where nvcc is, or give --cpu"),
+        ("", ["--data", "/nowhere"], "/nowhere does not exist"),
+    ],
+)
+def test_a_kit_that_would_not_do_is_refused(monkeypatch, tmp_path, build, capsys, spoil, arguments, sentence):
+    if spoil == "kit":
+        (tmp_path / "kit" / "old").mkdir(parents=True)
+    elif spoil == "cpu":
+        (build / "_build_record.json").write_text('{"cuda": null}')
+    elif spoil:
+        (tmp_path / spoil).unlink()
+    assert make_kit(monkeypatch, tmp_path / "kit", "--no-wheels", "--library", build, *arguments) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would start the whole run")

@@ -91,7 +91,7 @@ def functions() -> Iterator[tuple[str, list[Callable]]]:
     core = [value for name, value in vars(config).items() if name.startswith("_add_")]
     yield "The core", core
     modules = {adder.__module__: adder for adder in registry._adders}
-    for name in sorted(name for name in modules if name.startswith("paq_detr.papers.")):
+    for name in sorted(name for name in modules if name.startswith("paq_detr.")):
         module, adder = sys.modules[name], modules[name]
         yield f"{module.__doc__.strip().splitlines()[0].rstrip('.')} (`{module.__name__.split('.')[-1]}`)", [adder]
 

@@ -9,8 +9,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 ROOT = Path(__file__).resolve().parents[1]
 
 # Pages of the site that stand elsewhere, by their place in the project.
@@ -33,7 +31,9 @@ NAV = {
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
     for source, name in ELSEWHERE.items():
         if (ROOT / source).is_file():
             text = (ROOT / source).read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links from docs/ to what is elsewhere in the project."""
     if page.file.generated_by:
         return markdown

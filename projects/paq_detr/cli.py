@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
+"""The command ``paq-detr``: predict, train, eval, report, data, export, weights, this machine.
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from . import __version__
 from ._detectron2 import needed_by
+from ._threads import wait_asleep
 
 # What a command does is imported when it runs, so that help comes at once.
 _COMMANDS: dict[str, tuple[str, str]] = {
@@ -22,7 +23,9 @@ _COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("look at your data and write a config for them, explained", "_init"),
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
+    "report": ("what the errors of saved detections are, as a page", "_report"),
     "demo": ("train a small detector in minutes and draw what it finds", "_demo"),
+    "check-data": ("look at every picture and box of a dataset", "_check_data"),
     "convert-data": ("write a dataset of another format as COCO json", "_convert_data"),
     "export": ("write a trained run as ONNX, for torch or for OpenVINO", "_export"),
     "convert": ("convert published weights", "_convert"),
@@ -35,6 +38,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     listed = "\n".join(f"  {name:18} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -134,6 +138,15 @@ def _eval(arguments: list[str]) -> int:
     return _run(evaluate)
 
 
+def _report(arguments: list[str]) -> int:
+    parser = _parser("report")
+    from .evaluation.analysis import command
+
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: command.report(options))
+
+
 def _launch(args: argparse.Namespace) -> None:
     from .engine.main import run
 
@@ -149,6 +162,15 @@ def _demo(arguments: list[str]) -> int:
     web.add_arguments(parser)
     args = parser.parse_args(arguments, argparse.Namespace(opts=opts))
     return _run(lambda: web.serve(args.web, args.host, args.port) if args.web else command.demo(args))
+
+
+def _check_data(arguments: list[str]) -> int:
+    parser = _parser("check-data", "SOURCE [options]")
+    from . import check_data
+
+    check_data.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: check_data.check_data(options))
 
 
 def _convert_data(arguments: list[str]) -> int:

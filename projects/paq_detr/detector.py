@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import papers  # noqa: F401  (they register their parts and config keys)
 from .assembly import build_parts
 from .config import add_core_config
-from .data import check_batch, check_image_array
+from .data import albumented, augment, check_batch, check_image_array, mix  # noqa: F401  (three add their keys)
 from .errors import UserError
 from .modeling.diagnostics import MatchedSlots, alive_share, log_scalars, positives_per_object, slot_agreement
 from .modeling.objective import divisors, supervise

@@ -59,7 +59,9 @@ def test_boxes_without_area_or_outside_are_dropped_with_one_warning(content, sav
     assert len(DatasetCatalog.get("cells")[0]["annotations"]) == 3
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"{path}: dropped 5 of 8 boxes: annotation 10 of a.png, [5.0, 5.0, 0.0, 3.0], has no")
+    assert warnings[0].startswith(
+        f"dataset 'cells' ({path}): dropped 5 of 8 boxes: annotation 10 of a.png, [5.0, 5.0, 0.0, 3.0], has no"
+    )
     assert "annotation 12 of a.png, [40.0, 0.0, 5.0, 5.0], lies outside the image of 40 x 30 ..." in warnings[0]
 
 

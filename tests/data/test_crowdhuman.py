@@ -28,6 +28,7 @@ def test_the_dicts_are_detectron2s_in_the_order_of_the_file(write):
     assert {(d["height"], d["width"]) for d in dicts} == {(HEIGHT, WIDTH)}
     assert dicts[0]["annotations"][0] == {
         "bbox": FULL, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0, "full_bbox": FULL,
+        "visible_bbox": scene()[0]["gtboxes"][0]["vbox"],
     }  # fmt: skip
     assert dicts[1]["annotations"] == []
     assert DatasetCatalog.get("crowd") == dicts and DatasetCatalog.get("crowd")[0] is not dicts[0]
@@ -111,7 +112,7 @@ def test_boxes_without_area_in_the_image_stay_but_are_counted_once(write, caplog
     assert [len(d["annotations"]) for d in DatasetCatalog.get("crowd")] == [6, 0, 3, 2]
     assert all(a["bbox"][2] >= 0 for d in DatasetCatalog.get("crowd") for a in d["annotations"])
     (text,) = warnings(caplog)
-    assert text.startswith(f"{path}: 4 of 9 persons have no area inside their image")
+    assert text.startswith(f"dataset 'crowd' ({path}): 4 of 9 persons have no area inside their image")
     assert f"{path}, line 3, image '3,c2', [85.0, 10.0, 9.0, 9.0]; " in text and text.endswith(" ...")
 
 

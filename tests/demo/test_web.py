@@ -20,6 +20,13 @@ def test_what_is_shown_scores_enough_and_is_of_the_classes(detector):
     assert web.counted(web.chosen(result, 1.1, [])) == "Nothing scores that much."
 
 
+def test_small_pictures_are_enlarged(detector):
+    result = detector.predict(picture(), 0.5)
+    assert len(result) and web.drawn_large(result).size == (80 * 12, 64 * 12)
+    wide = detector.predict(picture(width=600), 0.5)
+    assert web.drawn_large(wide).size == (600, 64)
+
+
 def test_a_missing_gradio_is_said(run_folder, monkeypatch, capsys):
     monkeypatch.setattr(web, "find_spec", lambda name: None)
     assert cli.main(["demo", "--web", str(run_folder)]) == 2

@@ -353,7 +353,8 @@ def test_train_net_trains_and_evaluates_what_it_wrote(train_net, config_file, tm
     code, _, said = train_net(*options)
     assert code == 0, said
     assert (out / "model_final.pth").is_file() and (out / "metrics.json").is_file()
+    assert (out / "inference" / "synthetic_crowd_val" / "report.html").is_file()  # of the last evaluation
     weights = "MODEL.WEIGHTS", out / "model_final.pth"
     code, _, said = train_net("--config-file", out / "config.yaml", "--eval-only", *weights, "OUTPUT_DIR", out / "eval")
     assert code == 0, said
-    assert (out / "eval" / "inference" / "synthetic_crowd_val").is_dir()
+    assert (out / "eval" / "inference" / "synthetic_crowd_val" / "report.html").is_file()

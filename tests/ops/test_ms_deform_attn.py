@@ -339,6 +339,15 @@ def test_a_second_derivative_is_refused(native, form):
         grad.sum().backward()
 
 
+def test_a_tensor_left_over_from_a_transform_is_taken_as_what_it_wraps(native):
+    left, (inputs, leaves) = [], CLASSICAL.differentiable()
+    torch.func.grad(lambda xy: left.append(xy) or xy.sum())(CLASSICAL.xy)
+    out = replace(inputs, xy=left[0]).run()
+    torch.testing.assert_close(out, CLASSICAL.run())
+    out.sum().backward()
+    assert leaves["value"].grad.any()
+
+
 def test_meta_tensors_have_a_shape():
     assert GOOD.map(lambda tensor: tensor.to("meta")).run().shape == GOOD.run().shape
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from paq_detr.predict import drawing
-from paq_detr.predict.drawing import draw_detections
+from paq_detr import drawing
+from paq_detr.drawing import draw_detections
 
 GREY = np.full((300, 400, 3), 90, np.uint8)
 

@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="OUT.json for COCO's form, OUT.odgt for CrowdHuman's")  # fmt: skip
 
 
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+def add_source_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """What tells a source, as an entry of ``DATASETS.FILES`` does."""
-    parser.add_argument("source", metavar="SOURCE",
+    parser.add_argument("source", metavar="SOURCE", nargs=nargs,
                         help="COCO json, odgt, data.yaml, csv; a folder of YOLO or Pascal VOC")  # fmt: skip
     parser.add_argument("--split", default="", help="which of the source's splits, where it has several")
     parser.add_argument("--images", default="", metavar="DIR", help="folder of the pictures; default: looked for")

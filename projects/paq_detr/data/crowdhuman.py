@@ -68,6 +68,7 @@ class _Image:
     size: tuple[float, float] | None  # (height, width)
     boxes_xyxy: np.ndarray  # (G, 4) of the chosen kind, not clipped
     full_xyxy: np.ndarray | None  # (G, 4) of full bodies, where all boxes have them
+    visible_xyxy: np.ndarray | None  # (G, 4) of what is seen, likewise
     tags: np.ndarray  # (G,)
     odd_tags: set[str]  # neither a person's nor a mask's
 
@@ -77,7 +78,8 @@ class CrowdHumanDataset:
 
     ``image_id`` is the ID. Ignore regions are persons with ``iscrowd`` 1. Besides Detectron2's keys, an annotation has
     the whole target box, which may reach outside the image, as ``full_bbox``, ``visible_bbox`` or ``head_bbox`` (XYWH),
-    and ``full_bbox`` in any case where the line has it. A box without any area inside the image stays, for evaluation;
+    and ``full_bbox`` and ``visible_bbox`` in any case where the line has them; a record's ``amodal`` says whether the
+    target stays whole where something covers the person. A box without any area inside the image stays, for evaluation;
     the mapper leaves it out in training. One warning counts these boxes.
 
     Raises (where the file is first read):
@@ -123,13 +125,14 @@ class CrowdHumanDataset:
 
     def _image(self, where: str, record: dict) -> _Image:
         boxes, kind = record["gtboxes"], self.kind
-        has_full = kind != "fbox" and all("fbox" in box for box in boxes)
+        has = {other: kind != other and all(other in box for box in boxes) for other in ("fbox", "vbox")}
         return _Image(
             where=where,
             key=record["ID"],
             size=size_of(record, where),
             boxes_xyxy=boxes_xyxy_of(boxes, kind, where),
-            full_xyxy=boxes_xyxy_of(boxes, "fbox", where) if has_full else None,
+            full_xyxy=boxes_xyxy_of(boxes, "fbox", where) if has["fbox"] else None,
+            visible_xyxy=boxes_xyxy_of(boxes, "vbox", where) if has["vbox"] else None,
             tags=np.array([tag_of(box, kind, where) for box in boxes], dtype=np.int8),
             odd_tags={str(box["tag"]) for box in boxes} - {"person", "mask"},
         )
@@ -159,25 +162,26 @@ class CrowdHumanDataset:
             )
             if tag == 1 and (inside[2] == 0 or inside[3] == 0)
         ]
-        if empty:
-            examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
-            logger.warning("%s: %d of %d persons have no area inside their image; they count in evaluation but not in "
-                           "training: %s", self.odgt, len(empty), persons, examples)  # fmt: skip
-        self._report_doubt(images)
+        examples = "; ".join(empty[:_EXAMPLES]) + (" ..." if len(empty) > _EXAMPLES else "")
         odd = [image for image in images if image.odd_tags]
-        if odd:
-            tags = sorted(set.union(*(image.odd_tags for image in odd)))
-            logger.warning("%s: %d images hold boxes of the tags %s, which become ignore regions: only 'person' is an "
-                           "object; the first is %s", self.odgt, len(odd), tags, odd[0].where)  # fmt: skip
+        tags = sorted(set().union(*(image.odd_tags for image in odd)))
+        doubts = (
+            f"{len(empty)} of {persons} persons have no area inside their image; they count in evaluation but not in "
+            f"training: {examples}" if empty else "",
+            self._doubt(images),
+            f"{len(odd)} images hold boxes of the tags {tags}, which become ignore regions: only 'person' is an "
+            f"object; the first is {odd[0].where}" if odd else "",
+        )  # fmt: skip
+        self.doubts = [doubt for doubt in doubts if doubt]
+        for doubt in self.doubts:
+            logger.warning("dataset %r (%s): %s", self.name, self.odgt, doubt)
 
-    def _report_doubt(self, images: list[_Image]) -> None:
-        """Boxes of persons that are hardly [x, y, width, height]; to end outside is not odd here."""
+    def _doubt(self, images: list[_Image]) -> str:
+        """On boxes of persons that are hardly [x, y, width, height]; to end outside is not odd here."""
         boxes = np.concatenate([_to_xywh(image.boxes_xyxy[image.tags == 1]) for image in images])
         sizes = np.concatenate([np.tile(image.size[::-1], (int((image.tags == 1).sum()), 1)) for image in images])
         sound = (boxes[:, 2:] >= 0).all(1)
-        doubt = doubt_about_boxes(boxes[sound], sizes[sound], may_end_outside=True)
-        if doubt:
-            logger.warning("dataset %r (%s): %s", self.name, self.odgt, doubt)
+        return doubt_about_boxes(boxes[sound], sizes[sound], may_end_outside=True)
 
     def _record(self, image: _Image) -> dict:
         height, width = image.size
@@ -185,7 +189,11 @@ class CrowdHumanDataset:
             {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": int(tag != 1)}
             for box, tag in zip(_in_image(image.boxes_xyxy, image.size), image.tags.tolist())
         ]
-        for key, boxes_xyxy in (("full", image.full_xyxy), (self.box, image.boxes_xyxy)):
+        for key, boxes_xyxy in (
+            ("full", image.full_xyxy),
+            ("visible", image.visible_xyxy),
+            (self.box, image.boxes_xyxy),
+        ):
             if boxes_xyxy is not None:
                 for annotation, box in zip(annotations, _to_xywh(boxes_xyxy).tolist()):
                     annotation[f"{key}_bbox"] = box
@@ -194,6 +202,7 @@ class CrowdHumanDataset:
             "image_id": image.key,
             "height": height,
             "width": width,
+            "amodal": self.box != "visible",
             "annotations": annotations,
         }
 

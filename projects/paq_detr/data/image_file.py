@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -63,9 +63,48 @@ def image_size(file_name: str) -> tuple[int, int]:
 
 
 def image_sizes(file_names: Sequence[str]) -> list[tuple[int, int]]:
-    """``image_size`` of many files at once: reading headers waits for the disk."""
+    """``image_size`` of many files at once: reading headers waits for the disk.
+
+    Raises:
+        ValueError: counting the files that cannot be read, with the first one's sentence.
+    """
+    sizes = list(in_threads(lambda file_name: _or_fault(image_size, file_name), file_names))
+    faults = [size for size in sizes if isinstance(size, ValueError)]
+    if faults:
+        raise ValueError(f"{len(faults)} of {len(sizes)} pictures are faulty; the first: {faults[0]}")
+    return sizes
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """``map``, by threads: for what waits for the disk, or decodes pictures."""
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(image_size, file_names))
+        yield from threads.map(function, items)
+
+
+def look_at_picture(file_name: str) -> tuple[tuple[int, int], list[str]]:
+    """((width, height), traits) of a picture that is read to its last pixel; traits are keys of ``TRAITS``.
+
+    Raises:
+        ValueError: as ``read_picture``.
+    """
+    with opened(file_name) as image:
+        turn = _orientation(image)
+        traits = {
+            "deep": bool(_depth(image)),
+            "turned": (turn or 1) > 1,
+            "cmyk": image.mode == "CMYK",
+            "transparent": image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info,
+            "frames": getattr(image, "n_frames", 1) > 1,
+        }
+        pixels = picture_pixels(image, "RGB", _TURNS.get(turn))
+        return pixels.shape[1::-1], [name for name, there in traits.items() if there]
+
+
+def _or_fault(function: Callable[[str], Any], file_name: str) -> Any:
+    try:
+        return function(file_name)
+    except ValueError as error:
+        return error
 
 
 def read_picture(file_name: str, image_format: str) -> np.ndarray:
@@ -152,6 +191,16 @@ _RULE = (
     "colours, the upper 8 bits count), fractions of 1 as 0..255, others are stretched from their smallest to their "
     "largest value"
 )
+
+
+#: What is worth to know of pictures, though they can be read.
+TRAITS = {
+    "deep": f"are not 8-bit: {_RULE}",
+    "turned": "have an EXIF rotation, which is applied before their boxes are",
+    "cmyk": "are CMYK, and become RGB",
+    "transparent": "have an alpha channel, which is dropped",
+    "frames": "have several frames, of which the first is read",
+}
 
 
 def size_fault(file_name: str, size: tuple[int, int], wanted: tuple[int, int]) -> str:

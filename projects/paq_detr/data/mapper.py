@@ -4,23 +4,27 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from PIL import Image
-from pycocotools import mask as rle
 
 from ..checks import check_choice
+from ..errors import UserError
 from ..window_masks import WindowMasks, polygon_crop
+from .augment import Augmentations, build_augmentations
+from .coco_file import SOME
 from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
-from .json_values import Unfit
-from .segmentation import as_segmentation, check_mask_size
+from .sample import Piece, Sample, moved_mask, sample_of
+from .segmentation import Segmentation
 from .synthetic_crowd import is_synthetic, read_url
 
 
@@ -66,9 +70,9 @@ class ResizeShortSide(T.Augmentation):
 class DetrDatasetMapper:
     """Reads the image of a dataset dict and augments it with its boxes as DETR does.
 
-    In training: horizontal or vertical flip, then a resize to a random short side; with ``crop``, half of the images
-    are first resized to another short side and cropped (Carion et al. 2020, section 4, "Technical details": the
-    augmentation that gives about 1 AP). At test time: the resize alone.
+    In training, after the steps of ``INPUT.AUGMENT``: horizontal or vertical flip, then a resize to a random short
+    side; with ``crop``, half of the images are first resized to another short side and cropped (Carion et al. 2020,
+    section 4, "Technical details": the augmentation that gives about 1 AP). At test time: the resize alone.
 
     The result has ``image`` ((C, H, W) uint8 in ``image_format``), the dict's ``file_name``, ``image_id``, ``height``
     and ``width`` (of the image before the resize) and, in training, ``instances`` with ``gt_boxes`` (pixels, clipped
@@ -92,6 +96,8 @@ class DetrDatasetMapper:
         num_classes: int,
         max_pixels: int = MAX_PIXELS,
         masks: bool = False,
+        with_instances: bool | None = None,
+        before: Augmentations | None = None,
     ) -> None:
         """
         Args:
@@ -101,12 +107,17 @@ class DetrDatasetMapper:
             num_classes: K.
             max_pixels: larger pictures are refused; 0: none is.
             masks: make ``gt_masks`` of the annotations' ``segmentation``.
+            with_instances: make ``instances``; None: in training.
+            before: steps of training before ``crop`` and ``augmentations`` (``INPUT.AUGMENT``).
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
         self.num_classes, self.max_pixels, self.masks = num_classes, max_pixels, masks
+        self.with_instances = is_train if with_instances is None else with_instances
+        self.before = before if is_train and before is not None else Augmentations([])
+        self.others: Sequence[dict] | None = None  # dataset dicts that mixing steps draw from; the loader sets it
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -120,80 +131,69 @@ class DetrDatasetMapper:
         if not is_train:
             return {**config, "augmentations": [ResizeShortSide([cfg.INPUT.MIN_SIZE_TEST], cfg.INPUT.MAX_SIZE_TEST)]}
         augmentations = _flips(cfg.INPUT.RANDOM_FLIP)
-        augmentations.append(ResizeShortSide(_train_sizes(cfg), cfg.INPUT.MAX_SIZE_TRAIN))
+        if "large_scale_jitter" not in cfg.INPUT.AUGMENT:
+            augmentations.append(ResizeShortSide(_train_sizes(cfg), cfg.INPUT.MAX_SIZE_TRAIN))
         crop = []
         if cfg.INPUT.CROP.ENABLED:
             crop = [ResizeShortSide(cfg.INPUT.CROP.RESIZE), T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)]
-        return {**config, "augmentations": augmentations, "crop": crop}
+        return {**config, "augmentations": augmentations, "crop": crop, "before": build_augmentations(cfg)}
+
+    def without_mixing(self) -> DetrDatasetMapper:
+        """This mapper without the steps that put several pictures together."""
+        other = copy.copy(self)
+        other.before = self.before.without_mixing()
+        return other
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
-        allow_pixels(self.max_pixels)  # here, as a loader's process need not be a fork of this one
-        image = read_image(dataset_dict["file_name"], self.image_format)
-        _check_size(result, image)
-        result.update(height=image.shape[0], width=image.shape[1])
+        annotated = self.with_instances and "annotations" in dataset_dict
+        sample = self._read(dataset_dict if annotated else {**dataset_dict, "annotations": []})
+        result["height"], result["width"] = sample.size
+        sample = self.before(sample, self._another)
         augmentations = self.augmentations
         if self.is_train and self.crop is not None and np.random.rand() < 0.5:
             augmentations = self.crop
-        augmented = T.AugInput(image)
+        augmented = T.AugInput(sample.image)
         transforms = augmentations(augmented)
         result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
-        if self.is_train and "annotations" in dataset_dict:
-            size = augmented.image.shape[:2]
-            instances = self._instances(dataset_dict, transforms, size)
-            if self.masks:
-                instances.gt_masks = transformed_masks(dataset_dict, image.shape[:2], transforms, size)
-            result["instances"] = instances[instances.gt_boxes.nonempty()]
+        if annotated:
+            sample = sample if self.masks else replace(sample, masks=None)
+            result["instances"] = transformed_instances(sample, transforms, augmented.image.shape[:2])
         return result
 
-    def _instances(self, dataset_dict: dict, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
-        annotations = dataset_dict["annotations"]
-        for annotation in annotations:
-            if not 0 <= annotation["category_id"] < self.num_classes:
-                raise ValueError(
-                    f"{dataset_dict['file_name']}: label {annotation['category_id']} of the box {annotation['bbox']} "
-                    f"is not in 0 .. {self.num_classes - 1}"
-                )
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        boxes_xyxy = transforms.apply_box(np.array(boxes, dtype=np.float64).reshape(-1, 4))
-        instances = Instances(size)
-        instances.gt_boxes = Boxes(torch.from_numpy(boxes_xyxy).to(torch.float32))
-        instances.gt_boxes.clip(size)
-        instances.gt_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        instances.gt_ignore = torch.tensor([bool(a.get("iscrowd", 0)) for a in annotations], dtype=torch.bool)
-        return instances
+    def _read(self, dataset_dict: dict) -> Sample:
+        allow_pixels(self.max_pixels)  # here, as a loader's process need not be a fork of this one
+        image = read_image(dataset_dict["file_name"], self.image_format)
+        _check_size(dataset_dict, image)
+        return sample_of(dataset_dict, image, self.num_classes, self.masks or (self.before.mixes and SOME))
+
+    def _another(self) -> Sample:
+        """A random sample of the dataset, as it was read."""
+        if self.others is None:
+            raise UserError("INPUT.AUGMENT puts several pictures together, which this loader gives no access to")
+        return self._read(self.others[np.random.randint(len(self.others))])
 
 
-def transformed_masks(
-    dataset_dict: dict, old_size: tuple[int, int], transforms: T.TransformList, new_size: tuple[int, int]
-) -> WindowMasks:
-    """The masks of a dataset dict's annotations in the transformed image; those of ignore regions are empty.
+def transformed_instances(sample: Sample, transforms: T.TransformList, size: tuple[int, int]) -> Instances:
+    """The objects of a sample in the transformed image of (height, width), those with an area in it.
 
-    Polygons are drawn anew, run lengths are resampled to the nearest pixel. Sizes are (height, width).
-
-    Raises:
-        ValueError: naming the image's file and the box, for a segmentation that is missing or not sound.
+    Polygons are drawn anew, run lengths are resampled to the nearest pixel; masks of ignore regions are empty.
     """
 
-    def crop(annotation: dict) -> tuple[int, int, np.ndarray]:
-        if annotation.get("iscrowd", 0):
+    def crop(mask: Segmentation | None) -> Piece:
+        if mask is None:
             return 0, 0, np.zeros((0, 0), dtype=bool)
-        segmentation = as_segmentation(annotation.get("segmentation"))
-        check_mask_size(segmentation, *old_size)
-        if isinstance(segmentation, dict):
-            return 0, 0, transforms.apply_segmentation(rle.decode(segmentation)).astype(bool)
-        moved = [transforms.apply_coords(polygon.reshape(-1, 2).copy()) for polygon in segmentation]
-        return polygon_crop(moved, new_size)
+        mask = moved_mask(mask, transforms)
+        return polygon_crop(mask, size) if isinstance(mask, list) else (0, 0, mask)
 
-    crops = []
-    for annotation in dataset_dict["annotations"]:
-        try:
-            crops.append(crop(annotation))
-        except Unfit as error:
-            raise ValueError(
-                f"{dataset_dict['file_name']}: the segmentation of the box {annotation['bbox']} is {error}"
-            ) from None
-    return WindowMasks.of_crops(crops, new_size)
+    instances = Instances(size)
+    instances.gt_boxes = Boxes(torch.from_numpy(transforms.apply_box(sample.boxes)).to(torch.float32))
+    instances.gt_boxes.clip(size)
+    instances.gt_classes = torch.from_numpy(sample.classes)
+    instances.gt_ignore = torch.from_numpy(sample.ignore)
+    if sample.masks is not None:
+        instances.gt_masks = WindowMasks.of_crops([crop(mask) for mask in sample.masks], size)
+    return instances[instances.gt_boxes.nonempty()]
 
 
 def _train_sizes(cfg: CfgNode) -> Sequence[int]:

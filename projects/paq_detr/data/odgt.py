@@ -11,10 +11,9 @@ line and the image.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from .image_file import THREADS, image_size
+from .image_file import image_size, in_threads
 from .json_file import open_file, parse_json, value_of
 from .json_values import Unfit, absent, as_number
 
@@ -113,8 +112,7 @@ def sizes_of_pictures(pictures: Sequence[tuple[str, str]]) -> list[tuple[int, in
     Raises:
         ValueError: a picture is missing or broken.
     """
-    with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(_size_of_picture, pictures))
+    return list(in_threads(_size_of_picture, pictures))
 
 
 def _size_of_picture(picture: tuple[str, str]) -> tuple[int, int]:

@@ -47,6 +47,17 @@ def doubt_about_boxes(boxes_xywh: np.ndarray, sizes: np.ndarray, may_end_outside
     return f"{outside.sum()} of {count} boxes reach far outside their image: {cause}"
 
 
+def leaves_or_vanishes(boxes_xywh: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N,) whether a box reaches more than a pixel outside its image, or has a side below a pixel.
+
+    Args:
+        boxes_xywh: (N, 4) in pixels.
+        sizes: (N, 2) width and height of each box's image in pixels.
+    """
+    starts, ends = boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]
+    return (starts < -1).any(1) | (ends > sizes + 1).any(1) | (boxes_xywh[:, 2:] < 1).any(1)
+
+
 def doubt_about_areas(areas: np.ndarray, boxes_xywh: np.ndarray) -> str:
     """One counted sentence on areas (N,) that cannot be those of what lies in the boxes (N, 4); empty where they can.
 

@@ -57,7 +57,7 @@ def describe(records: Sequence[dict], class_names: Sequence[str]) -> Statistics:
         records: one an image.
         class_names: in the order of ``category_id``.
     """
-    boxes, labels, ignored = zip(*map(_arrays, records)) if records else ((), (), ())
+    boxes, labels, ignored = zip(*map(arrays_of, records)) if records else ((), (), ())
     regions = sum(int(flags.sum()) for flags in ignored)
     boxes = [b[~flags] for b, flags in zip(boxes, ignored)]
     labels = [names[~flags] for names, flags in zip(labels, ignored)]
@@ -93,7 +93,7 @@ def largest_ious(boxes_xywh: np.ndarray) -> np.ndarray:
     return ious.max(1)
 
 
-def _arrays(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays_of(record: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N, 4) XYWH, (N,) labels and (N,) ignore flags of an image."""
     annotations = record["annotations"]
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYWH_ABS) for a in annotations]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 
+from ..drawing import draw_detections
 from ..errors import UserError
 from ..predict import Detector, Result
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import gradio
 
 LOWEST = 0.05  # what scores less is not kept, however far the slider goes down
+_SIDE = 960  # pixels that a small picture is enlarged to at most
 _INFO = "Objects that score less are not shown."
 
 
@@ -59,19 +62,22 @@ def build_page(detector: Detector) -> gradio.Blocks:
         kept = chosen(result, threshold, names)
         rows = [[name, round(float(score), 3), *box] for name, score, box in
                 zip(kept.names, kept.scores, kept.boxes.round().astype(int).tolist())]  # fmt: skip
-        return kept.draw(), counted(kept), rows
+        return drawn_large(kept), counted(kept), rows
 
     with gr.Blocks(title="paq_detr", analytics_enabled=False) as page:
         gr.Markdown(f"## paq_detr\n`{detector.run.weights}` on {detector.cfg.MODEL.DEVICE}")
         state = gr.State()
         with gr.Row():
             with gr.Column(scale=1):
-                picture = gr.Image(label="Picture", type="filepath", height=320)
+                picture = gr.Image(
+                    label="Picture", type="filepath", height=320, sources=["upload", "clipboard"], buttons=[]
+                )
                 threshold = gr.Slider(LOWEST, 1, 0.3, step=0.01, label="Threshold", info=_INFO)
                 names = gr.Dropdown(list(detector.class_names), multiselect=True, label="Classes",
                                     info="None chosen: all.")  # fmt: skip
             with gr.Column(scale=2):
-                drawn = gr.Image(label="What was found", interactive=False)
+                drawn = gr.Image(label="What was found", show_label=False, interactive=False,
+                                 buttons=["download", "fullscreen"])  # fmt: skip
                 text = gr.Markdown()
                 table = gr.Dataframe(headers=["class", "score", "x0", "y0", "x1", "y1"], interactive=False,
                                      label="Best first, in pixels", max_height=240)  # fmt: skip
@@ -88,6 +94,15 @@ def chosen(result: Result, threshold: float, names: list[str]) -> Result:
     if names:
         keep &= np.isin(result.names, names)
     return Result(result.instances[torch.from_numpy(keep)], result.class_names, result.image, result.path)
+
+
+def drawn_large(result: Result) -> Image.Image:
+    """The picture with what was found, small ones enlarged first, so that lines and names stay thin."""
+    factor = _SIDE // max(result.size)
+    if factor < 2 or result.instances.has("pred_masks"):
+        return result.draw()
+    large = result.image.repeat(factor, 0).repeat(factor, 1)
+    return draw_detections(large, result.boxes * factor, result.classes, result.scores, result.class_names)
 
 
 def counted(result: Result) -> str:

@@ -49,10 +49,12 @@ class TrainLoader:
 
     Args:
         dicts: Detectron2 dataset dicts.
-        mapper: callable on one (copied) dataset dict; its randomness comes from the global generators.
+        mapper: callable on one (copied) dataset dict; its randomness comes from the global generators. Where it has an
+            attribute ``others``, that becomes the sequence of all dataset dicts.
         batch_size: images in a batch of all processes together.
         num_workers: worker processes; 0 loads in this process.
         seed: of the order and of the augmentation.
+        late: a place in the stream, counted in images, and the mapper from there on.
         group_by_aspect: batches hold either wide or tall images, which need less padding; the dicts' ``width`` and
             ``height`` decide.
 
@@ -68,6 +70,7 @@ class TrainLoader:
         batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
+        late: tuple[int, Callable[[dict], Any]] | None = None,
         group_by_aspect: bool = False,
     ):
         world = comm.get_world_size()
@@ -76,7 +79,7 @@ class TrainLoader:
         if not len(dicts):
             raise UserError("The training datasets hold no image.")
         self.tall = [group_by_aspect and d["height"] >= d["width"] for d in dicts]
-        self.dataset = _SeededDataset(DatasetFromList(list(dicts), copy=False), mapper, seed)
+        self.dataset = _SeededDataset(DatasetFromList(list(dicts), copy=False), mapper, seed, late)
         self.batch_size, self.num_workers = batch_size, num_workers
         self.start = 0  # position in the stream at which no batch was begun
         self.batches = 0  # batches that this process has consumed since
@@ -109,6 +112,11 @@ class TrainLoader:
                 yield list(group)
                 group.clear()
 
+    @staticmethod
+    def images_seen(state: dict[str, int]) -> int:
+        """By all processes, of what :meth:`state_dict` returned."""
+        return state["start"] + state["batches"] * state["batch_size"]
+
     def state_dict(self) -> dict[str, int]:
         return {
             "seed": self.dataset.seed,
@@ -126,7 +134,7 @@ class TrainLoader:
         self.dataset.seed = state["seed"]
         self.start, self.batches = state["start"], state["batches"]
         if (state["batch_size"], state["world_size"]) != (self.batch_size, comm.get_world_size()):
-            self.start, self.batches = self.start + self.batches * state["batch_size"], 0
+            self.start, self.batches = self.images_seen(state), 0
             logger.warning(
                 "The checkpoint was trained with %d images per batch on %d processes, this run has %d on %d: the data "
                 "order goes on at image %d, but not in the same batches.",
@@ -147,17 +155,38 @@ class _Resumed:
 class _SeededDataset(Dataset):
     """Maps (position, index) to the mapped image, with randomness that follows from (seed, position) alone."""
 
-    def __init__(self, dicts: Dataset, mapper: Callable[[dict], Any], seed: int):
-        self.dicts, self.mapper, self.seed = dicts, mapper, seed
+    def __init__(
+        self,
+        dicts: Dataset,
+        mapper: Callable[[dict], Any],
+        seed: int,
+        late: tuple[int, Callable[[dict], Any]] | None,
+    ):
+        self.dicts, self.mapper, self.seed, self.late = dicts, mapper, seed, late
+        if hasattr(mapper, "others"):
+            mapper.others = dicts
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         position, index = key
+        mapper = self.late[1] if self.late is not None and position >= self.late[0] else self.mapper
         with seeded_rng(self.seed, position):
-            return self.mapper(self.dicts[index])
+            return mapper(self.dicts[index])
 
 
 def _as_list(batch: list) -> list:
     return batch
+
+
+def late_mapper(cfg: CfgNode, num_images: int, mapper: DetrDatasetMapper) -> tuple[int, DetrDatasetMapper] | None:
+    """From which place in the stream on ``INPUT.MIX_OFF_EPOCHS`` has pictures mixed no more, and the mapper there."""
+    solver, off = cfg.SOLVER, cfg.INPUT.MIX_OFF_EPOCHS
+    if not off or not mapper.before.mixes:
+        return None
+    images = solver.EPOCHS * num_images if solver.EPOCHS else solver.MAX_ITER * solver.IMS_PER_BATCH
+    mixed = int(images - off * num_images)
+    if mixed <= 0:
+        logger.warning("INPUT.MIX_OFF_EPOCHS %d is as long as the whole training: no pictures are mixed", off)
+    return mixed, mapper.without_mixing()
 
 
 def build_train_loader(cfg: CfgNode) -> tuple[TrainLoader, int]:
@@ -176,9 +205,11 @@ def build_train_loader(cfg: CfgNode) -> tuple[TrainLoader, int]:
         raise UserError(f"A file of DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} is missing: {error}") from error
     except AssertionError as error:  # Detectron2's own check for empty datasets
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {error}") from error
+    mapper = DetrDatasetMapper(cfg, True)
     loader = TrainLoader(
         dicts,
-        DetrDatasetMapper(cfg, True),
+        mapper,
+        late=late_mapper(cfg, len(dicts), mapper),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         seed=cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed(),

@@ -23,6 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 _BARRED = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE)
 
 LAST_CHECKPOINT = "last_checkpoint"
+LOGGER_RUNS = "logger_runs.json"  # ids of the runs of W&B and MLflow, by the logger's name
 BEST, AVERAGED, FINAL = "model_best.pth", "model_ema.pth", "model_final.pth"  # the first two are weights alone
 
 _LOCK = ".lock"
@@ -31,14 +32,17 @@ _claims: dict[tuple[int, int, int], IO] = {}  # open locks by process and file: 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
     "config.yaml",
+    "curves.png",
     "environment.txt",
     "events.out.tfevents.*",
     "inference",
     LAST_CHECKPOINT,
     "log.txt*",
+    LOGGER_RUNS,
     "metrics.json",
     "model_*.pth",
     "model_best.json",
+    "wandb",
 )
 
 

@@ -21,6 +21,7 @@ from pycocotools import mask as rle
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
+from .analysis import scene_of_evaluation, write_report
 from .coco_matching import CrowdedCOCOeval
 from .coco_truth import GroundTruth
 from .records import Detections, RecordingEvaluator, check_detections, finite_detections
@@ -32,6 +33,7 @@ COCO_MAX_DETECTIONS = 100  # the cap behind published COCO numbers
 ALL, SMALL, MEDIUM, LARGE = range(4)  # order of COCOeval's area ranges
 IOU_50, IOU_75 = 0, 5  # places in COCOeval's IoU thresholds 0.50, 0.55, ..., 0.95
 CLASS_COLUMNS = ("AP", "AP50", "AP75", "AR")
+REPORT_FILE = "report.html"
 TASKS = {"bbox": "Boxes", "segm": "Masks"}  # pycocotools' names and ours
 
 
@@ -49,14 +51,22 @@ class CocoBoxEvaluator(RecordingEvaluator):
             ``AP@100dets``, because published numbers use that.
         output_dir: folder for ``per_class_ap.csv``, ``coco_instances_results.json`` and ``f1_threshold.json`` (the
             score of the best F1, which prediction reads); None writes nothing.
+        report: write ``report.html`` there too, on the boxes.
         masks: every object must have a segmentation, and the model's ``Instances`` the field ``pred_masks``.
     """
 
-    def __init__(self, dataset_name: str, max_detections: int, output_dir: str | None = None, masks: bool = False):
+    def __init__(
+        self,
+        dataset_name: str,
+        max_detections: int,
+        output_dir: str | None = None,
+        masks: bool = False,
+        report: bool = False,
+    ):
         if max_detections < 1:
             raise ValueError(f"max_detections must be at least 1, got {max_detections}")
         super().__init__(output_dir)
-        self.max_detections = max_detections
+        self.max_detections, self.report = max_detections, report
         self._truth = GroundTruth(dataset_name, masks)
 
     def record_of(self, image_id: Hashable, instances: Instances) -> Detections:
@@ -86,6 +96,10 @@ class CocoBoxEvaluator(RecordingEvaluator):
                 names = dict(zip(self._truth.category_ids, self._truth.class_names))
                 write_thresholds(f1_thresholds(evaluation, self.max_detections, names), self._path(F1_FILE))
         self._report_classes(tables)
+        if self.output_dir and self.report:
+            scene = scene_of_evaluation(self._truth, records)
+            shown = {name: value for name, value in summaries["bbox"].items() if not name.startswith("AP-")}
+            write_report(scene, self._path(REPORT_FILE), f"Evaluation on {self._truth.dataset_name}", shown)
         return summaries
 
     def _check(self, records: dict[Hashable, Detections]) -> None:

@@ -45,7 +45,8 @@ class GroundTruth:
         to_contiguous = metadata.get("thing_dataset_id_to_contiguous_id") or {i: i for i in range(len(names))}
 
         self.dataset_name, self.masks = dataset_name, masks
-        self._sizes = [(d.get("height"), d.get("width")) for d in dicts]
+        self.sizes = [(d.get("height"), d.get("width")) for d in dicts]
+        self.files = [d.get("file_name", "") for d in dicts]
         self.class_names = list(names)
         self.category_ids = sorted(to_contiguous, key=to_contiguous.get)  # original id of each contiguous one
         self.image_ids = [d["image_id"] for d in dicts]
@@ -69,7 +70,7 @@ class GroundTruth:
 
     def in_memory(self, rows: list[dict]) -> COCO:
         """A ``COCO`` of the dataset's images and classes with ``rows`` as annotations."""
-        return in_memory_coco(self._sizes, self.category_ids, rows)
+        return in_memory_coco(self.sizes, self.category_ids, rows)
 
     def results(self, records: dict[Hashable, Detections]) -> list[dict]:
         """Detections as pycocotools rows: places for image ids, original category ids, xywh boxes."""
@@ -121,7 +122,7 @@ class GroundTruth:
 
     def _add_mask(self, row: dict, segmentation: Segmentation | None, area: float | None, where: str) -> None:
         """The segmentation, and its area where the file says none."""
-        size = self._sizes[row["image_id"]]
+        size = self.sizes[row["image_id"]]
         if segmentation is None and row["iscrowd"]:
             row["segmentation"] = rle.frPyObjects(np.array([row["bbox"]]), *size)[0]
             return

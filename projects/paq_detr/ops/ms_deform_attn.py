@@ -246,16 +246,16 @@ def _keep(ctx, inputs, output=None):
 def _classical_backward(ctx, grad_out):
     value, *rest = ctx.saved_tensors
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_value, *grads = torch.ops.paq_detr.ms_deform_attn_backward(grad_out, value, ctx.shapes, *rest, deterministic)
+    run = _overload("ms_deform_attn_backward")
+    grad_value, *grads = run(grad_out, value, ctx.shapes, *rest, deterministic)
     return grad_value, None, *grads
 
 
 def _fused_backward(ctx, grad_out):
     value, *rest = ctx.saved_tensors
     deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_value, grad_reference, *grads = torch.ops.paq_detr.fused_ms_deform_attn_backward(
-        grad_out, value, ctx.shapes, *rest, deterministic
-    )
+    run = _overload("fused_ms_deform_attn_backward")
+    grad_value, grad_reference, *grads = run(grad_out, value, ctx.shapes, *rest, deterministic)
     grad_reference = grad_reference.sum(2) if ctx.needs_input_grad[2] else None
     return grad_value, None, grad_reference, *grads, None, None
 
@@ -264,7 +264,14 @@ def _fused_backward(ctx, grad_out):
 # a GPU. In eager mode an autograd.Function of our own does the same below the dispatcher's autograd keys.
 
 
-class _Classical(torch.autograd.Function):
+class _Eager(torch.autograd.Function):
+    @classmethod
+    def call(cls, *inputs):
+        """``apply`` without what it does for functorch, whose transforms are not active here: a third of its time."""
+        return super(torch.autograd.Function, cls).apply(*inputs)
+
+
+class _Classical(_Eager):
     @staticmethod
     def forward(ctx, *inputs):
         _keep(ctx, inputs)
@@ -275,7 +282,7 @@ class _Classical(torch.autograd.Function):
         return _eager_backward(_classical_backward, ctx, grad_out)
 
 
-class _Fused(torch.autograd.Function):
+class _Fused(_Eager):
     @staticmethod
     def forward(ctx, *inputs):
         _keep(ctx, inputs)
@@ -286,7 +293,7 @@ class _Fused(torch.autograd.Function):
         return _eager_backward(_fused_backward, ctx, grad_out)
 
 
-def _call(function: type[torch.autograd.Function], name: str, *inputs) -> Tensor:
+def _call(function: type[_Eager], name: str, *inputs) -> Tensor:
     """The native operator ``name``, by the shortest way that keeps gradients."""
     if (
         torch.compiler.is_compiling()
@@ -295,19 +302,19 @@ def _call(function: type[torch.autograd.Function], name: str, *inputs) -> Tensor
     ):  # they want to see the operator itself
         return getattr(torch.ops.paq_detr, name)(*inputs)
     if torch.is_grad_enabled() and any([t.requires_grad for t in inputs if isinstance(t, Tensor)]):
-        return function.apply(*inputs)
+        return function.call(*inputs)
     return _below_autograd(name, inputs)
 
 
 def _below_autograd(name: str, inputs: Sequence) -> Tensor:
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST), torch._C._AutoDispatchBelowAutograd():  # types are chosen by now
+    with torch._C._ExcludeDispatchKeyGuard(_PASSED):
         return _overload(name)(*inputs)
 
 
 def _eager_backward(backward, ctx, grad_out):
     if torch.is_grad_enabled():  # create_graph: let the backward operator refuse a second derivative
         return backward(ctx, grad_out)
-    with torch._C._AutoDispatchBelowAutograd():
+    with torch._C._ExcludeDispatchKeyGuard(_PASSED):
         return backward(ctx, grad_out)
 
 
@@ -316,9 +323,10 @@ def _overload(name: str):
     return getattr(torch.ops.paq_detr, name).default
 
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCUDA
-)
+# Passed over by one guard: types are chosen by then, gradients recorded.
+_PASSED = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+for _key in ("AutogradOther", "AutogradNestedTensor", "AutocastCPU", "AutocastCUDA"):
+    _PASSED |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, _key))
 
 
 def _register() -> None:

@@ -13,8 +13,8 @@ from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from ..checks import check_choice
+from ..drawing import draw_detections
 from .arrays import as_rgb
-from .drawing import draw_detections
 
 
 class Result:

@@ -54,7 +54,8 @@ def test_written_detections_give_the_same_numbers_by_the_command(register_datase
     assert written["protocol"] == "crowddet" and written["classes"]["person"]["AP"] == again["AP"]
 
 
-def test_classes_are_evaluated_apart_and_averaged_where_they_have_objects(register_dataset):
+def test_classes_are_evaluated_apart_and_averaged_where_they_have_objects(register_dataset, caplog):
+    caplog.set_level("INFO")
     a, b = (10, 10, 60, 60), (100, 20, 160, 120)
     images = [(1, [(0, a, 0), (0, b, 0), (1, a, 0), (1, b, 1)])]
     name = register_dataset(images, ("person", "dog", "absent"))
@@ -63,6 +64,7 @@ def test_classes_are_evaluated_apart_and_averaged_where_they_have_objects(regist
     assert (result["AP-person"], result["AP-dog"]) == (50, 0)  # 1 - 1 / persons
     assert math.isnan(result["AP-absent"])
     assert (result["AP"], result["Recall"], result["MR"]) == (25, 100, 0)
+    assert "boxes of dog" in caplog.text and "crowdedness of a dog" in caplog.text and "persons" not in caplog.text
 
 
 def test_a_class_that_is_never_detected_is_not_left_out_of_a_mean(register_dataset, tmp_path, caplog):

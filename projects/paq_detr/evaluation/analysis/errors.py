@@ -72,14 +72,15 @@ def classify(scene: Scene, match: Match) -> Errors:
     return Errors(kind, mends, ~objects.ignored & (match.found_by < 0) & ~claimed)
 
 
-def average_precisions(scores: np.ndarray, right: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def average_precisions(right: np.ndarray, classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(K,) AP of each class in percent by COCO's 101 points; 0 for one without objects.
 
     Args:
-        scores, right, classes: (D,) of the detections that count.
+        right, classes: (D,) of the detections that count, the highest score first.
         counts: (K,) objects of each class.
     """
-    order = np.lexsort((-scores, classes))
+    classes = classes.astype(np.min_scalar_type(len(counts)))  # numpy sorts short integers in linear time
+    order = np.argsort(classes, kind="stable")
     right = right[order]
     edges = np.searchsorted(classes[order], np.arange(len(counts) + 1))
     result = np.zeros(len(counts))
@@ -93,9 +94,8 @@ def average_precisions(scores: np.ndarray, right: np.ndarray, classes: np.ndarra
 
 def ap_by_class(scene: Scene, match: Match) -> np.ndarray:
     """(K,) AP50 in percent; NaN for a class without objects."""
-    counted = ~match.in_region
-    found = scene.found
-    ap = average_precisions(found.scores[counted], match.partner[counted] >= 0, found.classes[counted], scene.counts)
+    counted = scene.by_score[~match.in_region[scene.by_score]]
+    ap = average_precisions(match.partner[counted] >= 0, scene.found.classes[counted], scene.counts)
     return np.where(scene.counts > 0, ap, np.nan)
 
 
@@ -107,8 +107,8 @@ def mean_ap(scene: Scene, match: Match, errors: Errors, mended: str = "", chosen
         mended: one of ``KINDS``; empty: none.
         chosen: (M,) of "missed" only these.
     """
-    found, counts = scene.found, scene.counts
-    keep, right, classes = ~match.in_region, match.partner >= 0, found.classes
+    counts = scene.counts
+    keep, right, classes = ~match.in_region, match.partner >= 0, scene.found.classes
     if mended == "missed":
         gone = errors.missed if chosen is None else errors.missed & chosen
         counts = counts - np.bincount(scene.objects.classes[gone], minlength=len(counts))
@@ -117,9 +117,10 @@ def mean_ap(scene: Scene, match: Match, errors: Errors, mended: str = "", chosen
         turned = of_kind & (errors.mends >= 0)
         keep, right = keep & (~of_kind | turned), right | turned
         classes = np.where(turned, scene.objects.classes[errors.mends], classes) if turned.any() else classes
-    precision = average_precisions(found.scores[keep], right[keep], classes[keep], counts)
+    kept = scene.by_score[keep[scene.by_score]]
+    precision = average_precisions(right[kept], classes[kept], counts)
     # A class whose objects were all missed leaves the mean, unless it has false detections.
-    left = (scene.counts > 0) & ((counts > 0) | (np.bincount(classes[keep], minlength=len(counts)) > 0))
+    left = (scene.counts > 0) & ((counts > 0) | (np.bincount(classes[kept], minlength=len(counts)) > 0))
     if not left.any():
         return 100.0 if scene.counts.any() else float("nan")  # nothing is left to be found
     return float(precision[left].mean())

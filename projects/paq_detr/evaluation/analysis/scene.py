@@ -75,6 +75,11 @@ class Scene:
         self.objects, self.found = Objects(*o), Found(*f)
 
     @cached_property
+    def by_score(self) -> np.ndarray:
+        """(D,) the detections of all images, the highest score first."""
+        return np.argsort(-self.found.scores, kind="stable")
+
+    @cached_property
     def counts(self) -> np.ndarray:
         """(K,) objects of each class, without regions to ignore."""
         return np.bincount(self.objects.classes[~self.objects.ignored], minlength=len(self.class_names))
