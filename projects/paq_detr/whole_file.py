@@ -12,9 +12,14 @@ PART = ".part"  # ending of a file that is being written
 @contextlib.contextmanager
 def whole_file(path: str) -> Iterator[str]:
     """Where to write what shall stand at ``path`` whole or not at all: it is moved there behind the block, and removed
-    where the block fails."""
+    where the block fails.
+
+    Raises:
+        OSError: nothing can be written there; at once, as some libraries would say it by errors of their own.
+    """
     part = path + PART
     try:
+        open(part, "wb").close()
         yield part
         os.replace(part, path)
     except BaseException:

@@ -62,6 +62,7 @@ ROOT = Path(__file__).parents[2]
         ),
         (["INPUT.CROP.TYPE", "abs"], 'INPUT.CROP.TYPE is "abs", must be one of absolute_range, absolute, relative'),
         (["INPUT.MIN_SIZE_TRAIN_SAMPLING", "any"], 'SAMPLING is "any", must be one of choice, range'),
+        (["SOLVER.WARMUP_METHOD", "lin"], 'SOLVER.WARMUP_METHOD is "lin", must be one of linear, constant'),
         (["SOLVER.AMP.DTYPE", "fp16"], 'SOLVER.AMP.DTYPE is "fp16", must be one of bfloat16, float16'),
         (["SOLVER.MAX_ITER", "5", "--resume"], "--resume stands behind KEY VALUE pairs: flags go before the first of"),
         (["INPUT.FORMAT", "rgb"], 'INPUT.FORMAT is "rgb", must be one of RGB, BGR, L'),

@@ -55,8 +55,8 @@ def test_others_stop_at_300_objects_this_does_not(options):
     losses = model(images)
     sum(losses.values()).backward()
     assert all(loss.isfinite() for loss in losses.values())
-    if "dehomo" not in str(options):  # whose last layer takes a query only if its box, here a fresh one, fits
-        assert pairs[0].target.unique().tolist() == list(range(OBJECTS))
+    drops = "dehomo" in str(options)  # queries that overlap better ones or score as low as fresh ones
+    assert drops or pairs[0].target.unique().tolist() == list(range(OBJECTS))
     with torch.no_grad():
         found = model.eval()(images)[0]["instances"]
-    assert len(found) == QUERIES and found.pred_boxes.tensor.isfinite().all()
+    assert (drops or len(found) == QUERIES) and found.pred_boxes.tensor.isfinite().all()

@@ -78,6 +78,7 @@ CHOICES = {
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,
 }
 
