@@ -10,8 +10,10 @@ import argparse
 import sys
 
 from paq_detr._detectron2 import needed_by
+from paq_detr._threads import wait_asleep
 from paq_detr.cli import add_launch_arguments
 
+wait_asleep()
 with needed_by("train_net"):
     from paq_detr.engine import run_cli
     from paq_detr.engine.main import run, worker  # noqa: F401  (Detectron2's users look for the worker here)

@@ -10,7 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "projects" / "paq_detr"
 
 # From the ground up; a module imports its own floor and those below it.
 FLOORS = (
-    ("errors", "_detectron2", "_lazy", "config_files", "install_detectron2", "whole_file", "window_masks", "drawing"),
+    (
+        *("errors", "_detectron2", "_lazy", "_threads", "config_files", "install_detectron2", "whole_file"),
+        *("window_masks", "drawing"),
+    ),
     ("checks", "structures", "config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),
@@ -18,7 +21,7 @@ FLOORS = (
     ("assembly",),
     ("detector",),
     ("engine", "doctor", "average"),
-    ("predict", "export", "demo"),
+    ("predict", "export", "demo", "init"),
     ("check_data",),
     ("cli",),
     ("__main__",),

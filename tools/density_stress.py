@@ -8,7 +8,8 @@
 Every RUN holds what training wrote (config.yaml, model_final.pth). It is evaluated on synthetic crowds of every density
 (mean number of figures in an image); KEY VALUE pairs at the end go to every evaluation. Writes density.md, density.json
 and density.png: AP, MR-2, JI, recall, and duplicates per object (further detections of it above the score of the best
-JI), in all and by the object's largest IoU with another.
+JI), in all and by the object's largest IoU with another. The picture takes NAME_seed1, NAME_seed2 ... for seeds of one
+config.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 from paq_detr.data.json_file import write_json
 from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
@@ -28,6 +31,13 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
 
 METRICS = ("AP", "MR", "JI", "Recall", "duplicates")
+TITLES = {
+    "AP": "AP (%), higher is better",
+    "MR": "MR-2 (%), lower is better",
+    "JI": "JI (%), higher is better",
+    "Recall": "recall (%), higher is better",
+    "duplicates": "duplicates per object, lower is better",
+}
 
 
 def duplicates(metrics_file: Path) -> dict[str, float]:
@@ -71,24 +81,55 @@ def table(results: dict[str, dict[float, dict]]) -> str:
     return "\n".join(lines)
 
 
-def draw(path: Path, results: dict[str, dict[float, dict]]) -> None:
-    """A panel per metric against density, and one of duplicates against crowdedness at the highest density."""
-    figure, grid = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
-    axes = grid.flat
+def by_config(results: dict[str, dict[float, dict]]) -> dict[str, list[dict[float, dict]]]:
+    """The runs by the name of their config: NAME_seed1 and NAME_seed2 are seeds of NAME."""
+    found: dict[str, list[dict[float, dict]]] = {}
     for run, rows in results.items():
+        found.setdefault(re.sub(r"_seed\d+$", "", run), []).append(rows)
+    return found
+
+
+def draw(path: Path, results: dict[str, dict[float, dict]]) -> None:
+    """A panel per metric against density, and one of duplicates against crowdedness at the highest density.
+
+    All percentages share one axis, and so do the duplicates. Of several seeds the mean is drawn in a band from the
+    least value to the largest.
+    """
+    figure, grid = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
+    axes, densest = grid.flat, max(density for rows in results.values() for density in rows)
+    for config, seeds in by_config(results).items():
         for axis, name in zip(axes, METRICS):
-            axis.plot(list(rows), [row[name] for row in rows.values()], marker="o", label=run)
-        buckets = rows[max(rows)]["duplicates_by_crowdedness"]
-        axes[-1].plot([float(name.rstrip("+")) for name in buckets], list(buckets.values()), marker="o", label=run)
+            _line(axis, config, [{density: row[name] for density, row in rows.items()} for rows in seeds])
+        crowds = [rows[densest]["duplicates_by_crowdedness"] for rows in seeds if densest in rows]
+        _line(axes[-1], config, [{float(key.rstrip("+")): value for key, value in crowd.items()} for crowd in crowds])
     for axis, name in zip(axes, METRICS):
-        title = "duplicates per object" if name == "duplicates" else f"{name} (%)"
-        axis.set(title=title, xlabel="figures drawn in an image")
-    axes[-1].set(title=f"duplicates per object at density {max(rows):g}", xlabel="object's largest IoU with another")
+        axis.set(title=TITLES[name], xlabel="figures drawn in an image")
+        if name != "duplicates":
+            axis.set(ylim=(0, 100))
+    axes[-1].set(
+        title=f"duplicates at density {densest:g}, lower is better", xlabel="object's largest IoU with another"
+    )
+    top = max(axis.get_ylim()[1] for axis in axes[-2:])
+    for axis in axes[-2:]:
+        axis.set(ylim=(0, top))
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[0].legend()
+    most = max(map(len, by_config(results).values()))
+    spread = f"lines: mean of up to {most} seeds, bands: least to largest" if most > 1 else "one seed each: no spread"
+    figure.supxlabel(f"The further right, the denser the crowd; {spread}.", fontsize=10)
     figure.savefig(path, dpi=100)
     plt.close(figure)
+
+
+def _line(axis: plt.Axes, label: str, seeds: list[dict[float, float]]) -> None:
+    """The mean of the seeds that have a value there, and the band of all."""
+    places = sorted({place for values in seeds for place in values})
+    columns = [[values[place] for values in seeds if place in values] for place in places]
+    (line,) = axis.plot(places, [np.mean(column) for column in columns], marker="o", label=label)
+    if len(seeds) > 1:
+        low, high = [min(column) for column in columns], [max(column) for column in columns]
+        axis.fill_between(places, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def main() -> None:

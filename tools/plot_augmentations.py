@@ -5,8 +5,8 @@
     python tools/plot_augmentations.py --output augmentations.jpg [--config-file CONFIG] [KEY VALUE ...]
 
 Without --config-file the pictures are of the synthetic crowd. A row an augmentation, always applied, with its keys of
-the config; last of all the config's own INPUT.AUGMENT, where it has one. Boxes are coloured by class, ignore regions
-white.
+the config; last of all the config's own INPUT.AUGMENT, where it names several. Boxes are coloured by class, ignore
+regions are white.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def steps_of(cfg: CfgNode) -> dict[str, Augmentations]:
         elif not alone.INPUT.ALBUMENTATIONS:
             continue
         rows[name] = build_augmentations(alone)
-    if cfg.INPUT.AUGMENT:
+    if len(cfg.INPUT.AUGMENT) > 1:
         rows[f"INPUT.AUGMENT: {', '.join(cfg.INPUT.AUGMENT)}"] = build_augmentations(cfg)
     return rows
 
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--cell", type=int, default=320, help="longest side of a picture, in pixels")
+    parser.add_argument("--quality", type=int, default=85, help="of a JPEG, from 1 to 95")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
     if args.columns < 1 or args.cell < 16:
@@ -123,7 +124,7 @@ def main() -> None:
     cfg = setup_config(args)
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a dataset to draw.")
-    draw(cfg, args.columns, args.seed, args.cell).save(args.output, quality=85)
+    draw(cfg, args.columns, args.seed, args.cell).save(args.output, quality=args.quality)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from .data.image_file import MAX_PIXELS, allow_pixels
 from .data.json_file import write_json
 from .data.mapper import read_image
 from .data.statistics import Spread, Statistics, arrays_of
+from .drawing import draw_detections
 from .engine.merge import merge_file
 from .errors import UserError
-from .predict.drawing import draw_detections
 from .predict.output import QUALITY, new_folder
 
 _CELL, _GAP, _CAPTION = (480, 360), 8, 22  # pixels: of a picture on the sheet, around it, and below it
@@ -245,6 +245,7 @@ def _cell(record: dict, class_names: Sequence[str]) -> Image.Image:
     drawn = draw_detections(np.asarray(image), boxes * scale, labels, np.ones(len(boxes)), class_names)
     cell = Image.new("RGB", (_CELL[0], _CELL[1] + _CAPTION), (255, 255, 255))
     cell.paste(drawn, ((_CELL[0] - drawn.width) // 2, (_CELL[1] - drawn.height) // 2))
-    text = f"{os.path.basename(record['file_name'])[-50:]}: {int((~ignored).sum())} objects"
+    name = os.path.basename(record["file_name"].partition("?")[0])  # without what tells a synthetic picture
+    text = f"{name[-50:]}: {int((~ignored).sum())} objects"
     ImageDraw.Draw(cell).text((0, _CELL[1] + 2), text, fill=(0, 0, 0), font=ImageFont.load_default(14))
     return cell

@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``paq-detr``: predict, train, eval, data, export, weights, this machine.
+"""The command ``paq-detr``: predict, train, eval, report, data, export, weights, this machine.
 
 Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
 input, said in one sentence; 128 and its number for a signal.
@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 
 from . import __version__
 from ._detectron2 import needed_by
+from ._threads import wait_asleep
 
 # What a command does is imported when it runs, so that help comes at once.
 _COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("find objects in pictures, folders, videos", "_predict"),
+    "init": ("look at your data and write a config for them, explained", "_init"),
     "train": ("train a config", "_train"),
     "eval": ("evaluate a trained run on its dataset", "_eval"),
     "report": ("what the errors of saved detections are, as a page", "_report"),
@@ -36,6 +38,7 @@ _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Za-z0-9_]+)+$|(OUTPUT_DIR|SEED|CUDNN_BE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    wait_asleep()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     listed = "\n".join(f"  {name:18} {what}" for name, (what, _) in _COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -79,6 +82,15 @@ def _predict(arguments: list[str]) -> int:
     command.add_arguments(parser)
     options = parser.parse_args(arguments)
     return _run(lambda: command.predict(options))
+
+
+def _init(arguments: list[str]) -> int:
+    parser = _parser("init", "DATA [--output FILE]")
+    from .init import command
+
+    command.add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: command.init(options))
 
 
 def _launch_parser(command: str, usage: str) -> argparse.ArgumentParser:

@@ -62,6 +62,10 @@ def _add_data_keys(cfg: CN) -> None:
 def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "QueryDetector"
     cfg.MODEL.MASK_ON = False
+    # What torch.compile makes faster in training, after a minute or more: any of "backbone", "encoder", "decoder".
+    # Without a compiler nothing is, and a warning says so.
+    cfg.MODEL.COMPILE = []
+    cfg.MODEL.RESNETS.CHECKPOINT = False  # recompute activations in the backward pass, block by block
     # Torchvision's ImageNet statistics, RGB in 0..255 (INPUT.FORMAT above is RGB).
     cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
@@ -163,8 +167,8 @@ def _add_model_keys(cfg: CN) -> None:
     # predict (MS-DETR; Mr. DETR on Deformable-DETR++).
     D.QUERIES.MATCH_ON_PRIORS = False
     # Another number of queries at inference; 0: QUERIES.NUM. More are for sources that find their boxes in the image
-    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); learned contents are then repeated from the first one on. Of
-    # learned tables the first ones are taken.
+    # (EncoderTopN, DistinctTopN, AdaptiveSparseAnchors); further ones then share the last learned content. Of learned
+    # tables the first ones are taken.
     D.QUERIES.NUM_TEST = 0
     # EncoderTopN only. An image keeps FACTOR queries for each of its NUM best proposals that scores MIN_SCORE or more,
     # and at least MIN (ours). WHEN: "never"; "inference"; "always", where a batch waits for the device once more.
@@ -193,6 +197,7 @@ def _add_model_keys(cfg: CN) -> None:
     # stand copies of COPY_LAYERS layers side by side, of which READ_OUT.LAYER keeps one (ASAG).
     D.DECODER.NAME = "cascade"
     D.DECODER.NUM_LAYERS = 6
+    D.DECODER.CHECKPOINT = False  # recompute the layers' activations, as ENCODER.CHECKPOINT, in all routes
     D.DECODER.STEM_LAYERS = 0
     D.DECODER.COPY_LAYERS = 1
     D.DECODER.STEM_CODEC = ""  # of the STEM_LAYERS, where it is another than CODEC
@@ -322,6 +327,10 @@ def _add_model_keys(cfg: CN) -> None:
 def _add_training_keys(cfg: CN) -> None:
     S = cfg.SOLVER
     S.OPTIMIZER = "AdamW"
+    S.FUSED = True  # on a GPU AdamW is one kernel for all weights: the same formula, rounded otherwise
+    # On a GPU products of matrices in float32 round their factors to TF32's 10 bits, as convolutions do by torch's
+    # default; faster, and published numbers were made with either.
+    S.TF32 = False
     S.BASE_LR = 2e-4
     S.WEIGHT_DECAY = 1e-4
     S.WEIGHT_DECAY_NORM = 1e-4
@@ -336,6 +345,9 @@ def _add_training_keys(cfg: CN) -> None:
     # Each process's share of a batch goes through the model in so many parts, which need less memory, with the
     # gradients that it has in one piece (docs/training.md says how exactly).
     S.ACCUMULATE = 1
+    # The batch that BASE_LR and WARMUP_ITERS, and where EPOCHS is 0 all iteration keys, are meant for: they are scaled
+    # to IMS_PER_BATCH, the learning rate in proportion. 0: they are taken as they are.
+    S.REFERENCE_BATCH = 0
     # Schedule in epochs; MAX_ITER, STEPS, the checkpoint and the evaluation period follow from the dataset's size and
     # IMS_PER_BATCH. EPOCHS = 0: Detectron2's iteration keys count.
     S.EPOCHS = 0
@@ -373,8 +385,7 @@ def _add_training_keys(cfg: CN) -> None:
 
     # Detections kept per image; also the evaluators' maxDets.
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
-    # report.html beside the results of an evaluation and of a training's last one: what the errors are and what to do.
-    # On: it takes seconds, where the evaluation takes minutes.
+    # report.html beside the results of an evaluation and of a training's last one; it takes seconds.
     cfg.TEST.REPORT = True
     # Query use: a query slot counts as active in an image when its best class scores above this threshold.
     cfg.TEST.QUERY_USE = CN()

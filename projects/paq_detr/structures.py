@@ -133,6 +133,12 @@ class Memory:
             self._once[id(owner)] = owner, compute(self)  # the owner is kept, so that its id stays its own
         return self._once[id(owner)][1]
 
+    def apart(self) -> Memory:
+        """The same, which keeps to itself what is computed once from here on."""
+        memory = replace(self)
+        memory._once = dict(self._once)
+        return memory
+
     def levels(self) -> list[Tensor]:
         """The tokens as (B, C, H, W) maps, finest first."""
         batch, _, channels = self.tokens.shape

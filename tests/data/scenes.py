@@ -26,9 +26,9 @@ def record(number, kind="boxes"):
         width, height = random.randint(12, 23), random.randint(10, 17)
         image[y : y + height, x : x + width] = COLORS[label]
         annotation = {"bbox": [x, y, width, height], "bbox_mode": BoxMode.XYWH_ABS, "category_id": label, "iscrowd": 0}
-        if kind == "visible":  # the upper half of a person behind something black
-            image[y + height // 2 : y + height, x : x + width] = 0
-            annotation["visible_bbox"] = [x, y, width, height // 2]
+        if kind == "visible":  # the upper three quarters of a person behind something black
+            image[y + 3 * height // 4 : y + height, x : x + width] = 0
+            annotation["visible_bbox"] = [x, y, width, 3 * height // 4]
         mask = (image == COLORS[label]).all(-1)
         if kind == "polygons":
             annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]

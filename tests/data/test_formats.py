@@ -8,12 +8,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from paq_detr.data import register_datasets
 from paq_detr.data.formats import find_dataset, find_source, open_source
 from paq_detr.errors import UserError
+from paq_detr.evaluation import build_evaluator
 
 from .other_formats import WRITERS, write_csv, write_voc, write_yolo
 
@@ -110,6 +113,37 @@ def test_polygons_of_yolo_are_masks(content, save, tmp_path, cfg):
     for one, other in zip(coco, yolo, strict=True):
         np.testing.assert_allclose(one["bbox"], other["bbox"], atol=1e-9)
         np.testing.assert_allclose(one["segmentation"], other["segmentation"], atol=1e-9)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_evaluation_is_that_of_coco_json(content, save, tmp_path, cfg, form):
+    """The same detections on the same pictures give the same numbers, crowds' included."""
+    if form not in CROWDS:
+        content["annotations"][2]["iscrowd"] = 0
+    content["annotations"] += [{"id": 9, "image_id": 9, "category_id": 90, "bbox": [2, 3, 12, 40], "iscrowd": 0}]
+    json_file, pictures = save(content)
+    cfg.DATASETS.COCO_JSON = [["coco", json_file, pictures]]
+    cfg.DATASETS.FILES = [{"name": "other", **FORMS[form](content, pictures, tmp_path / "other")}]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.TEST.CROWD.ENABLED = ("coco",), ("other",), True
+    register_datasets(cfg)
+    found = {
+        "a.png": ([[1, 2, 11, 13], [20, 5, 33, 25], [0, 0, 30, 4]], [0.9, 0.6, 0.7], [2, 0, 1]),
+        "b.png": ([[2, 3, 14, 40], [5, 5, 10, 10]], [0.8, 0.95], [2, 2]),
+    }
+    results = []
+    for name in ("coco", "other"):
+        evaluator = build_evaluator(cfg, name, str(tmp_path / name))
+        evaluator.reset()
+        for record in DatasetCatalog.get(name):
+            boxes, scores, classes = found[record["file_name"].rpartition("/")[2]]
+            instances = Instances((record["height"], record["width"]))
+            instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+            instances.scores, instances.pred_classes = torch.tensor(scores), torch.tensor(classes)
+            evaluator.process([record], [{"instances": instances}])
+        results.append(evaluator.evaluate())
+    assert 0 < results[0]["bbox"]["AP"] < 100 and results[0].keys() == {"bbox", "crowd"}
+    for task, metrics in results[0].items():
+        np.testing.assert_allclose(list(metrics.values()), list(results[1][task].values()), err_msg=task)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

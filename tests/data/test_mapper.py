@@ -314,3 +314,20 @@ def test_a_segmentation_that_is_missing_or_unsound_is_named_with_its_file(masked
     masked["annotations"][1]["segmentation"] = segmentation
     with pytest.raises(ValueError, match=rf"a.png: the segmentation of the box \[30, 20, 15, 20\] .*{message}"):
         mapper(masks=True)(masked)
+
+
+def test_segmentations_of_some_objects_are_read_for_copy_paste_alone(cfg, content, save):
+    content["annotations"][0]["segmentation"] = [[1, 2, 11, 2, 11, 14]]
+    content["annotations"][1]["segmentation"] = [[1, 2, 3]]  # unsound
+    path, root = save(content)
+    cfg.DATASETS.COCO_JSON, cfg.DATASETS.TRAIN = [["partly", path, root]], ["partly"]
+    cfg.INPUT.AUGMENT, cfg.INPUT.COPY_PASTE.PROB = ["copy_paste"], 1.0
+    register_datasets(cfg)
+    dicts = DatasetCatalog.get("partly")
+    assert ["segmentation" in a for a in dicts[0]["annotations"]] == [True, False, False]
+    built = DetrDatasetMapper(cfg, True)
+    built.others = dicts
+    assert not built(dicts[1])["instances"].has("gt_masks")
+    cfg.MODEL.DETR.MASK.ENABLED = True
+    with pytest.raises(ValueError, match="3 numbers, must be x, y of three corners"):
+        register_datasets(cfg)

@@ -1,6 +1,5 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-import json
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,9 +9,9 @@ from matplotlib.colors import same_color
 
 from paq_detr import cli
 from paq_detr.demo.command import ground_truth
-from paq_detr.demo.figures import DPI, PAIRS, PANEL, Labelled, draw_losses, draw_predictions
+from paq_detr.demo.figures import DPI, PAIRS, PANEL, Labelled, draw_predictions
 
-from ..figures import curves, rectangles, texts
+from ..figures import rectangles, texts
 
 BOX, REGION, FOUND = (5.0, 5, 20, 30), (30.0, 5, 50, 20), [(4.0, 7, 21, 30), (-3.0, -2, 10, 12)]
 
@@ -55,20 +54,6 @@ def test_a_class_has_one_colour_in_boxes_labels_and_legend(tmp_path, figures):
         assert same_color(patch.get_edgecolor(), color)
         assert same_color(text.get_bbox_patch().get_facecolor()[:3], color[:3])
     assert right.texts[1].get_position() == (0, 0)  # a box that starts outside is labelled inside
-
-
-def test_the_curves_come_from_detectron2s_metrics_file(tmp_path, figures):
-    lines = [
-        {"iteration": 19, "total_loss": 3.0, "loss_l1/final": 1.0, "loss_l1/layer0": 7.0},
-        {"iteration": 39, "bbox/AP": 12.0, "bbox/AP50": 30.0},
-        {"iteration": 39, "total_loss": 2.0, "loss_l1/final": 0.5},
-    ]
-    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)))
-    draw_losses(str(tmp_path / "loss.png"), str(tmp_path / "metrics.json"))
-    left, right = figures["loss.png"].axes
-    assert curves(left) == {"total_loss": ([19, 39], [3, 2]), "loss_l1/final": ([19, 39], [1, 0.5])}
-    assert curves(right) == {"bbox/AP": ([39], [12]), "bbox/AP50": ([39], [30])}
-    assert (left.get_yscale(), right.get_ylim(), right.get_xlim()) == ("log", (0, 100), left.get_xlim())
 
 
 def test_the_ground_truth_keeps_regions_apart():

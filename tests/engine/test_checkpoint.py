@@ -66,7 +66,9 @@ def test_rows_follow_their_class_names(tmp_path):
 def test_what_fits_badly_is_a_warning_above_the_table(tmp_path, caplog):
     old, new = Classifier(["cat", "dog"]), Classifier(["emu"])
     new.tail = nn.Linear(1, 1)
-    DetrCheckpointer(new).load(saved(old, tmp_path))
+    path = saved(old, tmp_path)
+    caplog.clear()
+    DetrCheckpointer(new).load(path)
     levels = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == "paq_detr.engine.checkpoint"]
     assert levels[0] == (
         "WARNING",

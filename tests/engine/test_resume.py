@@ -344,3 +344,25 @@ def test_one_name_is_no_change_where_a_list_is_now(make_cfg):
     earlier = run_config.replace("CROSS_ATTENTION:\n      - deformable", "CROSS_ATTENTION: deformable")
     assert earlier != run_config and changes(earlier, cfg) == []
     assert [key for key, *_ in changes(earlier.replace(": deformable", ": conditional"), cfg)] != []
+
+
+def test_epochs_go_on_where_they_were_with_a_batch_of_another_size(make_cfg, caplog):
+    """12 images: 2 of 4 epochs in 12 batches of 2, the others in 6 of 4; and once more."""
+    epochs = ("DATASETS.TEST", "[]", "SOLVER.EPOCHS", 4, "SOLVER.EPOCH_STEPS", "[3]", "SOLVER.CHECKPOINT_EPOCHS", 1)
+    caplog.set_level("INFO", logger="paq_detr.engine.trainer")
+    first = build(make_cfg(*epochs))
+    first.iter, first.data_loader.batches = 11, 12
+    first.save("model_0000011")
+    second = build(make_cfg(*epochs, "SOLVER.IMS_PER_BATCH", 4), resume=True)
+    assert (second.start_iter, second.max_iter, second.cfg.SOLVER.STEPS) == (12, 18, (15,))
+    assert second.cfg.SOLVER.CHECKPOINT_PERIOD == 3 and second.data_loader.start == 24
+    assert sum("those that are left take 6 iterations of 4 images" in m for m in caplog.messages) == 1
+    rates = []
+    for iteration in (12, 14, 15):
+        second.scheduler.last_epoch = iteration
+        rates.append(second.scheduler.get_lr()[0])
+    assert rates == pytest.approx([2e-4, 2e-4, 2e-5])
+    second.iter, second.data_loader.batches = 14, 3
+    second.save("model_0000014")
+    third = build(make_cfg(*epochs, "SOLVER.IMS_PER_BATCH", 4), resume=True)
+    assert (third.start_iter, third.max_iter, third.data_loader.start, third.data_loader.batches) == (15, 18, 24, 3)

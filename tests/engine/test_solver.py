@@ -168,3 +168,19 @@ def test_layer_decay_needs_a_backbone_whose_layers_are_numbered(cfg):
         UserError, match="SOLVER.LAYER_DECAY is 0.5, but the layers of MODEL.BACKBONE.NAME build_resnet"
     ):
         build_optimizer(cfg, Detector())
+
+
+@pytest.mark.parametrize("epochs", [0, 4])
+def test_a_learning_rate_is_scaled_from_the_batch_that_it_is_meant_for_once(cfg, caplog, epochs):
+    cfg.merge_from_list([
+        *("SOLVER.REFERENCE_BATCH", 16, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 1e-4, "SOLVER.WARMUP_ITERS", 10),
+        *("SOLVER.EPOCHS", epochs, "SOLVER.MAX_ITER", 90, "SOLVER.STEPS", (60,), "TEST.EVAL_PERIOD", 0),
+    ])  # fmt: skip
+    with caplog.at_level("INFO", logger="paq_detr.engine.solver"):
+        once = resolve_schedule(cfg, 40)
+    solver = once.SOLVER
+    assert (solver.BASE_LR, solver.WARMUP_ITERS, solver.REFERENCE_BATCH) == (pytest.approx(2.5e-5), 40, 4)
+    assert (solver.MAX_ITER, solver.STEPS) == ((40, ()) if epochs else (360, (240,)))
+    assert once.TEST.EVAL_PERIOD == (10 if epochs else 0)
+    assert "Scaled from SOLVER.REFERENCE_BATCH 16 to IMS_PER_BATCH 4: SOLVER.BASE_LR 0.0001 -> 2.5e-05" in caplog.text
+    assert resolve_schedule(once, 40) == once

@@ -14,7 +14,7 @@ from PIL import Image
 
 from paq_detr.engine import NonFiniteLossError, Trainer, UserError
 from paq_detr.engine.checkpoint import DetrCheckpointer
-from paq_detr.engine.hooks import MetricsWriter
+from paq_detr.engine.hooks import MetricsWriter, ProgressWriter
 from paq_detr.modeling.heads import ClassHead
 
 from .conftest import tiny_configs
@@ -171,6 +171,29 @@ def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(mak
         assert json.load(file)["value"] == 0.5
 
 
+def test_training_ends_without_gain_and_a_resumed_one_still_counts(make_cfg, monkeypatch, caplog):
+    values = iter([0.2, 0.5, 0.4, 0.45, 0.3, 0.6, 0.1])
+    monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model: {"bbox": {"AP": next(values)}}))
+    opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 9)
+    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
+    with caplog.at_level("INFO", logger="paq_detr.engine.trainer"):
+        trainer = train(make_cfg(*opts, "TEST.PATIENCE", 2))
+    (said,) = [r.getMessage() for r in caplog.records if "TEST.PATIENCE" in r.getMessage()]
+    assert said == (
+        "bbox/AP has not been better than 0.5 (iteration 2) in the last 2 evaluations (TEST.PATIENCE): training ends "
+        f"after iteration 4 of 9, saved as {trainer.cfg.OUTPUT_DIR}/model_final.pth"
+    )
+    assert trainer.iter == 3 and trainer.checkpointer.last_checkpoint().endswith("model_final.pth")
+    resumed = train(make_cfg(*opts, "TEST.PATIENCE", 3), resume=True)
+    assert resumed.start_iter == 4 and resumed.iter == 4  # the third one without gain
+
+
+def test_patience_needs_something_to_wait_for(make_cfg):
+    for key in ("DATASETS.TEST", "TEST.BEST_METRIC"):
+        with pytest.raises(UserError, match=f"TEST.PATIENCE is 2, but there is nothing to wait for: {key} is empty"):
+            make_cfg("TEST.PATIENCE", 2, key, "[]" if key == "DATASETS.TEST" else "")
+
+
 def test_only_the_latest_periodic_checkpoints_stay(make_cfg):
     cfg = make_cfg("SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.CHECKPOINT_KEEP", 2, "DATASETS.TEST", "[]")
     train(cfg)
@@ -250,6 +273,22 @@ def test_the_progress_line_tells_how_many_queries_dh_detr_keeps(make_cfg, caplog
             train(make_cfg("SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "[]", "DATASETS.TEST", "[]", *options))
     dh, without = [record.getMessage() for record in caplog.records if "iteration 1/1" in record.getMessage()]
     assert "; 0.0% of the queries alive in the last layer; " in dh and "alive" not in without
+
+
+@pytest.mark.parametrize(("share", "threads", "said"), [
+    (0.4, 2, "the cores are shared: of a step's time, this program computed 40%; OMP_NUM_THREADS=1 may be faster"),
+    (0.4, 1, "the cores are shared: of a step's time, this program computed 40%"),
+    (0.9, 2, ""),
+])  # fmt: skip
+def test_the_progress_line_tells_that_others_use_the_cores(monkeypatch, caplog, share, threads, said):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
+    with EventStorage() as storage, caplog.at_level("INFO", logger="paq_detr.engine.hooks"):
+        storage.put_scalar("core_share", share)
+        ProgressWriter(5).write()
+    (line,) = caplog.messages
+    assert (said in line) if said else "shared" not in line
+    assert ("OMP_NUM_THREADS" in line) == ("OMP" in said)
 
 
 def test_metrics_json_has_null_for_what_is_not_finite(tmp_path):

@@ -35,8 +35,11 @@ def command(capfd):
 
 
 def test_help_lists_the_commands_and_imports_nothing_heavy():
-    program = "import sys; from paq_detr.cli import main; main([]); print(*{'torch', 'detectron2'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    program = (
+        "import os, sys; from paq_detr.cli import main; main([]); print(*{'torch', 'detectron2'} & set(sys.modules)); "
+        "assert os.environ['OMP_WAIT_POLICY'] == 'passive'"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     listed = said.split("commands:")[1]
     assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ")] == list(cli._COMMANDS)
     assert listed.splitlines()[-1] == ""

@@ -51,16 +51,28 @@ def test_the_picture_shows_each_figure_of_every_run(tmp_path, figures):
     draw(tmp_path / "density.png", runs)
     *panels, last = figures["density.png"].axes
     assert [panel.get_title() for panel in panels] == [
-        "AP (%)",
-        "MR (%)",
-        "JI (%)",
-        "Recall (%)",
-        "duplicates per object",
+        "AP (%), higher is better",
+        "MR-2 (%), lower is better",
+        "JI (%), higher is better",
+        "recall (%), higher is better",
+        "duplicates per object, lower is better",
     ]
     for panel, name in zip(panels, METRICS, strict=True):
         for run, (densities, values) in curves(panel).items():
             assert densities == [4, 16]
             assert values == pytest.approx([runs[run][density][name] for density in densities], nan_ok=True)
         assert set(curves(panel)) == {"baseline", "dh"}
-    assert last.get_title() == "duplicates per object at density 16"
+    assert {panel.get_ylim() for panel in panels[:4]} == {(0, 100)} and panels[4].get_ylim() == last.get_ylim()
+    assert last.get_title() == "duplicates at density 16, lower is better"
     assert curves(last) == {"baseline": ([0, 0.6], [0.1, 16]), "dh": ([0, 0.6], [1.1, 16])}
+
+
+def test_seeds_of_a_config_are_a_mean_in_a_band(tmp_path, figures):
+    baseline, other = results().values()
+    other[16.0]["MR"] = 20.0
+    draw(tmp_path / "seeds.png", {"dh_seed1": baseline, "dh_seed2": other})
+    panel = figures["seeds.png"].axes[0]
+    assert curves(panel) == {"dh": ([4, 16], [pytest.approx(0.54), pytest.approx(0.66)])}
+    band = panel.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((0.04, 1.16))
+    assert "2 seeds" in figures["seeds.png"].get_supxlabel()

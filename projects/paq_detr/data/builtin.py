@@ -19,6 +19,7 @@ from detectron2.structures import BoxMode
 
 from ..checks import check_choice, expanded_path
 from ..errors import UserError
+from .coco_file import SOME
 from .coco_json import CocoDataset, register_coco_json, reorder_classes
 from .crowdhuman import register_crowdhuman
 from .figures import CLASSES
@@ -52,14 +53,15 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     def read(name: Any) -> bool:
         return not test_only or name in cfg.DATASETS.TEST
 
+    masks = cfg.MODEL.DETR.MASK.ENABLED or ("copy_paste" in cfg.INPUT.AUGMENT and SOME)
     for entry in cfg.DATASETS.FILES:
         if not isinstance(entry, dict) or read(entry.get("name")):
             name, source = source_of(entry)
-            register_source(source, name, masks=cfg.MODEL.DETR.MASK.ENABLED)
+            register_source(source, name, masks)
     for entry in cfg.DATASETS.COCO_JSON:
         parts = _checked_entry("COCO_JSON", entry, ("name", "annotation json", "image folder"))
         if read(parts[0]):
-            register_coco_json(*parts, masks=cfg.MODEL.DETR.MASK.ENABLED)
+            register_coco_json(*parts, masks)
     for entry in cfg.DATASETS.CROWDHUMAN:
         parts = _checked_entry("CROWDHUMAN", entry, ("name", "annotation odgt", "image folder", "box"))
         if read(parts[0]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .json_columns import plain_boxes, plain_numbers
 from .json_file import open_file, parse_json
@@ -49,8 +49,14 @@ class CocoFile:
     annotated: bool  # False: there is no ``annotations`` at all, as in COCO's image_info files of test sets
 
 
-def read_coco(path: str, masks: bool = False) -> CocoFile:
-    """Read and check a COCO json, with ``masks`` also the segmentations, which every object must have then.
+#: Which segmentations are read: False, none; True, those of all objects, which must have sound ones; SOME, those that
+#: there are.
+Masks = bool | Literal["some"]
+SOME: Masks = "some"
+
+
+def read_coco(path: str, masks: Masks = False) -> CocoFile:
+    """Read and check a COCO json, with ``masks`` also segmentations.
 
     Raises:
         ValueError: one sentence with the file, the entry's id, the key and the value.
@@ -59,7 +65,7 @@ def read_coco(path: str, masks: bool = False) -> CocoFile:
         return check_coco(parse_json(file.read(), path), path, masks)
 
 
-def check_coco(content: Any, path: str, masks: bool = False) -> CocoFile:
+def check_coco(content: Any, path: str, masks: Masks = False) -> CocoFile:
     """Check what a COCO json holds; ``path`` is what messages call it.
 
     Raises:
@@ -72,7 +78,7 @@ class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def read(self, content: Any, masks: bool) -> CocoFile:
+    def read(self, content: Any, masks: Masks) -> CocoFile:
         if not isinstance(content, dict):
             raise self._error(f"the top level must be an object, it is a {type(content).__name__}")
         annotated = "annotations" in content
@@ -83,7 +89,7 @@ class _Reader:
         if annotations is None:
             annotations = self._annotations(entries, images, categories)
         if masks:
-            self._add_segmentations(annotations, entries, images)
+            self._add_segmentations(annotations, entries, images, must=masks is True)
         return CocoFile(self.path, list(images.values()), annotations, categories, annotated)
 
     def _entries(self, content: dict, key: str) -> list[dict]:
@@ -202,8 +208,10 @@ class _Reader:
                 "corner"
             )
 
-    def _add_segmentations(self, annotations: list[CocoAnnotation], entries: list[dict], images: dict) -> None:
-        """An ignore region may have none."""
+    def _add_segmentations(
+        self, annotations: list[CocoAnnotation], entries: list[dict], images: dict, must: bool
+    ) -> None:
+        """An ignore region may have none, and if no object ``must`` have one, so may others."""
         without = []
         for annotation, entry in zip(annotations, entries):
             value, where = entry.get("segmentation"), f"annotation {annotation.id}"
@@ -217,8 +225,10 @@ class _Reader:
                 if image.height and image.width:
                     check_mask_size(annotation.segmentation, image.height, image.width)
             except Unfit as error:
-                raise self._error(f"the segmentation of {where} is {error}") from None
-        if without:
+                annotation.segmentation = None
+                if must:
+                    raise self._error(f"the segmentation of {where} is {error}") from None
+        if without and must:
             raise self._error(
                 f"{without[0]} has no segmentation, as have {len(without)} of {len(annotations)}, and "
                 "MODEL.DETR.MASK.ENABLED needs one of every object"

@@ -17,7 +17,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .coco_file import CocoFile, CocoImage, check_coco
+from .coco_file import SOME, CocoFile, CocoImage, Masks, check_coco
 from .formats.coco import CocoSource
 from .formats.source import Content, Source
 from .image_file import image_size
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _EXAMPLES = 3  # dropped boxes that the warning names
 
 
-def register_coco_json(name: str, json_file: str, image_root: str, masks: bool = False) -> None:
+def register_coco_json(name: str, json_file: str, image_root: str, masks: Masks = False) -> None:
     """Register a COCO-format dataset with Detectron2's catalogs.
 
     Classes are the json's ``categories`` sorted by id, whatever the gaps between the ids; the map from ids to
@@ -45,7 +45,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: bool =
         name: for ``DATASETS.TRAIN`` and ``DATASETS.TEST``.
         json_file: COCO annotations with ``images``, ``annotations`` and ``categories``.
         image_root: folder that the images' ``file_name`` start at.
-        masks: the dicts hold segmentations too, which every object must have.
+        masks: the dicts hold segmentations too: True, of every object, which must have one; ``SOME``, of some.
 
     Raises:
         FileNotFoundError: the json or the folder is missing.
@@ -57,7 +57,7 @@ def register_coco_json(name: str, json_file: str, image_root: str, masks: bool =
     register_coco(name, CocoSource(json_file, images=image_root or "."), masks)
 
 
-def register_coco(name: str, source: Source, masks: bool = False) -> None:
+def register_coco(name: str, source: Source, masks: Masks = False) -> None:
     """Register a source of any format as ``register_coco_json`` does a json; the metadata's ``json_file`` is there for
     a json alone.
 
@@ -66,7 +66,7 @@ def register_coco(name: str, source: Source, masks: bool = False) -> None:
     """
     if name in DatasetCatalog:
         _check_same(name, DatasetCatalog[name], source)
-        if DatasetCatalog[name].masks or not masks:
+        if DatasetCatalog[name].masks in (True, masks) or not masks:
             return
         DatasetCatalog.remove(name)  # to read its segmentations, too
         MetadataCatalog.remove(name)
@@ -94,7 +94,7 @@ class CocoDataset:
     copy of its own, and two copies of a large dataset would fill the memory.
     """
 
-    def __init__(self, name: str, source: Source, masks: bool = False) -> None:
+    def __init__(self, name: str, source: Source, masks: Masks = False) -> None:
         if not os.path.isdir(source.image_root):
             raise FileNotFoundError(f"dataset {name!r}: the image folder {source.image_root} does not exist")
         self.name, self.source, self.masks = name, source, masks
@@ -154,6 +154,8 @@ class CocoDataset:
                 try:
                     check_mask_size(annotation.segmentation, record["height"], record["width"])
                 except Unfit as error:
+                    if self.masks == SOME:
+                        continue
                     text = f"the segmentation of annotation {annotation.id} is {error}"
                     raise ValueError(f"{self.source.path}: {text}") from None
                 record["annotations"][-1]["segmentation"] = annotation.segmentation

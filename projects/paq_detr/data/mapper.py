@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ..checks import check_choice
 from ..errors import UserError
 from ..window_masks import WindowMasks, polygon_crop
 from .augment import Augmentations, build_augmentations
+from .coco_file import SOME
 from .image_file import MAX_PIXELS, allow_pixels, read_picture, size_fault
 from .sample import Piece, Sample, moved_mask, sample_of
 from .segmentation import Segmentation
@@ -94,6 +96,7 @@ class DetrDatasetMapper:
         num_classes: int,
         max_pixels: int = MAX_PIXELS,
         masks: bool = False,
+        with_instances: bool | None = None,
         before: Augmentations | None = None,
     ) -> None:
         """
@@ -104,6 +107,7 @@ class DetrDatasetMapper:
             num_classes: K.
             max_pixels: larger pictures are refused; 0: none is.
             masks: make ``gt_masks`` of the annotations' ``segmentation``.
+            with_instances: make ``instances``; None: in training.
             before: steps of training before ``crop`` and ``augmentations`` (``INPUT.AUGMENT``).
         """
         self.is_train = is_train
@@ -111,6 +115,7 @@ class DetrDatasetMapper:
         self.crop = T.AugmentationList([*crop, *augmentations]) if crop else None
         self.image_format = image_format
         self.num_classes, self.max_pixels, self.masks = num_classes, max_pixels, masks
+        self.with_instances = is_train if with_instances is None else with_instances
         self.before = before if is_train and before is not None else Augmentations([])
         self.others: Sequence[dict] | None = None  # dataset dicts that mixing steps draw from; the loader sets it
 
@@ -141,7 +146,7 @@ class DetrDatasetMapper:
 
     def __call__(self, dataset_dict: dict) -> dict:
         result = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
-        annotated = self.is_train and "annotations" in dataset_dict
+        annotated = self.with_instances and "annotations" in dataset_dict
         sample = self._read(dataset_dict if annotated else {**dataset_dict, "annotations": []})
         result["height"], result["width"] = sample.size
         sample = self.before(sample, self._another)
@@ -152,6 +157,7 @@ class DetrDatasetMapper:
         transforms = augmentations(augmented)
         result["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())
         if annotated:
+            sample = sample if self.masks else replace(sample, masks=None)
             result["instances"] = transformed_instances(sample, transforms, augmented.image.shape[:2])
         return result
 
@@ -159,7 +165,7 @@ class DetrDatasetMapper:
         allow_pixels(self.max_pixels)  # here, as a loader's process need not be a fork of this one
         image = read_image(dataset_dict["file_name"], self.image_format)
         _check_size(dataset_dict, image)
-        return sample_of(dataset_dict, image, self.num_classes, self.masks)
+        return sample_of(dataset_dict, image, self.num_classes, self.masks or (self.before.mixes and SOME))
 
     def _another(self) -> Sample:
         """A random sample of the dataset, as it was read."""

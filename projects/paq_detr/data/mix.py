@@ -14,8 +14,9 @@ from detectron2.config import CfgNode
 from ..checks import check_range
 from ..registry import adds_config
 from .augment import AUGMENTATIONS, Mix, interval, probability
-from .sample import Sample, cut, filling, overlaid, piece_of, pixels_of, resized
+from .sample import Sample, areas, cut, filling, overlaid, piece_of, pixels_of, resized
 
+_SEEN = 0.7  # of its box, the least of an object that is copied: of what is hidden, nothing can be copied
 _CENTRE = 0.25, 0.75  # where the four pictures of a mosaic meet, in shares of its sides
 # A pasted object that stands beside another one, its partner:
 _HEIGHT = 0.8, 1.25  # its height, in heights of the partner
@@ -98,16 +99,17 @@ class CopyPaste(Mix):
         if np.random.rand() >= self.prob:
             return sample
         source = draw()
-        inside = [pixels_of(box, source.size) for box in source.seen]
-        fit = [i for i, (x0, y0, x1, y1) in enumerate(inside) if not source.ignore[i] and x1 > x0 and y1 > y0]
+        shown = np.hstack([np.maximum(source.boxes, source.seen)[:, :2], np.minimum(source.boxes, source.seen)[:, 2:]])
+        shares = areas(shown) / np.maximum(areas(source.boxes), 1e-9)
+        fit = np.flatnonzero(~source.ignore & (shares >= _SEEN))
         count = min(np.random.randint(self.max_objects) + 1, len(fit))
-        chosen = np.random.choice(fit, count, replace=False) if fit else []
+        chosen = np.random.choice(fit, count, replace=False) if len(fit) else []
         parts = [part for part in (self._part(sample, source, int(i)) for i in chosen) if part is not None]
         return overlaid(sample, parts, self.least)
 
     def _part(self, sample: Sample, source: Sample, index: int) -> tuple[Sample, np.ndarray | None, int, int] | None:
         """An object of the source as ``overlaid`` takes it; None where its mask has no pixel."""
-        masked = source.masks is not None
+        masked = source.masks is not None and source.masks[index] is not None
         others = [] if masked else [i for i in range(len(source)) if i != index]
         window = pixels_of(source.seen[index], source.size)
         if masked:
@@ -115,9 +117,11 @@ class CopyPaste(Mix):
             window = x0, y0, x0 + pixels.shape[1], y0 + pixels.shape[0]
             if not pixels.size:
                 return None
-        part = cut(source.take([index, *others]), window, self.least, whole=True)
+        part = cut(source.take([index, *others]), window, self.least)
         if not len(part):  # its box and its mask are not in one place
             return None
+        if source.amodal[index]:  # it is covered by what is cut away
+            part.boxes[0] = source.boxes[index] - np.tile(window[:2], 2)
         height, width = part.size
         partner = self._partner(sample)
         factor = np.random.uniform(*self.scale)

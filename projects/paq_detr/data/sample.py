@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as rle
 
 from ..window_masks import polygon_crop
+from .coco_file import Masks
 from .json_values import Unfit
 from .segmentation import Segmentation, as_segmentation, check_mask_size
 
@@ -34,7 +35,7 @@ class Sample:
     classes: np.ndarray  # (N,) int64
     ignore: np.ndarray  # (N,) bool, ignore regions
     amodal: np.ndarray  # (N,) bool, whether the target stays whole where something covers the object
-    masks: list[Segmentation | None] | None = None  # None: not asked for; an ignore region has none
+    masks: list[Segmentation | None] | None = None  # None: not asked for; ignore regions and some objects have none
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -62,8 +63,8 @@ class Sample:
 _COLUMNS = ("boxes", "seen", "classes", "ignore", "amodal")
 
 
-def sample_of(dataset_dict: dict, image: np.ndarray, num_classes: int, masks: bool = False) -> Sample:
-    """The image of a dataset dict with its annotations; ``masks`` says whether their segmentations are taken.
+def sample_of(dataset_dict: dict, image: np.ndarray, num_classes: int, masks: Masks = False) -> Sample:
+    """The image of a dataset dict with its annotations; ``masks`` says which segmentations are taken.
 
     A record's ``amodal`` says whether its boxes are those of whole objects, also where they are hidden. Where it says
     nothing, objects with a mask are taken for what is seen of them, others for whole.
@@ -81,14 +82,17 @@ def sample_of(dataset_dict: dict, image: np.ndarray, num_classes: int, masks: bo
             )
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    taken = [None] * len(boxes)
+    if masks:
+        taken = [_mask(a, file_name, image.shape[:2], must=masks is True) for a in annotations]
     return Sample(
         image=image,
         boxes=boxes,
         seen=clipped(_seen(annotations, boxes), (0, 0, image.shape[1], image.shape[0])),
         classes=np.array([a["category_id"] for a in annotations], dtype=np.int64),
         ignore=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-        amodal=np.full(len(boxes), dataset_dict.get("amodal", not masks)),
-        masks=[_mask(a, file_name, image.shape[:2]) for a in annotations] if masks else None,
+        amodal=np.array([dataset_dict.get("amodal", mask is None) for mask in taken], dtype=bool),
+        masks=taken if masks else None,
     )
 
 
@@ -102,8 +106,8 @@ def _seen(annotations: Sequence[dict], boxes: np.ndarray) -> np.ndarray:
     return seen
 
 
-def _mask(annotation: dict, file_name: str, size: tuple[int, int]) -> Segmentation | None:
-    if annotation.get("iscrowd", 0):
+def _mask(annotation: dict, file_name: str, size: tuple[int, int], must: bool) -> Segmentation | None:
+    if annotation.get("iscrowd", 0) or not (must or "segmentation" in annotation):
         return None
     try:
         segmentation = as_segmentation(annotation.get("segmentation"))
@@ -195,11 +199,11 @@ def resized(sample: Sample, height: int, width: int) -> Sample:
     return moved(sample, T.ResizeTransform(*sample.size, height, width))
 
 
-def cut(sample: Sample, window: Window, least: float, whole: bool = False) -> Sample:
+def cut(sample: Sample, window: Window, least: float) -> Sample:
     """The part of a sample in a window of its picture.
 
     An object stays if at least the share ``least`` of what was seen of it, and any of it at all, lies in the window; an
-    ignore region if any of it does. Its box ends at the window's edge; with ``whole``, an amodal one does not.
+    ignore region if any of it does. Boxes end at the window's edge.
     """
     x0, y0, x1, y1 = window
     picture = replace(sample, image=sample.image[y0:y1, x0:x1])
@@ -220,8 +224,6 @@ def cut(sample: Sample, window: Window, least: float, whole: bool = False) -> Sa
             masks[i] = _shifted(masks[i], -x0, -y0)
         else:
             masks[i] = mask_of((inside[0] - x0, inside[1] - y0, inside[2]), (height, width))
-    if whole:
-        boxes = np.where(sample.amodal[:, None], sample.boxes, boxes)
     shift = np.array([x0, y0, x0, y0])
     result = replace(picture, boxes=boxes - shift, seen=seen - shift, masks=masks)
     return result.take((shares > 0) & (sample.ignore | (shares >= least)) & (areas(boxes) > 0))

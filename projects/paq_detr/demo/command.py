@@ -23,7 +23,8 @@ from detectron2.structures import BoxMode
 from ..config_files import configs
 from ..data import DetrDatasetMapper, read_image
 from ..engine import Trainer, UserError, setup_config, start_run
-from .figures import Labelled, draw_losses, draw_predictions
+from ..engine.curves import draw_curves, read_metrics
+from .figures import Labelled, draw_predictions
 
 
 def held_out(cfg: CfgNode, count: int) -> list[dict]:
@@ -63,7 +64,7 @@ def report(cfg: CfgNode, trainer: Trainer, seconds: float, args: argparse.Namesp
     images = [read_image(record["file_name"], "RGB") for record in records]
     pictures = [os.path.join(folder, name) for name in ("predictions.png", "loss.png")]
     draw_predictions(pictures[0], images, [ground_truth(record) for record in records], found, names)
-    draw_losses(pictures[1], os.path.join(folder, "metrics.json"))
+    draw_curves(pictures[1], read_metrics(os.path.join(folder, "metrics.json")))
     summary = {
         "config": args.config_file,
         "device": str(trainer.device),

@@ -1,10 +1,9 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's two pictures: ground truth beside predictions, and how training went."""
+"""The demo's picture: ground truth beside predictions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -76,31 +75,3 @@ def _draw_boxes(axis, labelled: Labelled, names: Sequence[str], colors: Sequence
             bbox={"facecolor": colors[label], "edgecolor": "none", "pad": 1, "alpha": 0.85},
             clip_on=True,
         )
-
-
-def draw_losses(path: str, metrics_file: str, metric: str = "bbox/AP") -> None:
-    """Write the curves of the losses and of ``metric`` from Detectron2's metrics.json (one json per line)."""
-    with open(metrics_file) as file:
-        lines = [json.loads(line) for line in file]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(14, 5), layout="constrained")
-    _curve(left, lines, "total_loss", linewidth=3, color="black")
-    for name in ("loss_class", "loss_l1", "loss_giou"):
-        _curve(left, lines, f"{name}/final", linewidth=1.5)
-    left.set(xlabel="iteration", ylabel="loss (median of 20 iterations)", yscale="log")
-    left.set_title("Training loss: all terms together, and the last decoder layer's")
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False)
-    left.grid(alpha=0.3)
-    for name in (metric, f"{metric}50"):
-        _curve(right, lines, name, marker="o")
-    right.set(xlabel="iteration", ylabel="percent", ylim=(0, 100), title="On held-out images")
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
-    right.set_xlim(left.get_xlim())
-    right.grid(alpha=0.3)
-    figure.savefig(path, dpi=DPI)
-    plt.close(figure)
-
-
-def _curve(axis, lines: Sequence[dict], name: str, **style) -> None:
-    points = [(line["iteration"], line[name]) for line in lines if name in line]
-    if points:
-        axis.plot(*zip(*points, strict=True), label=name, **style)

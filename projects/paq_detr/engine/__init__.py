@@ -3,10 +3,11 @@
 """Training, checkpoints and the command line's setup."""
 
 from ..errors import NonFiniteLossError, UserError
+from .build import build_detector
 from .checkpoint import DetrCheckpointer
 from .cli import run_cli, setup_config, start_run
 from .evaluate import load_trained
-from .trainer import Trainer, build_detector
+from .trainer import Trainer
 
 __all__ = [
     "DetrCheckpointer",

@@ -29,7 +29,7 @@ from ..convert.files import missing_file, read_checkpoint, strip_wrappers
 from ..convert.layout import number_of_classes
 from ..errors import UserError
 from ..whole_file import whole_file
-from .output import LAST_CHECKPOINT
+from .output import AVERAGED, BEST, LAST_CHECKPOINT
 from .pretrained import BUNDLED, bundled_file, check_statistics
 from .rows import FittedRows, fit_leading_rows, match_classes
 
@@ -209,6 +209,15 @@ class DetrCheckpointer(DetectionCheckpointer):
             hint = f"write one of these names into it: {', '.join(there)}" if there else "there is no other"
             raise UserError(f"--resume: {self.save_dir}/{LAST_CHECKPOINT} names {path}, which does not exist; {hint}.")
         return path
+
+    def others_than(self, path: str, error: Exception) -> str:
+        """What else there is to go on from, where ``path``, the last checkpoint, cannot be read itself."""
+        names = sorted(os.path.basename(other) for other in self.get_all_checkpoint_files())
+        others = [name for name in names if name not in (os.path.basename(path), BEST, AVERAGED)]
+        if "was not loaded" not in str(error) or not others:
+            return ""
+        note = os.path.join(self.save_dir, LAST_CHECKPOINT)
+        return f" To go on from an earlier one, write its name into {note}: {', '.join(others)}."
 
     def load(
         self, path: str, *args: Any, check: Callable[[dict[str, Any]], None] | None = None, **kwargs: Any

@@ -19,6 +19,7 @@ from .. import registry
 from ..checks import check_choice, check_numbers, check_range
 from ..data.augment import build_augmentations
 from ..evaluation.crowd.protocols import PROTOCOLS
+from .compile import PARTS
 
 RANGES = {
     "DATALOADER.NUM_WORKERS": "[0, inf)",
@@ -56,6 +57,7 @@ RANGES = {
     "SOLVER.MAX_ITER": "[1, inf)",
     "SOLVER.MOMENTUM": "[0, 1)",
     "SOLVER.OFFSET_MULTIPLIER": "[0, inf)",
+    "SOLVER.REFERENCE_BATCH": "[0, inf)",
     "SOLVER.WARMUP_FACTOR": "[0, inf)",
     "SOLVER.WARMUP_ITERS": "[0, inf)",
     "SOLVER.WEIGHT_DECAY": "[0, inf)",
@@ -96,6 +98,8 @@ def check_values(cfg: CfgNode) -> None:
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         check_choice(key, value_of(cfg, key), [name for name, _ in known])
     _check_part_names(cfg)
+    for name in cfg.MODEL.COMPILE:
+        check_choice("MODEL.COMPILE", name, tuple(PARTS))
     build_augmentations(cfg)
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):

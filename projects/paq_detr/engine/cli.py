@@ -28,6 +28,8 @@ from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from .checks import check_values, value_of
+from .environment import Place
+from .hooks import EnoughTraining
 from .loggers import check_loggers
 from .merge import merge_file, merge_opts
 from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, set_aside
@@ -47,15 +49,20 @@ IDLE_KEYS = (
 )
 
 
-def setup_config(args: argparse.Namespace) -> CfgNode:
+def setup_config(args: argparse.Namespace, place: Place | None = None) -> CfgNode:
     """The frozen config of ``args.config_file`` and ``args.opts``, its datasets registered.
 
     ``MODEL.DETR.CLASS_NAMES`` is filled from the datasets. Without a CUDA device ``MODEL.DEVICE`` becomes "cpu".
 
+    Args:
+        place: of this process, where torchrun or srun started several.
+
     Raises:
         UserError: an unknown key, a missing file, picture or dataset, a value of another type; one sentence.
     """
-    setup_logger(name="paq_detr")  # what is said of datasets and keys is shown as well
+    setup_logger(
+        distributed_rank=place.rank if place else 0, name="paq_detr"
+    )  # what is said of datasets and keys is shown as well
     _check_processes(args)
     cfg = get_cfg()
     add_paq_detr_config(cfg)
@@ -65,8 +72,9 @@ def setup_config(args: argparse.Namespace) -> CfgNode:
     _check_epochs(cfg, list(args.opts or []))
     _warn_of_idle_keys(cfg)
     _settle_paths(cfg)
-    _check_device(cfg, getattr(args, "num_gpus", 1))
-    _check_batch(cfg, getattr(args, "num_gpus", 1) * getattr(args, "num_machines", 1))
+    per_machine = place.per_machine if place else getattr(args, "num_gpus", 1)
+    _check_device(cfg, per_machine, "" if place is None else place.starter)
+    _check_batch(cfg, place.world if place else per_machine * getattr(args, "num_machines", 1))
     _check_weights(cfg)
     evaluates = getattr(args, "eval_only", False)
     if evaluates and not cfg.DATASETS.TEST:
@@ -112,11 +120,15 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
         logger.warning("%s held an earlier run, whose files are now in %s", cfg.OUTPUT_DIR, aside)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.SOLVER.TF32:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def _expected_error_to_sentence(record: logging.LogRecord) -> bool:
     """A filter for Detectron2's loop, which logs the traceback of whatever ends a training."""
     error = record.exc_info and record.exc_info[1]
+    if isinstance(error, EnoughTraining):  # no error; the trainer says it
+        return False
     if isinstance(error, (UserError, NonFiniteLossError)) or (error and fault_of_machine(error)):
         record.msg, record.exc_info = fault_of_machine(error) or str(error), None
     elif comm.get_world_size() > 1 and re.search(r"[Cc]onnection (closed|reset)|gloo/transport", str(error)):
@@ -232,11 +244,13 @@ def _check_batch(cfg: CfgNode, processes: int) -> None:
         raise UserError(f"SOLVER.ACCUMULATE is {parts}, but {what} cannot be divided into {parts} equal parts.")
 
 
-def _check_device(cfg: CfgNode, num_gpus: int) -> None:
+def _check_device(cfg: CfgNode, num_gpus: int, starter: str = "") -> None:
     if not cfg.MODEL.DEVICE.startswith("cuda"):
         return
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if num_gpus > max(have, 1):
+    if starter and have and num_gpus > have:
+        raise UserError(f"{starter} started {num_gpus} processes on this machine, but torch finds {have} CUDA devices.")
+    if not starter and num_gpus > max(have, 1):
         raise UserError(f"--num-gpus is {num_gpus}, but torch finds {have} CUDA devices here.")
     if not have:
         logger.warning("torch finds no CUDA device: MODEL.DEVICE is cpu instead of %s", cfg.MODEL.DEVICE)

@@ -11,9 +11,9 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import UserError
+from .build import build_detector
 from .checkpoint import DetrCheckpointer
 from .resume import classes_fault, tell_other_settings, tensors_fault
-from .trainer import build_detector
 
 logger = logging.getLogger(__name__)
 

@@ -61,12 +61,19 @@ class BestCheckpoint(HookBase):
 
     Goes after the hook that evaluates. ``metric`` is its name in the event storage, such as "bbox/AP"; a leading minus
     means that lower is better. The best value is kept in model_best.json, so that a resumed run still knows it; with it
-    stand the score thresholds that this evaluation found, as later ones write over them.
+    stand the score thresholds that this evaluation found, as later ones write over them, and the iterations of the
+    evaluations since, which had no better one.
     """
 
     def __init__(self, metric: str):
         self.sign, self.metric = (-1.0, metric[1:]) if metric.startswith("-") else (1.0, metric)
         self._best, self._seen, self._warned = -math.inf, -1, False
+        self.kept: dict[str, Any] = {}  # model_best.json
+
+    @property
+    def without_gain(self) -> list[int]:
+        """Iterations of the evaluations since the best one."""
+        return self.kept.get("without_gain", [])
 
     def before_train(self) -> None:
         if self.trainer.start_iter and os.path.isfile(self._record):
@@ -76,7 +83,10 @@ class BestCheckpoint(HookBase):
             if not isinstance(value, float) or not isinstance(iteration, int):
                 logger.warning("%s cannot be read: the next evaluation counts as the best so far", self._record)
             elif record.get("metric") == self.metric and iteration <= self.trainer.start_iter:
-                self._best = self.sign * value
+                self._best, self.kept = self.sign * value, record
+                since = record.get("without_gain")
+                since = since if isinstance(since, list) else []
+                record["without_gain"] = [i for i in since if i < self.trainer.start_iter]
 
     def after_step(self) -> None:
         self._check()
@@ -102,11 +112,43 @@ class BestCheckpoint(HookBase):
         if math.isfinite(value) and self.sign * value > self._best:
             self._best = self.sign * value
             logger.info("%s is %.5g, the best so far: saved as model_best.pth", self.metric, value)
-            record = {"metric": self.metric, "value": value, "iteration": iteration}
-            record["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
+            self.kept = {"metric": self.metric, "value": value, "iteration": iteration, "without_gain": []}
             self.trainer.save_evaluated("model_best", iteration=iteration, metric=self.metric, value=value)
+            self.kept["score_thresholds"] = read_thresholds(self.trainer.cfg.OUTPUT_DIR)
+        elif self.kept:
+            self.without_gain.append(iteration)
+        if self.kept:
             with whole_file(self._record) as part, open(part, "w") as file:
-                json.dump(record, file)
+                json.dump(self.kept, file)
+
+
+class EnoughTraining(Exception):
+    """Ends a training that gains nothing any more; says so in one sentence."""
+
+
+class Patience(HookBase):
+    """Ends training, its state saved as model_final, once ``patience`` evaluations gave no better metric.
+
+    Goes after the hook that evaluates and, on the main process, after ``best``; on every process.
+    """
+
+    def __init__(self, patience: int, best: BestCheckpoint | None):
+        self.patience, self.best = patience, best
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if trainer.evaluated != trainer.iter:
+            return
+        since = comm.all_gather(len(self.best.without_gain) if self.best else 0)[0]
+        if since < self.patience or trainer.iter + 1 >= trainer.max_iter:
+            return
+        trainer.save("model_final")
+        best = self.best.kept if self.best else {"metric": "", "value": 0, "iteration": 0}
+        raise EnoughTraining(
+            f"{best['metric']} has not been better than {best['value']:.5g} (iteration {best['iteration'] + 1}) in the "
+            f"last {since} evaluations (TEST.PATIENCE): training ends after iteration {trainer.iter + 1} of "
+            f"{trainer.max_iter}, saved as {os.path.join(trainer.cfg.OUTPUT_DIR, 'model_final.pth')}"
+        )
 
 
 class FirstStep(HookBase):
@@ -167,6 +209,16 @@ def _object_of(text: bytes) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+SHARED = 0.7  # of the time of a step a thread that computes has a core to itself, where no other program wants it
+
+
+def shared_cores(share: float) -> str:
+    """What to say where processor time and wall time disagree."""
+    threads = torch.get_num_threads()
+    advice = "; OMP_NUM_THREADS=1 may be faster, as threads wait for each other" if threads > 1 else ""
+    return f"the cores are shared: of a step's time, this program computed {share:.0%}{advice}"
+
+
 class ProgressWriter(EventWriter):
     """One line of progress: the total loss, the terms of the last decoder layer, speed and time left.
 
@@ -196,6 +248,8 @@ class ProgressWriter(EventWriter):
             left = datetime.timedelta(seconds=int(seconds * (self.max_iter - done)))
             waiting = scalars["data_time"].median(100) if "data_time" in scalars else 0.0
             parts.append(f"{seconds:.3f} s per iteration, {waiting:.3f} of it waiting for data, {left} left")
+        if "core_share" in scalars and (share := scalars["core_share"].median(20)) < SHARED:
+            parts.append(shared_cores(share))
         if "lr" in scalars:
             parts.append(f"lr {scalars['lr'].latest():.3g}")
         if torch.cuda.is_available():

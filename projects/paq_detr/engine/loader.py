@@ -112,6 +112,11 @@ class TrainLoader:
                 yield list(group)
                 group.clear()
 
+    @staticmethod
+    def images_seen(state: dict[str, int]) -> int:
+        """By all processes, of what :meth:`state_dict` returned."""
+        return state["start"] + state["batches"] * state["batch_size"]
+
     def state_dict(self) -> dict[str, int]:
         return {
             "seed": self.dataset.seed,
@@ -129,7 +134,7 @@ class TrainLoader:
         self.dataset.seed = state["seed"]
         self.start, self.batches = state["start"], state["batches"]
         if (state["batch_size"], state["world_size"]) != (self.batch_size, comm.get_world_size()):
-            self.start, self.batches = self.start + self.batches * state["batch_size"], 0
+            self.start, self.batches = self.images_seen(state), 0
             logger.warning(
                 "The checkpoint was trained with %d images per batch on %d processes, this run has %d on %d: the data "
                 "order goes on at image %d, but not in the same batches.",

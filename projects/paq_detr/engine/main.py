@@ -5,14 +5,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..data import register_datasets
+from ..errors import UserError
 from .cli import setup_config, start_run
+from .environment import place_in
 from .evaluate import load_trained
-from .processes import launch, one_sentence, pass_signals_on
+from .processes import join, launch, one_sentence, pass_signals_on
 from .trainer import Trainer
 
 
@@ -31,12 +34,21 @@ def worker(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> CfgNode:
-    """Train, or evaluate, as a command line says; returns the config that it came to.
+    """Train, or evaluate, as a command line says; returns the config that it came to. A process that torchrun or srun
+    started joins the others.
 
     Args:
         args: as of train_net.py.
     """
-    cfg = setup_config(args)
+    place = place_in(os.environ)
+    if place is not None and (args.num_gpus > 1 or args.num_machines > 1):
+        raise UserError(
+            f"{place.starter} has started {place.world} processes already: leave out --num-gpus and --num-machines."
+        )
+    cfg = setup_config(args, place)
+    if place is not None:
+        join(place, worker, (cfg, args))
+        return cfg
     with one_sentence() as guarded:
         if args.num_gpus > 1:
             pass_signals_on()

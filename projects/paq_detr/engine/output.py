@@ -32,6 +32,7 @@ _claims: dict[tuple[int, int, int], IO] = {}  # open locks by process and file: 
 # What a training writes there; whatever else lies in the folder is somebody's own and stays.
 RUN_FILES = (
     "config.yaml",
+    "curves.png",
     "environment.txt",
     "events.out.tfevents.*",
     "inference",

@@ -23,6 +23,7 @@ from torch import distributed
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from ..errors import Interrupted, NonFiniteLossError, UserError
+from .environment import Place
 from .interrupt import SIGNALS, signals
 from .output import fault_of_machine
 
@@ -53,12 +54,32 @@ def launch(
         torch.multiprocessing.spawn(_on_cpu, arguments, nprocs=num_per_machine, daemon=False)
 
 
+def join(place: Place, main: Callable, args: tuple) -> None:
+    """Call ``main`` as one of the processes that torchrun or srun started."""
+    cfg = next(item for item in args if isinstance(item, CfgNode))
+    if cfg.MODEL.DEVICE == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // place.per_machine))
+    else:
+        torch.cuda.set_device(place.local_rank)
+    _meet("gloo" if cfg.MODEL.DEVICE == "cpu" else "nccl", place.address, place.world, place.rank, place.per_machine)
+    try:
+        main(*args)
+    finally:
+        if sys.exc_info()[0] is None:  # else the others may wait, and closing would wait for them
+            distributed.destroy_process_group()
+
+
 def _on_cpu(
     local_rank: int, main: Callable, world: int, num_per_machine: int, machine_rank: int, dist_url: str, args: tuple
 ) -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // num_per_machine))
-    rank = machine_rank * num_per_machine + local_rank
-    distributed.init_process_group("gloo", init_method=dist_url, world_size=world, rank=rank)
+    _meet("gloo", dist_url, world, machine_rank * num_per_machine + local_rank, num_per_machine)
+    main(*args)
+
+
+def _meet(backend: str, dist_url: str, world: int, rank: int, num_per_machine: int) -> None:
+    """Join the other processes, and those of this machine."""
+    distributed.init_process_group(backend, init_method=dist_url, world_size=world, rank=rank)
     if hasattr(comm, "create_local_process_group"):  # newer than Detectron2 0.6
         comm.create_local_process_group(num_per_machine)
     else:
@@ -67,7 +88,6 @@ def _on_cpu(
             if first <= rank < first + num_per_machine:
                 comm._LOCAL_PROCESS_GROUP = group
     comm.synchronize()
-    main(*args)
 
 
 @contextmanager

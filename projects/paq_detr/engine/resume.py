@@ -58,6 +58,12 @@ def _config_of(run_config: Any) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def training_state(content: dict[str, Any]) -> dict[str, Any] | None:
+    """What a trainer saved of itself; None where a file holds none that is whole."""
+    state = content.get("trainer")
+    return state if _fits(state, _STATE) and _fits(state["data"], dict.fromkeys(_DATA, int)) else None
+
+
 def check_resumable(content: dict[str, Any], cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """See that a checkpoint's training can go on with ``cfg``; one warning names the keys that differ.
 
@@ -69,8 +75,8 @@ def check_resumable(content: dict[str, Any], cfg: CfgNode, model: nn.Module, opt
         UserError: the file holds no training state, one that is beyond this run's end, or one of another model, of
             other classes, of other trained weights or of another optimiser.
     """
-    file, state = content["file"], content.get("trainer")
-    if not _fits(state, _STATE) or not _fits(state["data"], dict.fromkeys(_DATA, int)):
+    file, state = content["file"], training_state(content)
+    if state is None:
         raise UserError(
             f"{file} holds weights, but no state of a training that --resume could continue; to start from these "
             f"weights, leave --resume out and set MODEL.WEIGHTS {file}."

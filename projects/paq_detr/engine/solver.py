@@ -42,7 +42,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         logger.info("%d parameters with learning rate %g and weight decay %g", count, rate, decay)
     parameter_groups = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     if cfg.SOLVER.OPTIMIZER == "AdamW":
-        return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR)
+        fused = cfg.SOLVER.FUSED and all(parameter.is_cuda for _, parameter in sum(groups.values(), []))
+        return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, fused=fused or None)
     if cfg.SOLVER.OPTIMIZER == "SGD":
         return torch.optim.SGD(
             parameter_groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
@@ -133,30 +134,56 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
         raise UserError(f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}.") from error
 
 
-def resolve_schedule(cfg: CfgNode, num_images: int) -> CfgNode:
-    """``cfg`` with the iteration keys that follow from its epoch keys.
+def resolve_schedule(cfg: CfgNode, num_images: int, shift: float = 0.0) -> CfgNode:
+    """``cfg`` with the iteration keys that follow from its epoch keys, scaled from ``SOLVER.REFERENCE_BATCH``.
 
     ``num_images`` images make one epoch of num_images / IMS_PER_BATCH iterations. Sets ``SOLVER.ITERS_PER_EPOCH`` and,
     unless ``SOLVER.EPOCHS`` is 0, ``SOLVER.MAX_ITER``, ``STEPS`` and ``CHECKPOINT_PERIOD``, and ``TEST.EVAL_PERIOD``.
+
+    Args:
+        shift: iterations done before, more than the images seen since would take: of a resumed training whose batch had
+            another size, so that its epochs go on where they were.
     """
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
     cfg.SOLVER.ITERS_PER_EPOCH = num_images / cfg.SOLVER.IMS_PER_BATCH
+    if cfg.SOLVER.REFERENCE_BATCH:
+        _scale_from_reference(cfg)
     if cfg.SOLVER.EPOCHS:
-        _resolve_epochs(cfg, num_images)
+        _resolve_epochs(cfg, num_images, shift)
     if frozen:
         cfg.freeze()
     return cfg
 
 
-def _resolve_epochs(cfg: CfgNode, num_images: int) -> None:
+def _scale_from_reference(cfg: CfgNode) -> None:
+    """A learning rate and iterations meant for ``REFERENCE_BATCH`` images, for those there are (Goyal et al. 2017)."""
+    solver = cfg.SOLVER
+    reference, solver.REFERENCE_BATCH = solver.REFERENCE_BATCH, solver.IMS_PER_BATCH  # a second time changes nothing
+    factor = solver.IMS_PER_BATCH / reference
+    if factor == 1:
+        return
+    before, solver.BASE_LR = solver.BASE_LR, solver.BASE_LR * factor
+    solver.WARMUP_ITERS = round(solver.WARMUP_ITERS / factor)
+    told = f"SOLVER.BASE_LR {before:g} -> {solver.BASE_LR:g}, WARMUP_ITERS {solver.WARMUP_ITERS}"
+    if not solver.EPOCHS:  # epochs need no scaling
+        for name in ("MAX_ITER", "CHECKPOINT_PERIOD"):
+            solver[name] = max(1, round(solver[name] / factor))
+        solver.STEPS = tuple(round(step / factor) for step in solver.STEPS)
+        if cfg.TEST.EVAL_PERIOD:
+            cfg.TEST.EVAL_PERIOD = max(1, round(cfg.TEST.EVAL_PERIOD / factor))
+        told += f", MAX_ITER {solver.MAX_ITER}, STEPS {list(solver.STEPS)}"
+    logger.info("Scaled from SOLVER.REFERENCE_BATCH %d to IMS_PER_BATCH %d: %s", reference, solver.IMS_PER_BATCH, told)
+
+
+def _resolve_epochs(cfg: CfgNode, num_images: int, shift: float) -> None:
     solver = cfg.SOLVER
 
-    def iterations(epochs: float) -> int:
-        return max(1, round(epochs * solver.ITERS_PER_EPOCH))
+    def iterations(epochs: float, shift: float = 0.0) -> int:
+        return max(1, round(epochs * solver.ITERS_PER_EPOCH + shift))
 
-    solver.MAX_ITER = iterations(solver.EPOCHS)
-    solver.STEPS = tuple(iterations(epochs) for epochs in solver.EPOCH_STEPS)
+    solver.MAX_ITER = iterations(solver.EPOCHS, shift)
+    solver.STEPS = tuple(iterations(epochs, shift) for epochs in solver.EPOCH_STEPS)
     solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_EPOCHS) if solver.CHECKPOINT_EPOCHS else solver.MAX_ITER
     cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_EPOCHS) if cfg.TEST.EVAL_EPOCHS else 0
     logger.info(

@@ -20,45 +20,45 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import TrainerBase, hooks
 from detectron2.evaluation import inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .. import detector  # noqa: F401  (registers itself, also in a process that is handed a finished config)
 from ..data.mapper import DetrDatasetMapper
 from ..errors import Interrupted, UserError
 from ..evaluation import build_evaluator
+from .build import build_detector, distributed
 from .checkpoint import DetrCheckpointer
 from .cli import save_config
+from .compile import compile_parts
+from .curves import draw_at_end
 from .ema import WeightAverage
-from .hooks import BestCheckpoint, FirstStep, MetricsWriter, PeriodicCheckpoint, ProgressWriter, StopOnSignal
+from .hooks import (
+    BestCheckpoint,
+    EnoughTraining,
+    FirstStep,
+    MetricsWriter,
+    Patience,
+    PeriodicCheckpoint,
+    ProgressWriter,
+    StopOnSignal,
+)
 from .interrupt import StopRequest
 from .learn import Learner
 from .loader import NamedFaults, TrainLoader, build_train_loader
 from .loggers import StartRuns, build_loggers
 from .non_finite import first_non_finite, non_finite_error
-from .output import AVERAGED, BEST, LAST_CHECKPOINT
-from .resume import check_resumable, load_optimizer
+from .output import AVERAGED
+from .resume import check_resumable, load_optimizer, training_state
 from .rng import preserved_rng, rng_state, set_rng_state
 from .shown import ShownPictures
 from .solver import build_clipper, build_optimizer, build_scheduler, resolve_schedule
+from .validation import add_validation_losses
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_PERIOD = 20  # iterations
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def build_detector(cfg: CfgNode) -> nn.Module:
-    """Detectron2's ``build_model``; a config whose parts do not fit together raises UserError."""
-    try:
-        return build_model(cfg)
-    except (ValueError, AssertionError) as error:
-        if not str(error):
-            raise
-        raise UserError(f"The model of this config cannot be built: {error}.") from error
 
 
 class Trainer(TrainerBase):
@@ -75,15 +75,17 @@ class Trainer(TrainerBase):
     def __init__(self, cfg: CfgNode):
         super().__init__()
         self.data_loader, num_images = self.build_train_loader(cfg)
+        self._given, self._num_images = cfg, num_images
         self.cfg = cfg = resolve_schedule(cfg, num_images)
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         model = build_detector(cfg)
         self.device = next(model.parameters()).device
+        compile_parts(model, cfg.MODEL.COMPILE, self.device)
         self.optimizer = build_optimizer(cfg, model)
         self.scheduler = build_scheduler(cfg, self.optimizer)
         self.checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.checkpointer.run_config = cfg.dump()
-        self.model = self._distribute(model)
+        self.model = distributed(model, self.device)
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         amp = cfg.SOLVER.AMP
@@ -92,25 +94,21 @@ class Trainer(TrainerBase):
         self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
+        this = weakref.proxy(self)  # no circle, which would keep the model
         self.learn = Learner(
-            self.model, lambda loss: self.scaler.scale(loss).backward(), self.autocast, cfg.SOLVER.ACCUMULATE
+            self.model, lambda loss: this.scaler.scale(loss).backward(), self.autocast, cfg.SOLVER.ACCUMULATE
         )
         self.clip = build_clipper(cfg)
         self._batches = iter(NamedFaults(self.data_loader))
         self._rng_states: list[dict] | None = None  # of every process: gathered for a save, or loaded
         self.results: dict[str, Any] = {}  # of the last evaluation
+        self.evaluated = -1  # its iteration
         self.shown = ShownPictures(cfg)
         self.stop = StopRequest()
         self.average: WeightAverage | None = None
         self._others_stop = False  # a signal came to one of the processes
         self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
-
-    def _distribute(self, model: nn.Module) -> nn.Module:
-        if comm.get_world_size() == 1:
-            return model
-        ids = None if self.device.type == "cpu" else [self.device.index]
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> tuple[TrainLoader, int]:
@@ -131,11 +129,17 @@ class Trainer(TrainerBase):
         ]
         if cfg.DATASETS.TEST:
             built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        best = BestCheckpoint(cfg.TEST.BEST_METRIC) if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC else None
+        if not comm.is_main_process():
+            best = None
+        if best is not None:
+            built.append(best)
+        if cfg.TEST.PATIENCE:
+            built.append(Patience(cfg.TEST.PATIENCE, best))
         if comm.is_main_process():
-            if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC:
-                built.append(BestCheckpoint(cfg.TEST.BEST_METRIC))
             self._metrics = MetricsWriter(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))
-            writers = [ProgressWriter(self.max_iter), self._metrics, *build_loggers(cfg)]
+            self._progress = ProgressWriter(self.max_iter)
+            writers = [self._progress, self._metrics, *build_loggers(cfg)]
             built += [
                 FirstStep(PROGRESS_PERIOD),
                 StartRuns(writers),
@@ -147,7 +151,12 @@ class Trainer(TrainerBase):
         """Train to the end; returns the results of the last evaluation (main process)."""
         save_config(self.cfg)  # not before: a resume may be refused, and its config is not that of the folder's run
         with self.stop:
-            super().train(self.start_iter, self.max_iter)
+            try:
+                super().train(self.start_iter, self.max_iter)
+            except EnoughTraining as end:
+                logger.info("%s", end)
+        if comm.is_main_process():
+            draw_at_end(self.cfg.OUTPUT_DIR)
         return self.results
 
     def must_stop(self) -> bool:
@@ -170,6 +179,7 @@ class Trainer(TrainerBase):
         start = time.perf_counter()
         batch = self._next_batch()
         data_time = time.perf_counter() - start
+        busy, start = time.thread_time(), time.perf_counter()
 
         self.optimizer.zero_grad(set_to_none=True)
         losses = self.learn(batch)
@@ -178,6 +188,9 @@ class Trainer(TrainerBase):
         self._record(batch, losses, norm, data_time)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.device.type == "cpu":
+            share = (time.thread_time() - busy) / (time.perf_counter() - start)
+            self.storage.put_scalar("core_share", share, smoothing_hint=False)
 
     def _next_batch(self) -> list[dict]:
         try:
@@ -225,6 +238,9 @@ class Trainer(TrainerBase):
             with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
                 last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
                 self.results = self.test(self.cfg, self.checkpointer.model, report=last)
+                if self.cfg.TEST.LOSS:
+                    now = min(self.iter, self.max_iter - 1)
+                    add_validation_losses(self.results, self.cfg, self.checkpointer.model, self.autocast, now)
                 if comm.is_main_process():
                     self.shown.log(self.checkpointer.model)
         except (Interrupted, RuntimeError, OSError, EOFError) as error:
@@ -234,6 +250,7 @@ class Trainer(TrainerBase):
             raise (self.interrupted() if self.iter < self.max_iter else self._in_last_evaluation()) from None
         finally:
             self.stop.at_once = False
+        self.evaluated = self.iter
         return self.results
 
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
@@ -275,13 +292,14 @@ class Trainer(TrainerBase):
         if resume and found:
 
             def check(content: dict[str, Any]) -> None:
+                self._go_on_in_epochs(training_state(content))
                 check_resumable(content, self.cfg, self.checkpointer.model, self.optimizer)
 
             path = self.checkpointer.last_checkpoint()
             try:
                 self.checkpointer.load(path, check=check)
             except UserError as error:
-                raise UserError(f"{error}{self._others_than(path, error)}") from error
+                raise UserError(f"{error}{self.checkpointer.others_than(path, error)}") from error
             self.start_iter = self.iter + 1
             logger.info("Resumed after iteration %d", self.iter)
             if self.start_iter == self.max_iter:
@@ -294,14 +312,26 @@ class Trainer(TrainerBase):
             logger.warning("%s holds a checkpoint of an earlier run; --resume would continue it", self.cfg.OUTPUT_DIR)
         self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
 
-    def _others_than(self, path: str, error: UserError) -> str:
-        """What else there is to go on from, where the last checkpoint itself cannot be read."""
-        names = sorted(os.path.basename(other) for other in self.checkpointer.get_all_checkpoint_files())
-        others = [name for name in names if name not in (os.path.basename(path), BEST, AVERAGED)]
-        if "was not loaded" not in str(error) or not others:
-            return ""
-        note = os.path.join(self.cfg.OUTPUT_DIR, LAST_CHECKPOINT)
-        return f" To go on from an earlier one, write its name into {note}: {', '.join(others)}."
+    def _go_on_in_epochs(self, state: dict[str, Any] | None) -> None:
+        """The schedule of a training whose batch had another size: the epochs that are left, in this size."""
+        size = self.cfg.SOLVER.IMS_PER_BATCH
+        if state is None or not self.cfg.SOLVER.EPOCHS:
+            return
+        done, seen = state["iteration"] + 1, TrainLoader.images_seen(state["data"])
+        if done * size == seen:
+            return
+        self.cfg = cfg = resolve_schedule(self._given, self._num_images, done - seen / size)
+        self.checkpointer.run_config, self.max_iter = cfg.dump(), cfg.SOLVER.MAX_ITER
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"]
+        self.scheduler = build_scheduler(cfg, self.optimizer)
+        if comm.is_main_process():
+            self._progress.max_iter = self.max_iter
+        logger.info(
+            "%.3g of %g epochs were done with batches of another size: those that are left take %d iterations of %d "
+            "images, and training ends at iteration %d",
+            *(seen / self._num_images, cfg.SOLVER.EPOCHS, self.max_iter - done, size, self.max_iter),
+        )
 
     def save(self, name: str) -> None:
         """Write a checkpoint to go on from. To be called on every process."""

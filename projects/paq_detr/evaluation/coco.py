@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """COCO box and mask AP with the per-class table always printed and written, for any registered dataset.
 
-The matching and the 101-point precision are pycocotools'; the summary is made here, because ``COCOeval.summarize``
-gives -1 unless 100 is among ``maxDets``, and crowded data needs more than 100 detections per image.
+The matching (coco_matching.py) and the 101-point precision are those of pycocotools; the summary is made here, because
+``COCOeval.summarize`` gives -1 unless 100 is among ``maxDets``, and crowded data needs more detections.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
 from .analysis import scene_of_evaluation, write_report
+from .coco_matching import CrowdedCOCOeval
 from .coco_truth import GroundTruth
 from .records import Detections, RecordingEvaluator, check_detections, finite_detections
 from .thresholds import F1_FILE, f1_thresholds, write_thresholds
@@ -163,7 +164,7 @@ def _run_pycocotools(truth: GroundTruth, task: str, results: list[dict], max_det
     """``task``: "bbox" or "segm", for which a detection is as large as its mask."""
     if task == "segm":
         results = [{**row, "area": float(rle.area(row["segmentation"]))} for row in results]
-    evaluation = COCOeval(truth.coco, truth.in_memory(results), task)
+    evaluation = CrowdedCOCOeval(truth.coco, truth.in_memory(results), task)
     evaluation.params.maxDets = sorted({COCO_MAX_DETECTIONS, max_detections})
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()

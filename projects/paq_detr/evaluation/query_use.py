@@ -173,4 +173,8 @@ def plot_query_use(uses: Sequence[QueryUse], threshold: float, path: str) -> Non
         f"Query use: Gini {chosen.gini:.3f} at T = {threshold:g}, {chosen.active_slots:.1f} of {len(chosen.counts)} "
         f"slots active per image, {chosen.num_images} images"
     )
+    about = (
+        "A slot is active where it scores above T. The more slots share the work, the later the left curve falls, and "
+    )
+    figure.supxlabel(f"{about}the nearer the right one is to the grey line.", fontsize=9)
     figure.savefig(path, dpi=120)

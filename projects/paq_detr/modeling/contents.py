@@ -24,12 +24,13 @@ class ContentSource(nn.Module):
         raise NotImplementedError
 
     def rows(self, count: int, memory: Memory, chosen: LayerOutput | None = None) -> Tensor:
-        """(B, count, C): the first contents; where there are fewer, they are repeated from the first one on.
-
-        Queries that share one differ by their boxes."""
+        """(B, count, C): the first contents; where there are fewer, the last one for all further queries, which are the
+        worst proposals, and differ by their boxes."""
         contents = self(memory, chosen)
-        times = -(-count // contents.shape[1])
-        return (contents if times <= 1 else contents.repeat(1, times, 1))[:, :count]
+        lacking = count - contents.shape[1]
+        if lacking > 0:
+            contents = torch.cat([contents, contents[:, -1:].expand(-1, lacking, -1)], 1)
+        return contents[:, :count]
 
     def losses(self) -> dict[str, Tensor]:
         """Its own losses, already weighted."""

@@ -27,6 +27,7 @@ from ..registry import (
 )
 from ..structures import DecoderState, LayerOutput, Memory, QuerySet
 from .interactions import build_cross_attention
+from .recompute import recomputed
 from .route import Borrowed
 
 
@@ -65,6 +66,7 @@ class Decoder(nn.Module):
         output_norm: nn.Module | None = None,
         box_layers: int | None = None,
         test_layers: int | None = None,
+        checkpoint_layers: bool = False,
     ):
         """
         Args:
@@ -74,8 +76,10 @@ class Decoder(nn.Module):
                 heads read the content. The next layer goes on with the content itself.
             box_layers: only so many first layers predict boxes (DH-DETR: 1); None: all.
             test_layers: only so many first layers run at inference (DH-DETR's "6-3(2)"); None: all.
+            checkpoint_layers: recompute the layers' activations in the backward pass.
         """
         super().__init__()
+        self.checkpoint_layers = checkpoint_layers
         self.box_layers, self.test_layers = box_layers or len(layers), test_layers or len(layers)
         for name, count in (("box_layers", self.box_layers), ("test_layers", self.test_layers)):
             if not 1 <= count <= len(layers):
@@ -99,7 +103,9 @@ class Decoder(nn.Module):
         """The state behind a layer."""
         position = self.position(state, memory)
         position, spatial = position if isinstance(position, tuple) else (position, None)
-        return self.layers[layer](replace(state, position=position, spatial=spatial), memory)
+        state = replace(state, position=position, spatial=spatial)
+        again = self.checkpoint_layers and self.training and torch.is_grad_enabled()
+        return recomputed(self.layers[layer], state, memory) if again else self.layers[layer](state, memory)
 
     def normed(self, content: Tensor) -> Tensor:
         """What the heads read of a layer's content."""
@@ -168,6 +174,7 @@ def over_borrowed(
         box_layers=main.box_layers,
         refine_boxes=main.refine_boxes,
         look_forward_twice=main.look_forward_twice,
+        checkpoint_layers=main.checkpoint_layers,
     )
 
 
@@ -292,6 +299,7 @@ def decoder_parts(cfg, kit: Kit, first: Collection[int] = (0,), cascade: bool = 
         "output_norm": nn.LayerNorm(D.HIDDEN_DIM) if D.DECODER.OUTPUT_NORM else None,
         "box_layers": D.DECODER.BOX_LAYERS or None,
         "test_layers": D.DECODER.TEST_LAYERS or None,
+        "checkpoint_layers": D.DECODER.CHECKPOINT,
     }
     for key, value, part in (
         (POSITIONS.key, D.DECODER.QUERY_POSITION, parts["position"]),

@@ -71,6 +71,7 @@ def slot_agreement(assignments: Mapping[str, Assignment], routes: Sequence[Route
         for layer in layers:
             matched, positives = assignments.get(main.named(layer)), assignments.get(route.named(layer))
             if matched and positives:  # there, and of at least one pair
-                same = (matched.image[:, None] == positives.image) & (matched.query[:, None] == positives.query)
-                agreement[f"slot_agreement/{route.named(layer)}"] = same.any(1).float().mean()
+                slots = 1 + torch.maximum(matched.query.max(), positives.query.max())  # an image has so many at least
+                ours, theirs = (pairs.image * slots + pairs.query for pairs in (matched, positives))
+                agreement[f"slot_agreement/{route.named(layer)}"] = torch.isin(ours, theirs).float().mean()
     return agreement

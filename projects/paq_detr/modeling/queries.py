@@ -180,7 +180,7 @@ class EncoderTopN(nn.Module):
             objective: how the proposals are supervised.
             supervise: "all" proposals (Deformable DETR), or the "selected" ones (DINO, Align-DETR).
             position: make a fixed position code from the proposal's box.
-            num_queries_test: another number of queries at inference; learned contents are repeated for more.
+            num_queries_test: another number of queries at inference; further ones share the last learned content.
             match_on_priors: proposals find their objects by their priors in place of their boxes (MS-DETR).
             keep, keep_test: how many of the N best become queries, in training and at inference; None: all.
         """

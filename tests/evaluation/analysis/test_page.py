@@ -32,14 +32,14 @@ def grid(count, side=40, first=0):
     return [[10 + 50 * (first + i), 10, 10 + 50 * (first + i) + side, 10 + side] for i in range(count)]
 
 
+BOXES = grid(10)
+
+
 def right(boxes, kind=0, score=0.9):
     return [(0, kind, box, score - 0.001 * i) for i, box in enumerate(boxes)]
 
 
-BOXES = grid(10)
-
-
-def wrong(shift=(0, 0), kind=0, score=0.99, boxes=tuple(BOXES)):
+def wrong(shift=(0, 0), kind=0, score=0.99, boxes=BOXES):
     """False detections, of higher scores than the right ones."""
     return [(0, kind, [box[0] + shift[0], box[1] + shift[1], box[2] + shift[0], box[3] + shift[1]], score - 0.001 * i)
             for i, box in enumerate(boxes)]  # fmt: skip

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from ..coco_file import Masks
 from ..coco_json import CocoDataset, register_coco
 from ..crowdhuman import CrowdHumanDataset, register_crowdhuman
 from .odgt import OdgtSource
@@ -12,7 +13,7 @@ from .source import Source
 _BOX = "full"  # of odgt files, where nothing else is asked for
 
 
-def open_source(source: Source, name: str = "data", masks: bool = False) -> CocoDataset | CrowdHumanDataset:
+def open_source(source: Source, name: str = "data", masks: Masks = False) -> CocoDataset | CrowdHumanDataset:
     """The dataset of a source, without registering it: call it for Detectron2's dicts; ``class_names`` in their order.
 
     Raises:
@@ -23,7 +24,7 @@ def open_source(source: Source, name: str = "data", masks: bool = False) -> Coco
     return CocoDataset(name, source, masks)
 
 
-def register_source(source: Source, name: str, masks: bool = False) -> None:
+def register_source(source: Source, name: str, masks: Masks = False) -> None:
     """Register a source with Detectron2's catalogs.
 
     Raises:
