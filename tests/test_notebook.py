@@ -13,7 +13,6 @@ def test_it_is_kept_without_outputs():
     assert all(cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code")
 
 
-@pytest.mark.slow
 def test_it_runs_on_the_cpu(tmp_path):
     """With two steps of training in place of a thousand."""
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")

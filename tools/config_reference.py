@@ -93,7 +93,8 @@ def functions() -> Iterator[tuple[str, list[Callable]]]:
     modules = {adder.__module__: adder for adder in registry._adders}
     for name in sorted(name for name in modules if name.startswith("paq_detr.")):
         module, adder = sys.modules[name], modules[name]
-        yield f"{module.__doc__.strip().splitlines()[0].rstrip('.')} (`{module.__name__.split('.')[-1]}`)", [adder]
+        title = module.__doc__.strip().splitlines()[0].rstrip(".").replace("``", "`")
+        yield f"{title} (`{name.rsplit('.', 1)[1]}`)", [adder]
 
 
 def page() -> str:

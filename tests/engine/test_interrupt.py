@@ -246,6 +246,8 @@ def test_the_resume_command_is_this_command_with_resume(monkeypatch):
 def test_the_resume_command_of_paq_detr_is_its_own(monkeypatch, script, start):
     monkeypatch.setattr(sys, "argv", [script, "train", "c.yaml", "SOLVER.MAX_ITER", "5"])
     assert resume_command() == f"{start} train --resume c.yaml SOLVER.MAX_ITER 5"
+    monkeypatch.setattr(sys, "argv", [script, "demo", "OUTPUT_DIR", "there"])
+    assert resume_command() == f"{start} demo --resume OUTPUT_DIR there"
 
 
 @pytest.mark.parametrize("whole_group", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -8,7 +8,6 @@ Writes predictions.png, loss.png and summary.json into output/demo (or OUTPUT_DI
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import os
@@ -101,6 +100,7 @@ To go on:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-file", default=configs("demo"), help="another one, by its file or name")
+    parser.add_argument("--resume", action="store_true", help="go on from where a demo was stopped")
     parser.add_argument("--images", type=int, default=6, help="how many held-out images to draw")
     parser.add_argument("--threshold", type=float, default=0.4, help="lowest score that is drawn")
 
@@ -119,10 +119,8 @@ def demo(args: argparse.Namespace) -> None:
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: the demo draws pictures of a test set.")
     start_run(cfg, args)
-    with contextlib.suppress(FileNotFoundError):
-        os.remove(os.path.join(cfg.OUTPUT_DIR, "metrics.json"))  # an earlier demo's curves would mix in
     trainer = Trainer(cfg)
-    trainer.resume_or_load()
+    trainer.resume_or_load(resume=args.resume)
     start = time.perf_counter()
     trainer.train()
     sys.stdout.write(report(cfg, trainer, time.perf_counter() - start, args))

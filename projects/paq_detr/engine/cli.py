@@ -180,7 +180,7 @@ def resume_command() -> str:
         command = ["python", "-m", "paq_detr"]
     else:
         command = ["python", script] if script.endswith(".py") else [os.path.basename(script)]
-    if arguments[:1] == ["train"]:  # of paq-detr
+    if arguments[:1] in (["train"], ["demo"]):  # of paq-detr
         command.append(arguments.pop(0))
     arguments = arguments if "--resume" in arguments else ["--resume", *arguments]
     return shlex.join([*command, *arguments])
