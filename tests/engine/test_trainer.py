@@ -176,9 +176,10 @@ def test_training_ends_without_gain_and_a_resumed_one_still_counts(make_cfg, mon
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3, 0.6, 0.1])
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, **options: {"bbox": {"AP": next(values)}}))
     opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 9)
-    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)
+    cfg = make_cfg(*opts, "TEST.PATIENCE", 2)
+    monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)  # which setting up loggers takes away
     with caplog.at_level("INFO", logger="paq_detr.engine.trainer"):
-        trainer = train(make_cfg(*opts, "TEST.PATIENCE", 2))
+        trainer = train(cfg)
     (said,) = [r.getMessage() for r in caplog.records if "TEST.PATIENCE" in r.getMessage()]
     assert said == (
         "bbox/AP has not been better than 0.5 (iteration 2) in the last 2 evaluations (TEST.PATIENCE): training ends "
