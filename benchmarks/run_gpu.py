@@ -112,7 +112,7 @@ def plan(args: argparse.Namespace, builds: list[str | None]) -> list[Step]:
         small = ["--size", "64", "96", "--rounds", "1"] if dry else ["--batch", "2"]
         for name in COSTED_DRY if dry else COSTED:
             command = [PYTHON, "tools/cost.py", "--device", device, *small, "--configs", f"configs/{name}.yaml"]
-            steps.append(Step(f"cost {name}", command, 150 if dry else 45, writes_json=True))
+            steps.append(Step(f"cost {name}", command, 300 if dry else 45, writes_json=True))
         if args.train:
             command = [PYTHON, "train_net.py", "--config-file", str(args.train), "MODEL.DEVICE", device]
             command += ["OUTPUT_DIR", str(args.json.parent / "training"), *args.train_options]

@@ -327,7 +327,7 @@ def _add_model_keys(cfg: CN) -> None:
 def _add_training_keys(cfg: CN) -> None:
     S = cfg.SOLVER
     S.OPTIMIZER = "AdamW"
-    S.FUSED = True  # on a GPU AdamW is one kernel for all weights: the same formula, rounded otherwise
+    S.FUSED = True  # AdamW is one kernel for all weights: the same formula, rounded otherwise
     # On a GPU products of matrices in float32 round their factors to TF32's 10 bits, as convolutions do by torch's
     # default; faster, and published numbers were made with either.
     S.TF32 = False

@@ -56,6 +56,22 @@ def test_norms_have_a_weight_decay_of_their_own(cfg):
     assert found["head.weight"][1] == 1e-4
 
 
+def test_on_a_cpu_one_kernel_steps_all_parameters_as_torchs_default_would(cfg):
+    torch.manual_seed(0)
+    model = Detector()
+    optimizer = build_optimizer(cfg, model)
+    assert optimizer.defaults["fused"]
+    expected = [p.detach().clone().requires_grad_() for p in optimizer.param_groups[0]["params"]]
+    group = optimizer.param_groups[0]
+    plain = torch.optim.AdamW(expected, lr=group["lr"], weight_decay=group["weight_decay"], foreach=False)
+    for _ in range(3):
+        for ours, theirs in zip(group["params"], expected, strict=True):
+            ours.grad = theirs.grad = torch.randn_like(theirs)
+        optimizer.step()
+        plain.step()
+    torch.testing.assert_close(group["params"], expected)
+
+
 def test_an_unknown_optimizer_is_named(cfg):
     cfg.SOLVER.OPTIMIZER = "Adamw"
     with pytest.raises(UserError, match="'Adamw'.*AdamW"):

@@ -169,7 +169,7 @@ def test_the_operators_alone_import_torch_and_nothing_else_of_what_detectors_nee
     """Also outside of the repository: from a folder that holds them and the library alone, as a wheel brings them."""
     package, here = tmp_path / "paq_detr", _extension.PACKAGE_DIR
     shutil.copytree(here / "ops", package / "ops", ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (here / "__init__.py", here / "_lazy.py", here / "_build_record.json", *here.glob("_C*.so")):
+    for path in (*here.glob("_*.py"), here / "_build_record.json", *here.glob("_C*.so")):
         if path.exists():
             shutil.copy2(path, package)
     heavy = "('detectron2', 'fvcore', 'torchvision', 'transformers', 'scipy', 'matplotlib')"

@@ -129,6 +129,14 @@ def test_the_page_is_whole_and_needs_nothing_else(pictured, tmp_path, caplog):
     assert "the report is without the picture of 3.jpg" in caplog.text and str(tmp_path) not in text
 
 
+def test_the_confusion_s_cells_stand_under_their_names():
+    truth, found, _ = SCENES["classes"]
+    text = render(analyse(make_scene(truth, found, size=(800, 1400))), "page")
+    tips = set(re.findall(r'title="([^"]*of the row[^"]*)"', text))
+    assert {"class 0 → class 0: 10 (100% of the row)", "class 1 → class 0: 5 (100% of the row)"} <= tips
+    assert "class 0 → missed: 0 (0% of the row)" in tips and "nothing → class 1: 0 (0% of the row)" in tips
+
+
 def test_a_page_of_nothing_says_so():
     assert "holds no object" in render(analyse(make_scene([], [])), "empty")
 

@@ -125,7 +125,7 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> s
     for i, name in enumerate(rows):
         cells = []
         for j, other in enumerate(columns):
-            share, color = counts[i, j] / sums[i], "var(--right)" if i == j else "var(--wrong)"
+            share, color = counts[i, j] / sums[i], "var(--right)" if name == other else "var(--wrong)"
             tip = f"{name} → {other}: {counts[i, j]} ({share:.0%} of the row)"
             text = f"{counts[i, j]}" if counts[i, j] else ""
             cells.append(

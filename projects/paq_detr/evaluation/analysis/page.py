@@ -136,8 +136,8 @@ def _recall(analysis: Analysis) -> str:
         if rows:
             parts.append(f"<h3>{heading}</h3>{charts.bars(rows)}")
     lead = (
-        f"Share of the objects that are found from a score of {analysis.score:.2f} on; the light bar: at any score. "
-        "Where the light bar is much longer, the model sees the object and does not trust itself."
+        f"Share of the objects that are found from a score of {analysis.score:.2f} on; the pale bar: at any score. "
+        "Where the pale bar is much longer, the model sees the object and does not trust itself."
     )
     why = [(REASONS[reason], f"{count:,}") for reason, count in analysis.reasons.items()]
     parts.append("<h3>Why the others are not found</h3>" + charts.table(("reason", "objects"), why))
@@ -204,14 +204,15 @@ def _confusion(analysis: Analysis) -> str:
     most = np.argsort(-(wrong[:-1, :-1].sum(1) + wrong[:-1, :-1].sum(0)), kind="stable")[:MATRIX_CLASSES]
     kept = sorted(most.tolist())
     lead = (
-        f"Rows are objects, columns detections from a score of {analysis.score:.2f} on; the last column holds missed "
+        f"Rows are objects, columns detections from a score of {analysis.score:.2f} on; the first column holds missed "
         "objects, the last row detections where no object is."
     )
     if len(kept) < len(names):
         lead += f" Only the {len(kept)} classes that are confused most are shown."
-    place = [*kept, len(names)]
+    nothing = len(names)
     labels = [names[k] for k in kept]
-    body = charts.matrix(counts[np.ix_(place, place)], [*labels, "nothing"], [*labels, "missed"])
+    shown = counts[np.ix_([*kept, nothing], [nothing, *kept])]
+    body = charts.matrix(shown, [*labels, "nothing"], ["missed", *labels])
     return _section("What is taken for what", lead, body)
 
 

@@ -41,6 +41,7 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .matrix .up { padding: 6px 0; text-align: center; }
 .matrix .up span { writing-mode: vertical-rl; transform: rotate(180deg); }
 .matrix th { white-space: nowrap; }
+.matrix th:first-child { position: sticky; left: 0; z-index: 1; background: var(--paper); }
 .chart { display: block; width: 100%; max-width: 600px; height: auto; margin: 8px 0 20px; }
 .chart text { fill: var(--soft); font-size: 12px; }
 .chart path { fill: none; }
