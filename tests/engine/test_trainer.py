@@ -150,11 +150,7 @@ def test_an_infinite_parameter_is_named(make_cfg):
 def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(make_cfg, monkeypatch):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3])
 
-<<<<<<< HEAD
     def evaluate(cls, cfg, model, **options):
-=======
-    def evaluate(cls, cfg, model, report=False):
->>>>>>> train
         value = next(values)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", "val")
         os.makedirs(folder, exist_ok=True)
@@ -178,13 +174,7 @@ def test_the_best_weights_are_kept_and_a_resumed_run_still_knows_their_value(mak
 
 def test_training_ends_without_gain_and_a_resumed_one_still_counts(make_cfg, monkeypatch, caplog):
     values = iter([0.2, 0.5, 0.4, 0.45, 0.3, 0.6, 0.1])
-<<<<<<< HEAD
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, cfg, model, **options: {"bbox": {"AP": next(values)}}))
-=======
-    monkeypatch.setattr(
-        Trainer, "test", classmethod(lambda cls, cfg, model, report=False: {"bbox": {"AP": next(values)}})
-    )
->>>>>>> train
     opts = ("TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 9)
     cfg = make_cfg(*opts, "TEST.PATIENCE", 2)
     monkeypatch.setattr(logging.getLogger("paq_detr"), "propagate", True)  # which setting up loggers takes away
