@@ -41,7 +41,7 @@ def test_the_readme_fits_a_screen_or_two():
 
 def test_configs_that_the_readme_recommends_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your data -> this config")[1].split("\n## ")[0]
-    named = set(re.findall(r"`([a-z_/]+)`", text))
+    named = set(re.findall(r"`([a-z0-9_]+/[a-z0-9_]+)`", text))
     assert named and named <= set(config_names())
 
 
