@@ -262,7 +262,7 @@ def test_other_settings_of_an_evaluation_are_named(trained, make_cfg, caplog, op
 
 UNFIT = {
     "more layers": (("MODEL.DETR.DECODER.NUM_LAYERS", 3), "MODEL.DETR.DECODER.NUM_LAYERS 2 -> 3"),
-    "fewer queries": (("MODEL.DETR.QUERIES.NUM", 10), "MODEL.DETR.QUERIES.NUM 20 -> 10"),
+    "more queries": (("MODEL.DETR.QUERIES.NUM", 30), "MODEL.DETR.QUERIES.NUM 20 -> 30"),
     "another width": (("MODEL.DETR.HIDDEN_DIM", 32), "MODEL.DETR.HIDDEN_DIM 64 -> 32"),
     "another mechanism": (("MODEL.DETR.QUERIES.CONTENT", "patterns"), "MODEL.DETR.QUERIES.CONTENT .* -> patterns"),
 }

@@ -138,7 +138,7 @@ def test_command_writes_json_at_full_precision(tmp_path):
     expected = evaluate_files(str(gt), str(dt), workers=1)
     assert "NaN" not in out.read_text() and json.dumps(written) == json.dumps(expected).replace("NaN", "null")
     assert {"AP", "MR", "JI", "JI_threshold", "Recall"} <= written.keys()
-    assert "person crowdedness" in result.stdout and "12/12" in result.stderr
+    assert "crowdedness of a person" in result.stdout and "12/12" in result.stderr
     assert "protocol crowddet, boxes fbox" in result.stdout and "fractions of 1" in result.stdout
 
 
