@@ -113,7 +113,8 @@ class QueryDetector(nn.Module):
         Args:
             batched_inputs: per image a dict with ``image`` (C, H, W) in ``input_format``; in training ``instances``
                 (gt_boxes, gt_classes, optional gt_ignore, gt_masks for a detector with masks); at inference optional
-                ``height`` and ``width`` that boxes and masks are scaled to.
+                ``height`` and ``width`` that boxes and masks are scaled to, and ``lowest_score``, below which nothing
+                is found (and no mask computed).
         """
         images = self.preprocess(batched_inputs)
         memory = self.encode(images)
@@ -124,7 +125,7 @@ class QueryDetector(nn.Module):
             if self.whole is not None:
                 targets.fullest_of_whole = self.whole.fullest
             return self._losses(memory, targets)
-        results = self.detect(memory)
+        results = self.detect(memory, [x.get("lowest_score", 0.0) for x in batched_inputs])
         return [
             {"instances": with_full_masks(detector_postprocess(r, x.get("height", size[0]), x.get("width", size[1])))}
             for r, x, size in zip(results, batched_inputs, images.image_sizes)
@@ -150,10 +151,10 @@ class QueryDetector(nn.Module):
         features = self.backbone(images.tensor)
         return self.encoder(self.neck(features, images.image_sizes, tuple(images.tensor.shape[-2:])))
 
-    def detect(self, memory: Memory) -> list[Instances]:
+    def detect(self, memory: Memory, lowest_scores: Sequence[float] | None = None) -> list[Instances]:
         """What the first route finds, per image, in pixels of the resized image."""
         route = next(iter(self.routes.values()))
-        return route.read_out(route(self.sources[route.source](memory), memory), memory)
+        return route.read_out(route(self.sources[route.source](memory), memory), memory, lowest_scores)
 
     def predictions(self, memory: Memory, targets: Targets) -> tuple[list[Prediction], dict[str, Tensor]]:
         """Everything that a step supervises, and the losses that need no ground truth."""

@@ -408,6 +408,12 @@ def test_detections_have_masks_of_their_image_s_size_and_a_query_s_is_computed_o
     assert asked == [12] and len(found) > 12  # three classes, twelve queries
     same = found.query_indices == found.query_indices[0]
     assert (found[same].pred_masks.tensor == found.pred_masks[0]).all()
+    lowest = found.scores[2].item()
+    with torch.no_grad():
+        (fewer,) = model([{**two_images[0], "height": 128, "width": 100, "lowest_score": lowest}])
+    fewer = fewer["instances"]
+    assert asked[1] == len(fewer.query_indices.unique()) <= 3 and torch.equal(fewer.scores, found.scores[:3])
+    assert torch.equal(fewer.pred_masks.tensor, found.pred_masks[:3].tensor)
 
 
 def test_masks_of_states_are_cut_with_their_queries():

@@ -217,7 +217,7 @@ def test_tiles_find_what_the_whole_picture_holds(detector, monkeypatch):
         image[y : y + 28, x : x + 24] = shade
         truth[shade] = (x, y, x + 24, y + 28)
 
-    def forward(views):
+    def forward(views, lowest):
         seen = []
         for view in views:
             shades = [s for s in np.unique(view) if s]
@@ -235,7 +235,7 @@ def test_tiles_find_what_the_whole_picture_holds(detector, monkeypatch):
 
 
 def test_tiles_say_that_they_have_no_masks(detector, monkeypatch):
-    def forward(views):
+    def forward(views, lowest):
         return [found([(0, 0, 5, 5)], [0.9], [0], v.shape[:2], pred_masks=torch.zeros(1, *v.shape[:2])) for v in views]
 
     monkeypatch.setattr(detector, "_forward", forward)
@@ -248,7 +248,7 @@ def result(detector, monkeypatch):
     boxes, masks = [(4.5, 5, 20, 30.25), (0, 0, 10, 10)], torch.zeros(2, 60, 80, dtype=torch.bool)
     masks[0, 5:30, 5:20] = True
     instances = found(boxes, [0.9, 0.4567891], [1, 2], pred_masks=masks)
-    monkeypatch.setattr(detector, "_forward", lambda views: [instances])
+    monkeypatch.setattr(detector, "_forward", lambda views, lowest: [instances])
     return detector.predict(np.zeros((60, 80), np.uint8))
 
 

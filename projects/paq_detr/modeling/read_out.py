@@ -34,13 +34,17 @@ class ReadOut:
         """The output that detections are selected from."""
         return outputs[-1 if self.layer is None else self.layer - 1]
 
-    def __call__(self, outputs: Sequence[LayerOutput], memory: Memory) -> list[Instances]:
-        """Per image ``Instances`` as of ``select_detections``, in pixels of the resized image, and of a detector with
-        masks their ``PredictedMasks`` in the field mask_logits."""
+    def __call__(
+        self, outputs: Sequence[LayerOutput], memory: Memory, lowest_scores: Sequence[float] | None = None
+    ) -> list[Instances]:
+        """Per image ``Instances`` as of ``select_detections``, from its lowest score on, in pixels of the resized
+        image, and of a detector with masks their ``PredictedMasks`` in the field mask_logits."""
         output = self.combine(outputs, memory)
         results = select_detections(output, memory.grid.image_sizes, self.top_k)
         if self.nms_iou:
             results = [r[batched_nms(r.pred_boxes.tensor, r.scores, r.pred_classes, self.nms_iou)] for r in results]
+        if lowest_scores is not None:
+            results = [r[r.scores >= lowest] for r, lowest in zip(results, lowest_scores)]
         if output.masks is not None:
             for image, result in enumerate(results):
                 result.mask_logits = detected_masks(output, image, result)

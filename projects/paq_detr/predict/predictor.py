@@ -166,7 +166,7 @@ class Detector:
             if tile:
                 found = [self._tiled(pictures[0], lowest, wanted, tile, overlap, batch)]
             else:
-                found = [_chosen(instances, lowest, wanted) for instances in self._forward(pictures)]
+                found = [_chosen(instances, lowest, wanted) for instances in self._forward(pictures, lowest)]
             for (_, image), picture, instances in zip(some, pictures, found, strict=True):
                 path = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
                 yield Result(instances, self.class_names, picture, path)
@@ -179,7 +179,7 @@ class Detector:
         found: list[Instances] = []
         for start in range(0, len(tiles), batch):
             views = [picture[y0:y1, x0:x1] for x0, y0, x1, y1 in tiles[start : start + batch]]
-            found += [_chosen(instances, lowest, wanted) for instances in self._forward(views)]
+            found += [_chosen(instances, lowest, wanted) for instances in self._forward(views, lowest)]
         if len(tiles) == 1:
             return found[0]
         if found[0].has("pred_masks"):
@@ -193,14 +193,15 @@ class Detector:
         merged.scores, merged.pred_classes = torch.from_numpy(scores), torch.from_numpy(classes)
         return merged
 
-    def _forward(self, pictures: Sequence[np.ndarray]) -> list[Instances]:
-        """What the model finds, on the CPU, in pixels of the pictures."""
+    def _forward(self, pictures: Sequence[np.ndarray], lowest: float) -> list[Instances]:
+        """What the model finds from a score on, on the CPU, in pixels of the pictures."""
         if self.cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda._is_in_bad_fork():
             raise UserError(
                 "This process was forked from one that uses the GPU, which CUDA does not allow: start it by "
                 "multiprocessing.get_context('spawn'), or make the Detector in it."
             )
-        inputs = [{"image": self._input(p), "height": p.shape[0], "width": p.shape[1]} for p in pictures]
+        sizes = [{"height": picture.shape[0], "width": picture.shape[1]} for picture in pictures]
+        inputs = [{"image": self._input(p), **size, "lowest_score": lowest} for p, size in zip(pictures, sizes)]
         with torch.inference_mode():
             outputs = self.model(inputs)
         return [output["instances"].to("cpu") for output in outputs]
