@@ -208,6 +208,7 @@ def _add_model_keys(cfg: CN) -> None:
     D.DECODER.BOX_REFINE = True
     # One pair of heads for all layers also where they refine (DAB-DETR, DN-DETR, the official DINO).
     D.DECODER.SHARED_HEADS = False
+    # A layer's box loss also teaches the box head of the layer before it (DINO, 3.5).
     D.DECODER.LOOK_FORWARD_TWICE = False
     # What happens between the queries of a layer: one entry for all layers, or one for each. "self_attention";
     # "conditional_self_attention" (DAB-DETR); "none", as in DH-DETR's "aligned" layers; "dehomo" (DH-DETR's generator);

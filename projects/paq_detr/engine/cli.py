@@ -23,7 +23,7 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..checks import expanded_path
-from ..convert.files import missing_file
+from ..convert.files import missing_file, read_checkpoint
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
@@ -109,6 +109,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
+                if os.path.isfile(cfg.MODEL.WEIGHTS):
+                    read_checkpoint(cfg.MODEL.WEIGHTS)  # what is no weight file is said before a run is moved
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
     comm.synchronize()
     for name in ("fvcore", "detectron2", "paq_detr"):

@@ -40,6 +40,7 @@ RUN_FILES = (
     "log.txt*",
     LOGGER_RUNS,
     "metrics.json",
+    "model.*",  # exported
     "model_*.pth",
     "model_best.json",
     "wandb",

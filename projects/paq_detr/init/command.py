@@ -71,7 +71,8 @@ def init(options: argparse.Namespace, machine: Machine | None = None) -> None:
         raise UserError(f"--output {path} could not be written: {error.strerror}.") from error
     print(f"{_of_data(found, data)}\nWritten: {path}, with each choice explained. Go on with\n")
     print(f"  paq-detr train {shlex.quote(path)}")
-    print(f"  paq-detr predict {shlex.quote(_run_folder(path))} PICTURE --threshold auto")
+    threshold = " --threshold auto" if found.validation is not None else ""  # which an evaluation stores
+    print(f"  paq-detr predict {shlex.quote(_run_folder(path))} PICTURE{threshold}")
 
 
 def _run_folder(path: str) -> str:

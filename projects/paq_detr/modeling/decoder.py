@@ -148,9 +148,9 @@ class CascadeDecoder(Decoder):
             output = LayerOutput(self.classify(layer, content), boxes, state.content, state.alive)
             state = replace(state, history=(*state.history, output))
             if self.refine_boxes and layer < self.box_layers:
-                refined = (
-                    boxes if self.output_norm is None else self.locate(layer, state.content, state.reference, memory)
-                )
+                # From the detached reference, so that a layer's loss reaches the layer before it and no earlier ones.
+                known = self.output_norm is None and start is state.reference
+                refined = boxes if known else self.locate(layer, state.content, state.reference, memory)
                 state = replace(state, reference=refined.detach())
                 start = refined if self.look_forward_twice else state.reference
         return list(state.history)
