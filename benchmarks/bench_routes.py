@@ -87,8 +87,9 @@ def joined(routes, queries, memory: Memory) -> Outputs:
             boxes = decoder.locate(layer, content, starts[index], memory)
             output = LayerOutput(decoder.classify(layer, content), boxes, content)
             history = (*states[index].history, output)
-            states[index] = replace(states[index], content=content, reference=boxes.detach(), history=history)
-            starts[index] = boxes
+            refined = decoder.locate(layer, content, states[index].reference, memory)
+            states[index] = replace(states[index], content=content, reference=refined.detach(), history=history)
+            starts[index] = refined
     return [list(state.history) for state in states]
 
 
