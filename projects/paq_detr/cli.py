@@ -75,22 +75,29 @@ def split_keys(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:first]), list(arguments[first:])
 
 
+def _run_with_options(
+    parser: argparse.ArgumentParser,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    action: Callable[[argparse.Namespace], int | None],
+    arguments: list[str],
+) -> int:
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    return _run(lambda: action(options))
+
+
 def _predict(arguments: list[str]) -> int:
     parser = _parser("predict", "RUN_OR_WEIGHTS SOURCE [SOURCE ...] [options]")
     from .predict import command
 
-    command.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return _run(lambda: command.predict(options))
+    return _run_with_options(parser, command.add_arguments, command.predict, arguments)
 
 
 def _init(arguments: list[str]) -> int:
     parser = _parser("init", "DATA [--output FILE]")
     from .init import command
 
-    command.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return _run(lambda: command.init(options))
+    return _run_with_options(parser, command.add_arguments, command.init, arguments)
 
 
 def _launch_parser(command: str, usage: str) -> argparse.ArgumentParser:
@@ -142,9 +149,7 @@ def _report(arguments: list[str]) -> int:
     parser = _parser("report")
     from .evaluation.analysis import command
 
-    command.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return _run(lambda: command.report(options))
+    return _run_with_options(parser, command.add_arguments, command.report, arguments)
 
 
 def _launch(args: argparse.Namespace) -> None:
@@ -168,18 +173,14 @@ def _check_data(arguments: list[str]) -> int:
     parser = _parser("check-data", "SOURCE [options]")
     from . import check_data
 
-    check_data.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return _run(lambda: check_data.check_data(options))
+    return _run_with_options(parser, check_data.add_arguments, check_data.check_data, arguments)
 
 
 def _convert_data(arguments: list[str]) -> int:
     parser = _parser("convert-data", "SOURCE --output FILE [options]")
     from .data import convert_data
 
-    convert_data.add_arguments(parser)
-    options = parser.parse_args(arguments)
-    return _run(lambda: convert_data.convert_data(options))
+    return _run_with_options(parser, convert_data.add_arguments, convert_data.convert_data, arguments)
 
 
 def _export(arguments: list[str]) -> int:
