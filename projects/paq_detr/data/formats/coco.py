@@ -9,7 +9,6 @@ import json
 import mmap
 import os
 import re
-from functools import cached_property
 
 from ...errors import UserError
 from ..json_file import open_file, parse_json
@@ -32,10 +31,7 @@ class CocoSource(Source):
         files = instances or files  # beside COCO's captions and keypoints
         return {_split_of(file): cls(file) for file in files}
 
-    @cached_property
-    def image_root(self) -> str:
-        if self.images:
-            return self.images
+    def find_images(self) -> str:
         with open_file(self.path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             found = _NAME.search(text)
             name = json.loads(found[1]) if found else ""

@@ -13,7 +13,6 @@ import csv
 import glob
 import os
 from collections.abc import Iterator
-from functools import cached_property
 from typing import Any
 
 from ...errors import UserError
@@ -49,10 +48,7 @@ class CsvSource(Source):
     def open_classes(self) -> bool:
         return not self.classes
 
-    @cached_property
-    def image_root(self) -> str:
-        if self.images:
-            return self.images
+    def find_images(self) -> str:
         _, first = next(_rows(self.path), ("", None))
         if first is None:
             raise UserError(f"{self.path} holds no line")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import glob
 import os
-from functools import cached_property
 
 from ..odgt import read_odgt
 from ..odgt_coco import to_coco
@@ -23,10 +22,7 @@ class OdgtSource(Source):
         files = sorted(glob.glob(os.path.join(glob.escape(path), "*.odgt")))
         return {os.path.basename(f).removesuffix(".odgt").removeprefix("annotation_"): cls(f) for f in files}
 
-    @cached_property
-    def image_root(self) -> str:
-        if self.images:
-            return self.images
+    def find_images(self) -> str:
         _, first = next(read_odgt(self.path))
         return first_existing(self.path, f"{first['ID']}.jpg")
 

@@ -47,13 +47,17 @@ class Source(ABC):
         """The splits of ``path``, which exists, by name; empty where it is not of this format."""
 
     @cached_property
-    @abstractmethod
     def image_root(self) -> str:
         """Folder that the pictures' names start at.
 
         Raises:
             UserError: it is not given, and the pictures are in none of the usual places.
         """
+        return self.images or self.find_images()
+
+    @abstractmethod
+    def find_images(self) -> str:
+        """That folder, where it is not given."""
 
     @abstractmethod
     def content(self) -> Content:

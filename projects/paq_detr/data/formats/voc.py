@@ -16,7 +16,6 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from xml.etree import ElementTree
 
 from ...errors import UserError
@@ -64,10 +63,7 @@ class VocSource(Source):
     def open_classes(self) -> bool:
         return not self.classes
 
-    @cached_property
-    def image_root(self) -> str:
-        if self.images:
-            return self.images
+    def find_images(self) -> str:
         folders = [os.path.join(self.path, name) for name in ("JPEGImages", "images")]
         return next((folder for folder in folders if os.path.isdir(folder)), self.path)
 

@@ -49,8 +49,7 @@ class YoloSource(Source):
         layout = _find_layout(path)
         return {split: cls(path, split) for split in layout.places} if layout else {}
 
-    @cached_property
-    def image_root(self) -> str:
+    def find_images(self) -> str:
         folders = {os.path.dirname(picture) for picture in self._pictures}
         return os.path.commonpath(folders) if folders else os.path.dirname(self.path)
 
