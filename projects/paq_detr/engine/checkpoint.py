@@ -61,14 +61,22 @@ class LoadReport:
     def shared_classes(self) -> list[str]:
         return [name for name in self.classes if name in self.stored_classes]
 
+    @property
+    def new_classes(self) -> list[str]:
+        return [name for name in self.classes if name not in self.stored_classes]
+
+    @property
+    def untrained(self) -> list[str]:
+        """Tensors that the file does not give, or not all of what decides a prediction."""
+        partly = [rows.name for rows in self.fitted if rows.new and rows.decide]
+        return [*self.missing, *self.reshaped, *partly]
+
     def misfit(self) -> str:
         """One sentence on what of the model the file does not give; "" where it gives all."""
-        partly = [rows.name for rows in self.fitted if rows.new and rows.decide]
-        fresh = Counter(map(part_of, [*self.reshaped, *self.missing, *partly]))
+        fresh = Counter(map(part_of, self.untrained))
         parts = f"{fresh.total()} tensors of {', '.join(fresh)} begin anew" if fresh else ""
-        new = [name for name in self.classes if name not in self.stored_classes]
-        rows = f"the classes {listed(new)} begin anew" if new else ""
-        if new and not self.shared_classes:
+        rows = f"the classes {listed(self.new_classes)} begin anew" if self.new_classes else ""
+        if self.new_classes and not self.shared_classes:
             rows = f"none of its {len(self.stored_classes)} classes is one of the model's, all of which begin anew"
         found = "; ".join(filter(None, (rows, parts)))
         return f"the weight file gives only a part of the model: {found}" if found else ""
@@ -90,11 +98,10 @@ class LoadReport:
 
     def of_classes(self) -> str:
         """One sentence on whose rows are whose, where the classes are others than the file's; "" where they are not."""
-        new = [name for name in self.classes if name not in self.stored_classes]
         gone = [name for name in self.stored_classes if name not in self.classes]
-        kinds = (("kept", self.shared_classes), ("initialised", new), ("dropped", gone))
+        kinds = (("kept", self.shared_classes), ("initialised", self.new_classes), ("dropped", gone))
         told = [f"{len(names)} {fate} ({listed(names)})" for fate, names in kinds if names]
-        return f"Rows of classes: {', '.join(told)}." if self.by_class and (new or gone) else ""
+        return f"Rows of classes: {', '.join(told)}." if self.by_class and (self.new_classes or gone) else ""
 
     def absent(self) -> str:
         """One sentence on what the file holds for training alone and this model was built without; "" where nothing."""

@@ -43,9 +43,7 @@ def load_trained(cfg: CfgNode, resume: bool = False, allow_partial: bool = False
     if hasattr(model, "drop_training_parts"):
         model.drop_training_parts()
     needed = model.state_dict().keys()
-    report = checkpointer.report
-    untrained = [rows.name for rows in report.fitted if rows.new and rows.decide]
-    lacking = [name for name in (*report.missing, *report.reshaped, *untrained) if name in needed]
+    lacking = [name for name in checkpointer.report.untrained if name in needed]
     for fault in (tensors_fault(seen, cfg, lacking), classes_fault(seen, list(cfg.MODEL.DETR.CLASS_NAMES))):
         if fault and not allow_partial:
             raise UserError(f"{fault}; paq-detr eval --allow-partial evaluates such weights all the same.")
