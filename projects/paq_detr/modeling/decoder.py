@@ -152,7 +152,8 @@ class CascadeDecoder(Decoder):
                 known = self.output_norm is None and start is state.reference
                 refined = boxes if known else self.locate(layer, state.content, state.reference, memory)
                 state = replace(state, reference=refined.detach())
-                start = refined if self.look_forward_twice else state.reference
+                learns = self.look_forward_twice and refined.requires_grad  # else both are the same
+                start = refined if learns else state.reference
         return list(state.history)
 
 
