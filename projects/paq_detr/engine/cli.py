@@ -32,7 +32,7 @@ from .environment import Place
 from .hooks import EnoughTraining
 from .loggers import check_loggers
 from .merge import merge_file, merge_opts
-from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, set_aside
+from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, run_files, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
-                if os.path.isfile(cfg.MODEL.WEIGHTS):
+                if run_files(cfg.OUTPUT_DIR) and os.path.isfile(cfg.MODEL.WEIGHTS):
                     read_checkpoint(cfg.MODEL.WEIGHTS)  # what is no weight file is said before a run is moved
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
     comm.synchronize()

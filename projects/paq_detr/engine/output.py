@@ -102,12 +102,17 @@ def holds_checkpoint(folder: str) -> bool:
     return os.path.isfile(os.path.join(folder, LAST_CHECKPOINT))
 
 
+def run_files(folder: str) -> list[str]:
+    """Names of what a training has written to ``folder``."""
+    return [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, p) for p in RUN_FILES)]
+
+
 def set_aside(folder: str, keep: str = "") -> str:
     """Move an earlier run's files into the first free folder ``earlier_1``, ``earlier_2``, ...; returns its path.
 
     Empty where there are none. The file ``keep`` (the new run's ``MODEL.WEIGHTS``) goes there too, and stays as well.
     """
-    found = [name for name in sorted(os.listdir(folder)) if any(fnmatch.fnmatch(name, p) for p in RUN_FILES)]
+    found = run_files(folder)
     if not found:
         return ""
     aside = next(path for n in itertools.count(1) if not os.path.exists(path := os.path.join(folder, f"earlier_{n}")))
