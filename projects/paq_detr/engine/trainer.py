@@ -253,14 +253,19 @@ class Trainer(TrainerBase):
         self.evaluated = self.iter
         return self.results
 
+    @property
+    def _evaluated_average(self) -> WeightAverage | None:
+        """What is evaluated in place of the weights; None: the weights themselves."""
+        return self.average if self.cfg.SOLVER.EMA.EVAL else None
+
     def _evaluated_weights(self) -> contextlib.AbstractContextManager:
-        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
-        return self.average.in_place() if averaged else contextlib.nullcontext()
+        average = self._evaluated_average
+        return contextlib.nullcontext() if average is None else average.in_place()
 
     def save_evaluated(self, name: str, **extra: Any) -> None:
         """Write the weights that are evaluated, as they are now."""
-        averaged = self.average is not None and self.cfg.SOLVER.EMA.EVAL
-        self.checkpointer.save_weights(name, self.average.weights if averaged else None, **extra)
+        average = self._evaluated_average
+        self.checkpointer.save_weights(name, None if average is None else average.weights, **extra)
 
     def _in_last_evaluation(self) -> Interrupted:
         number = self.stop.signal
