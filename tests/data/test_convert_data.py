@@ -109,6 +109,17 @@ def test_a_json_of_other_code_becomes_persons_and_masks():
     assert (first["ID"], first["height"]) == ("a", 60) and second == {"ID": "b", "gtboxes": []}
 
 
+def refuses(change, message):
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 1, "bbox": FULL}],
+        "categories": [{"id": 1, "name": "person"}],
+    }
+    change(coco)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        to_odgt(coco, "coco.json")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -129,14 +140,7 @@ def test_a_json_of_other_code_becomes_persons_and_masks():
     ],
 )
 def test_a_broken_json_is_named(change, message):
-    coco = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [{"image_id": 1, "bbox": FULL}],
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    change(coco)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        to_odgt(coco, "coco.json")
+    refuses(change, message)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +176,7 @@ def test_a_json_s_values_of_another_type_are_taken_as_what_they_mean(change, fla
     ],
 )  # fmt: skip
 def test_a_json_s_values_that_mean_nothing_are_named(change, message):
-    coco = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [{"image_id": 1, "bbox": FULL}],
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    change(coco)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        to_odgt(coco, "coco.json")
+    refuses(change, message)
 
 
 def test_an_odgt_s_numbers_in_texts_are_numbers_in_the_json(write, tmp_path, capsys):
