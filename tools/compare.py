@@ -32,7 +32,7 @@ from paq_detr.engine.merge import merge_file
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
-    *("bbox/AP", "bbox/AP50", "bbox/AP75", "crowd/AP", "crowd/MR", "crowd/JI"),
+    *("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "segm/AP50", "crowd/AP", "crowd/MR", "crowd/JI"),
     *("query_use/gini@0.3", "query_use/active_slots@0.3"),
     *("parameters", "seconds"),
 )
@@ -60,9 +60,14 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
         recipe.write_text(wanted)
         done.write_text(f"{time.monotonic() - start:.0f}\n")
     lines = [json.loads(line, parse_constant=lambda _: None) for line in metrics_file.read_text().splitlines()]
-    final = [line for line in lines if "bbox/AP" in line][-1]
-    found = {name: final[name] for name in COLUMNS if name in final}
+    final = [line for line in lines if any(metric_of(name) == "bbox/AP" for name in line)][-1]
+    found = {name: value for name, value in final.items() if metric_of(name) in COLUMNS}
     return {**found, "parameters": count_parameters(folder / "config.yaml"), "seconds": float(done.read_text())}
+
+
+def metric_of(name: str) -> str:
+    """ "bbox/AP" of "bbox/AP", and of "mot20_val/bbox/AP" where a run has several test sets."""
+    return "/".join(name.split("/")[-2:])
 
 
 def count_parameters(config: Path) -> float:
@@ -79,7 +84,7 @@ def count_parameters(config: Path) -> float:
 def table(results: dict[str, dict[int, dict[str, float | None]]], decimals: int = 2) -> str:
     """Markdown: a row per config, mean +- sample standard deviation over the seeds."""
     measured = {name for runs in results.values() for run in runs.values() for name in run}
-    names = [name for name in COLUMNS if name in measured]
+    names = sorted(measured, key=lambda name: (name[: -len(metric_of(name))], COLUMNS.index(metric_of(name))))
     lines = ["| config | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for config, runs in results.items():
         cells = []

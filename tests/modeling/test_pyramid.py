@@ -10,6 +10,7 @@ from detectron2.modeling.backbone.fpn import FPN as Detectron2FPN
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch.nn import functional as F
+from torchvision.ops import roi_align
 
 from paq_detr.errors import UserError
 from paq_detr.layers import boxes_cxcywh_to_xyxy
@@ -143,15 +144,24 @@ def test_pooling_of_a_batch_is_that_of_each_image_alone():
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_pooling_by_gathers_is_the_same(aligned):
-    """For exported programs; both images smaller than their batch on one axis, boxes beyond all edges."""
-    pool = MultiLevelRoIAlign(aligned=aligned)
-    maps = random_maps(128, 160, batch=2, widths=(3,) * 4)
-    memory = memory_from_maps(maps, STRIDES, [(101, 160), (128, 90)])
-    pixels = boxes_of_all_sizes(2) * memory.grid.image_scale
-    level = pool.level_of(pixels, STRIDES)
-    expected = pool.by_level(memory, pixels, level)
-    torch.testing.assert_close(pool.by_gather(memory, pixels, level), expected, atol=1e-4, rtol=1e-4)
+def test_pooling_and_its_gradient_are_torchvisions_on_each_images_own_maps(aligned):
+    """Both images smaller than their batch on one axis, boxes beyond all edges."""
+    pool, sizes = MultiLevelRoIAlign(aligned=aligned), [(101, 160), (128, 90)]
+    memory = memory_from_maps(random_maps(128, 160, batch=2, widths=(3,) * 4), STRIDES, sizes)
+    tokens = memory.tokens.requires_grad_()
+    boxes = boxes_of_all_sizes(2)
+    pixels = boxes * memory.grid.image_scale
+    corners, level = boxes_cxcywh_to_xyxy(pixels), pool.level_of(pixels, STRIDES)
+    expected = torch.zeros(2, 40, 3, 7, 7)
+    for image, (height, width) in enumerate(sizes):
+        for i, (stride, maps) in enumerate(zip(STRIDES, memory.levels())):
+            own = maps[image : image + 1, :, : -(-height // stride), : -(-width // stride)]
+            here = level[image] == i
+            expected[image, here] = roi_align(own, [corners[image, here]], 7, 1 / stride, 2, aligned)
+    pooled, weights = pool(memory, boxes), torch.randn(expected.shape)
+    torch.testing.assert_close(pooled, expected, atol=1e-4, rtol=1e-4)
+    gradients = [torch.autograd.grad((x * weights).sum(), tokens)[0] for x in (pooled, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
 def test_boxes_that_are_not_finite_are_read_as_empty_ones_and_no_gradient_reaches_boxes():

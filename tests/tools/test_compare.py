@@ -74,3 +74,16 @@ def test_a_finished_run_is_read_and_not_repeated(tmp_path, monkeypatch):
     assert found == {"bbox/AP": 3.0, "crowd/MR": 40.0, "parameters": 4.5, "seconds": 12.0}
     with pytest.raises(SystemExit, match="holds a run of no_such_config.yaml 1, not of"):
         compare.train(Path("no_such_config.yaml"), 1, tmp_path, 1, ["SOLVER.MAX_ITER", "6"])
+
+
+def test_figures_of_several_test_sets_stand_side_by_side(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text(
+        '{"b/crowd/MR": 4.0, "b/bbox/AP": 2.0, "a/bbox/AP": 1.0, "a/bbox/APs": 9.0}\n'
+    )
+    (tmp_path / "seconds.txt").write_text("12\n")
+    (tmp_path / "recipe.txt").write_text("c.yaml 1")
+    monkeypatch.setattr(compare, "count_parameters", lambda path: 4.5)
+    found = compare.train(Path("c.yaml"), 1, tmp_path, 1, [])
+    assert compare.table({"c": {1: found}}).splitlines()[0] == (
+        "| config | parameters | seconds | a/bbox/AP | b/bbox/AP | b/crowd/MR |"
+    )
