@@ -13,6 +13,7 @@ The release stands on DINO; matching and losses go with any detector. Class, L1 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,6 +94,10 @@ class AlignLoss(ClassificationLoss):
     def pair_factors(self, matches: Matches) -> Mapping[str, Tensor]:
         _, weight = self.target_and_weight(matches)
         return {"l1": weight, "giou": weight}
+
+    def of_group(self) -> AlignLoss:
+        """All pairs weigh 1: groups of denoising queries repeat an object, and none of its pairs is second to another."""
+        return AlignLoss(tau=math.inf)
 
 
 def ranks(target: Tensor, quality: Tensor) -> Tensor:
