@@ -8,7 +8,8 @@
 | hybrid matching: objects repeated, but in the last layer | ``RepeatedAssigner`` | ASSIGNER.*, ALIGN.COPIES |
 | losses of the selected proposals alone | ``modeling.queries.EncoderTopN`` | QUERIES.SUPERVISE selected |
 
-The release stands on DINO; matching and losses go with any detector. Class, L1 and GIoU weigh 1 / 5 / 2.
+The release stands on DINO (``configs/coco/align_detr_*``); matching and losses go with any detector. Class, L1 and
+GIoU weigh 1 / 5 / 2. Denoising queries are not ranked.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class AlignLoss(ClassificationLoss):
         return {"l1": weight, "giou": weight}
 
     def of_group(self) -> AlignLoss:
-        """All pairs weigh 1: groups of denoising queries repeat an object, and none of its pairs is second to another."""
+        """All pairs weigh 1: groups of denoising queries repeat an object, and none of its pairs comes second."""
         return AlignLoss(tau=math.inf)
 
 
