@@ -25,6 +25,7 @@ import torch
 from paq_detr.data.json_file import write_json
 from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
 from paq_detr.errors import UserError
+from paq_detr.output_paths import make_output_folder
 
 HALVES = ("sparse", "dense")
 COLUMNS = ("AP", "AR", "queries", "decoder ms")
@@ -123,7 +124,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every evaluation")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder("--output", args.output)
     annotations, images = coco_json(configured(args.run, args.options))
     most = halves(Path(annotations), args.output)
     results = {k: evaluate(args.run, k, args.output, images, args.rounds, args.options) for k in args.keep}

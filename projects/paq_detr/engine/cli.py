@@ -27,12 +27,13 @@ from ..convert.files import missing_file, read_checkpoint
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
+from ..output_paths import make_output_folder
 from .checks import check_values, value_of
 from .environment import Place
 from .hooks import EnoughTraining
 from .loggers import check_loggers
 from .merge import merge_file, merge_opts
-from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, run_files, set_aside
+from .output import claim, fault_of_machine, holds_checkpoint, remove_parts, run_files, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     rank, aside = comm.get_rank(), ""
     if comm.is_main_process():
-        make_folder(cfg.OUTPUT_DIR)
+        make_output_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
         if not getattr(args, "eval_only", False):
             claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)

@@ -10,6 +10,7 @@ import sys
 
 from ...data.odgt import BOX_KINDS
 from ...errors import UserError
+from ...output_paths import check_output_file
 from .page import write_report
 from .sources import scene_of_files
 
@@ -32,9 +33,7 @@ def report(options: argparse.Namespace) -> None:
     """
     if options.images is not None and not os.path.isdir(options.images):
         raise UserError(f"--images {options.images} is no folder.")
-    folder = os.path.dirname(options.output)
-    if folder and not os.path.isdir(folder):
-        raise UserError(f"--output {options.output}: the folder {folder} does not exist.")
+    check_output_file("--output", options.output)
     try:
         scene = scene_of_files(options.gt, options.dt, options.images, options.box)
     except ValueError as error:
