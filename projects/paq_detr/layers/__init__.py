@@ -3,7 +3,7 @@
 """Building blocks without knowledge of detection systems: attention, feed-forward blocks, position codes, boxes."""
 
 from .attention import DeformableAttention
-from .blocks import ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm
+from .blocks import ACTIVATION, ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
@@ -16,6 +16,7 @@ from .boxes import (
 from .position_encoding import sine_box_code, sine_map_code
 
 __all__ = [
+    "ACTIVATION",
     "ACTIVATIONS",
     "MLP",
     "DeformableAttention",

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..errors import UserError
 from ..layers import inverse_sigmoid, sine_box_code
 from ..registry import ASSIGNERS, AUGMENTERS, CLASS_LOSSES, COSTS, SOURCES, Kit, needs_of, per_layer
@@ -350,10 +350,13 @@ def build_learned_queries(cfg, kit: Kit) -> LearnedQueries:
     )
 
 
+ANCHOR_INIT = Choice("MODEL.DETR.QUERIES.ANCHOR_INIT", LearnedAnchors.INITS)
+
+
 @SOURCES.register("LearnedAnchors")
 def build_learned_anchors(cfg, kit: Kit) -> LearnedAnchors:
     Q = cfg.MODEL.DETR.QUERIES
-    init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, LearnedAnchors.INITS)
+    init = ANCHOR_INIT(Q.ANCHOR_INIT)
     content, at_inference = content_for(cfg, kit), queries_at_inference(cfg, learned=True)
     return LearnedAnchors(num_queries=Q.NUM, content=content, init=init, num_queries_test=at_inference)
 
@@ -370,6 +373,10 @@ def build_encoder_top_n(cfg, kit: Kit) -> EncoderTopN:
     return EncoderTopN(**top_n_parts(cfg, kit))
 
 
+_SCORE = Choice("MODEL.DETR.QUERIES.SCORE", ("binary", "max"))
+_SUPERVISE = Choice("MODEL.DETR.QUERIES.SUPERVISE", ("all", "selected"))
+
+
 def top_n_parts(cfg, kit: Kit) -> dict:
     """The arguments of ``EncoderTopN``, and of what derives from it."""
     D = cfg.MODEL.DETR
@@ -380,9 +387,9 @@ def top_n_parts(cfg, kit: Kit) -> dict:
         "num_classes": kit.num_classes,
         "embed_dim": D.HIDDEN_DIM,
         "content": content,
-        "score": check_choice("MODEL.DETR.QUERIES.SCORE", Q.SCORE, ("binary", "max")),
+        "score": _SCORE(Q.SCORE),
         "objective": build_encoder_objective(cfg, kit),
-        "supervise": check_choice("MODEL.DETR.QUERIES.SUPERVISE", Q.SUPERVISE, ("all", "selected")),
+        "supervise": _SUPERVISE(Q.SUPERVISE),
         "position": D.DECODER.QUERY_POSITION == "fixed",
         "num_queries_test": queries_at_inference(cfg),
         "match_on_priors": Q.MATCH_ON_PRIORS,

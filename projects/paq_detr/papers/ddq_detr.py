@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, cost_terms, solve_images
@@ -277,6 +277,9 @@ def build_mapped_token(cfg: CN, kit: Kit) -> MappedToken:
     return MappedToken(cfg.MODEL.DETR.HIDDEN_DIM)
 
 
+_CANDIDATES = Choice("MODEL.DETR.DDQ.CANDIDATES", DistinctCascade.CANDIDATES)
+
+
 @DECODERS.register("distinct_cascade")
 def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
     D = cfg.MODEL.DETR
@@ -287,7 +290,7 @@ def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
         )
     return DistinctCascade(
         iou_threshold=_iou_threshold(cfg),
-        candidates=check_choice("MODEL.DETR.DDQ.CANDIDATES", D.DDQ.CANDIDATES, DistinctCascade.CANDIDATES),
+        candidates=_CANDIDATES(D.DDQ.CANDIDATES),
         refine_boxes=D.DECODER.BOX_REFINE,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
         **decoder_parts(cfg, kit),

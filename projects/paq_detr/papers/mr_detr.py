@@ -41,6 +41,7 @@ from ..registry import (
     ASSIGNERS,
     COSTS,
     DECODERS,
+    FURTHER_SLOTS,
     INTERACTIONS,
     READ_OUTS,
     ROUTES,
@@ -52,6 +53,8 @@ from ..registry import (
 )
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
 from .mr_detr_assignment import OneClassPerQuery
+
+FURTHER_SLOTS["MODEL.DETR.MR.ASSIGNER"] = ASSIGNERS
 
 
 @adds_config
