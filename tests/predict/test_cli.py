@@ -88,6 +88,12 @@ def test_the_default_folder_is_the_next_that_is_free(command, run_folder, pictur
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["predict", "predict_2"]
 
 
+@pytest.mark.parametrize("given, told", [((), "0.3 (the default)"), (("--threshold", "0.3"), "0.3 (as given)")])
+def test_a_default_threshold_is_not_said_to_be_given(command, run_folder, pictures, tmp_path, given, told):
+    _, said, _ = command("predict", run_folder, pictures, "--output", tmp_path / "out", *given)
+    assert f"at scores from {told}" in said
+
+
 def test_auto_says_where_the_threshold_is_from(command, run_folder, pictures, tmp_path):
     best = run_folder / "model_best.pth"
     best.write_bytes((run_folder / "model_final.pth").read_bytes())
