@@ -75,6 +75,33 @@ def test_a_run_that_died_before_its_first_checkpoint_does_not_resume_an_earlier_
     assert run(make_cfg(*opts, 3), resume=True).start_iter == 0
 
 
+def write_weights(path):
+    torch.save({"model": {"other.weight": torch.zeros(3)}}, path)
+
+
+@pytest.mark.parametrize(
+    "write, opts, message",
+    [
+        (write_weights, (), "w.pth fits no part of the model .its first tensor: other.weight."),
+        (lambda path: path.write_text("no weights"), (), "w.pth was not loaded: it is a text file"),
+        (None, ("MODEL.DETR.NECK.IN_FEATURES", "['res9']"), "MODEL.DETR.NECK.IN_FEATURES names res9"),
+    ],
+    ids=["of another model", "no weights", "no such model"],
+)
+def test_what_a_new_run_cannot_begin_with_is_said_before_an_earlier_one_is_moved(
+    make_cfg, tmp_path, write, opts, message
+):
+    out, weights = tmp_path / "output", tmp_path / "w.pth"
+    fill(out, metrics__json="1", model_final__pth="w", last_checkpoint="model_final.pth")
+    before = tree(out)
+    if write:
+        write(weights)
+        opts = ("MODEL.WEIGHTS", str(weights))
+    with pytest.raises(UserError, match=message):
+        start_run(make_cfg(*opts), Namespace(resume=False, eval_only=False))
+    assert tree(out) == sorted([*before, ".lock"])
+
+
 def test_evaluation_leaves_the_folder_as_it_is(make_cfg, tmp_path):
     run(make_cfg("DATASETS.TEST", "[]", "SOLVER.STEPS", "[]", "SOLVER.MAX_ITER", 1))
     start_run(make_cfg(), Namespace(resume=False, eval_only=True))

@@ -23,11 +23,13 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..checks import expanded_path
-from ..convert.files import missing_file, read_checkpoint
+from ..convert.files import missing_file
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
 from ..output_paths import make_output_folder
+from .build import build_detector
+from .checkpoint import DetrCheckpointer
 from .checks import check_values, value_of
 from .environment import Place
 from .hooks import EnoughTraining
@@ -110,8 +112,8 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
             claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
-                if run_files(cfg.OUTPUT_DIR) and os.path.isfile(cfg.MODEL.WEIGHTS):
-                    read_checkpoint(cfg.MODEL.WEIGHTS)  # what is no weight file is said before a run is moved
+                if run_files(cfg.OUTPUT_DIR):
+                    _try_model(cfg)
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
     comm.synchronize()
     for name in ("fvcore", "detectron2", "paq_detr"):
@@ -125,6 +127,20 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.SOLVER.TF32:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _try_model(cfg: CfgNode) -> None:
+    """Build the model and load its weights once in vain, in silence: what is wrong with them is said before an earlier
+    run's files are moved for a training that never begins."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        DetrCheckpointer(build_detector(cfg)).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    finally:
+        logging.disable(before)
 
 
 def _expected_error_to_sentence(record: logging.LogRecord) -> bool:
