@@ -14,7 +14,7 @@ FLOORS = (
         *("errors", "_detectron2", "_lazy", "_threads", "config_files", "install_detectron2", "output_paths"),
         *("whole_file", "window_masks", "drawing"),
     ),
-    ("checks", "structures", "config", "ops"),
+    ("checks", "structures", "config", "model_config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),
     ("papers", "evaluation"),
