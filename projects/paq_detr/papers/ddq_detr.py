@@ -37,7 +37,7 @@ from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
 from ..modeling.objective import Objective, build_objective
-from ..modeling.queries import EncoderTopN, taken, top_n_parts
+from ..modeling.proposals import EncoderTopN, taken, top_n_parts
 from ..modeling.route import Borrowed, Route
 from ..registry import CONTENTS, DECODERS, INTERACTIONS, ROUTES, SOURCES, Kit, adds_config, needs_of
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets

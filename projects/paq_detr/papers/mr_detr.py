@@ -34,7 +34,7 @@ from ..layers import FeedForward, inverse_sigmoid
 from ..modeling.decoder import CascadeDecoder, DecoderLayer, over_borrowed
 from ..modeling.heads import build_box_head
 from ..modeling.interactions import SelfAttention, build_cross_attention
-from ..modeling.queries import EncoderTopN
+from ..modeling.proposals import EncoderTopN
 from ..modeling.read_out import ReadOut, build_layer_read_out
 from ..modeling.route import Borrowed, Route
 from ..registry import (
