@@ -294,7 +294,7 @@ def test_evaluation_needs_no_pictures_of_training_and_a_test_set(config_file, tm
     entry = str([["cells_of_training", f"{tmp_path}/cells.json", f"{tmp_path}/images"]])
     opts = ["DATASETS.COCO_JSON", entry, "DATASETS.TRAIN", "['cells_of_training']", "DATASETS.TEST", "[]"]
     args = Namespace(config_file=config_file, opts=opts, eval_only=True, num_gpus=1)
-    with pytest.raises(UserError, match="--eval-only needs a dataset in DATASETS.TEST, which is empty"):
+    with pytest.raises(UserError, match="An evaluation needs a dataset in DATASETS.TEST, which is empty"):
         setup_config(args)
 
 

@@ -81,7 +81,7 @@ def setup_config(args: argparse.Namespace, place: Place | None = None) -> CfgNod
     _check_weights(cfg)
     evaluates = getattr(args, "eval_only", False)
     if evaluates and not cfg.DATASETS.TEST:
-        raise UserError("--eval-only needs a dataset in DATASETS.TEST, which is empty.")
+        raise UserError("An evaluation needs a dataset in DATASETS.TEST, which is empty.")
     if evaluates and getattr(args, "resume", False) and "MODEL.WEIGHTS" in (args.opts or [])[::2]:
         raise UserError(
             f"--eval-only --resume evaluates the last checkpoint of OUTPUT_DIR, so that MODEL.WEIGHTS "

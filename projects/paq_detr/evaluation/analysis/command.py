@@ -16,7 +16,10 @@ from .sources import scene_of_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gt", required=True, metavar="FILE", help="ground truth: COCO json, or CrowdHuman's odgt")
+    parser.add_argument(
+        "--gt", required=True, metavar="FILE", help="ground truth: COCO json, CrowdHuman's odgt, YOLO, Pascal VOC, CSV"
+    )
+    parser.add_argument("--split", default="", help="which of the splits of --gt, where it has several")
     parser.add_argument(
         "--dt", required=True, metavar="FILE", help="detections: COCO results, or CrowdHuman's json lines"
     )
@@ -35,7 +38,7 @@ def report(options: argparse.Namespace) -> None:
         raise UserError(f"--images {options.images} is no folder.")
     check_output_file("--output", options.output)
     try:
-        scene = scene_of_files(options.gt, options.dt, options.images, options.box)
+        scene = scene_of_files(options.gt, options.dt, options.images, options.box, options.split)
     except ValueError as error:
         raise UserError(f"{error}.") from error
     names = [os.path.basename(path) for path in (options.dt, options.gt)]
