@@ -83,7 +83,7 @@ def _layer_factors(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 def _weight_decay(cfg: CfgNode, module: nn.Module, name: str) -> float:
     if isinstance(module, _NORMS):
         return cfg.SOLVER.WEIGHT_DECAY_NORM
-    if name == "bias" and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
+    if name.endswith("bias") and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
         return cfg.SOLVER.WEIGHT_DECAY_BIAS
     return cfg.SOLVER.WEIGHT_DECAY
 

@@ -3,7 +3,7 @@
 """Building blocks without knowledge of detection systems: attention, feed-forward blocks, position codes, boxes."""
 
 from .attention import DeformableAttention
-from .blocks import ACTIVATION, ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm
+from .blocks import ACTIVATION, ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm, xavier
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
@@ -31,4 +31,5 @@ __all__ = [
     "paired_iou",
     "sine_box_code",
     "sine_map_code",
+    "xavier",
 ]

@@ -27,6 +27,14 @@ class MLP(nn.Sequential):
         return self[-1]
 
 
+def xavier(module: nn.Module) -> nn.Module:
+    """The module, its matrices Xavier-uniform, as everywhere in the published transformers."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return module
+
+
 #: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
 ACTIVATION = Choice("MODEL.DETR.ACTIVATION", ACTIVATIONS)

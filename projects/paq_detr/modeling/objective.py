@@ -54,7 +54,7 @@ class Objective:
     def of_group(self) -> Objective:
         """For queries with known partners (denoising): the scale of their group counts their pairs, and they learn no
         masks."""
-        return replace(self, normalizer=None, mask_losses={})
+        return replace(self, classification=self.classification.of_group(), normalizer=None, mask_losses={})
 
     def losses(self, matches: Matches) -> dict[str, Tensor]:
         """Weighted sums by name, not yet divided; "class" and one for every of ``pair_losses`` and ``mask_losses``."""

@@ -80,21 +80,31 @@ class EncoderTopN(nn.Module):
             queries.losses = self.content.losses()
         return queries
 
-    def choose(self, proposals: LayerOutput, memory: Memory) -> QuerySet:
-        """The queries of the best proposals; in training with the proposals to be supervised."""
-        index, usable = self.best(proposals, self.num_queries if self.training else self.num_queries_test)
+    def choose(
+        self,
+        proposals: LayerOutput,
+        memory: Memory,
+        num_queries: int | None = None,
+        content: ContentSource | None = None,
+        objective: Objective | None = None,
+    ) -> QuerySet:
+        """The queries of the best proposals; in training with the proposals to be supervised. How many, their content
+        and their objective are the source's own, where none are given."""
+        number = num_queries or (self.num_queries if self.training else self.num_queries_test)
+        content, objective = content or self.content, objective or self.objective
+        index, usable = self.best(proposals, number)
         chosen = taken(proposals, index, usable)
         keep = self.keep if self.training else self.keep_test
         kept = chosen if keep is None else keep(chosen, self.scores(chosen).sigmoid())
         queries = self.queries(kept)
-        if self.content is not None:
-            queries.content = self.content.rows(kept.logits.shape[1], memory, kept)
+        if content is not None:
+            queries.content = content.rows(kept.logits.shape[1], memory, kept)
         if self.training:
             selected = self.supervise == "selected"
             priors = replace(proposals, boxes=self._read(memory)[0]) if self.match_on_priors else None
             match = taken(priors, index, usable) if selected and priors is not None else priors
             supervised = chosen if selected else proposals
-            queries.predictions.append(Prediction("encoder", supervised, self.objective, match=match))
+            queries.predictions.append(Prediction("encoder", supervised, objective, match=match))
         return queries
 
     def propose(self, memory: Memory) -> LayerOutput:

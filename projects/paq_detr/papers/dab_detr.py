@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..checks import check_range
 from ..errors import UserError
-from ..layers import ACTIVATION, MLP, FeedForward
+from ..layers import ACTIVATION, MLP, FeedForward, xavier
 from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
@@ -132,14 +132,6 @@ class DenseEncoder(Encoder):
     def step(self, layer: nn.Module, memory: Memory) -> Memory:
         scaled = replace(memory, position=memory.position * self.position_scale(memory.tokens))
         return replace(memory, tokens=layer(scaled).tokens)
-
-
-def xavier(module: nn.Module) -> nn.Module:
-    """The module, its matrices Xavier-uniform, as everywhere in the published transformer."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-    return module
 
 
 # ----------------------------------------------------------------------------------------------------------------------
