@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from paq_detr.data import DetrDatasetMapper
 from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
 from paq_detr.layers import boxes_cxcywh_to_xyxy
+from paq_detr.output_paths import check_output_file
 from paq_detr.papers.asag import AdaptiveSparseAnchors, host_scale
 
 matplotlib.use("Agg")
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
     args.eval_only = True
+    check_output_file("--output", args.output)
     cfg = setup_config(args)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")

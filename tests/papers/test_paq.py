@@ -14,7 +14,7 @@ from paq_detr import ops
 from paq_detr.errors import UserError
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, assign
 from paq_detr.modeling.losses import Matches, VarifocalLoss
-from paq_detr.modeling.queries import taken
+from paq_detr.modeling.proposals import taken
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
 from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 

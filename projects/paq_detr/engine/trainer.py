@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_PERIOD = 20  # iterations
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by SOLVER.AMP.DTYPE
 
 
 class Trainer(TrainerBase):
@@ -89,8 +89,6 @@ class Trainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         amp = cfg.SOLVER.AMP
-        if amp.DTYPE not in _DTYPES:
-            raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; known are {', '.join(_DTYPES)}.")
         self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")

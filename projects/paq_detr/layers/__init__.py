@@ -3,7 +3,7 @@
 """Building blocks without knowledge of detection systems: attention, feed-forward blocks, position codes, boxes."""
 
 from .attention import DeformableAttention
-from .blocks import ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm, xavier
+from .blocks import ACTIVATION, ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm, xavier
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
@@ -13,9 +13,11 @@ from .boxes import (
     paired_giou,
     paired_iou,
 )
+from .order import places
 from .position_encoding import sine_box_code, sine_map_code
 
 __all__ = [
+    "ACTIVATION",
     "ACTIVATIONS",
     "MLP",
     "DeformableAttention",
@@ -28,6 +30,7 @@ __all__ = [
     "inverse_sigmoid",
     "paired_giou",
     "paired_iou",
+    "places",
     "sine_box_code",
     "sine_map_code",
     "xavier",

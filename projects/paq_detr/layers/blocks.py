@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..checks import Choice
+
 
 class MLP(nn.Sequential):
     """Linear layers with an activation between them; none at the end."""
@@ -35,6 +37,7 @@ def xavier(module: nn.Module) -> nn.Module:
 
 #: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
+ACTIVATION = Choice("MODEL.DETR.ACTIVATION", ACTIVATIONS)
 
 
 class FeedForward(nn.Module):

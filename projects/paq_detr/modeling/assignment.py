@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .. import ops
-from ..checks import check_choice
+from ..checks import Choice
 from ..layers import corner_distance
 from ..registry import ASSIGNERS, COSTS
 from ..structures import Assignment, LayerOutput, Prediction, Targets
@@ -235,6 +235,9 @@ def _to_assignments(found: Sequence[Pairs], images: Sequence[Tensor]) -> list[As
     ]
 
 
+_L1_FORMAT = Choice("MODEL.DETR.LOSS.L1_FORMAT", ("cxcywh", "corners"))
+
+
 def cost_terms(cfg) -> dict:
     """The arguments of ``MatchCost``, and of what derives from it."""
     D = cfg.MODEL.DETR
@@ -243,7 +246,7 @@ def cost_terms(cfg) -> dict:
         "class_weight": M.CLASS_COST,
         "l1_weight": M.L1_COST,
         "giou_weight": M.GIOU_COST,
-        "corners": check_choice("MODEL.DETR.LOSS.L1_FORMAT", D.LOSS.L1_FORMAT, ("cxcywh", "corners")) == "corners",
+        "corners": _L1_FORMAT(D.LOSS.L1_FORMAT) == "corners",
     }
 
 

@@ -6,7 +6,7 @@
 |---|---|---|
 | IoU-aware BCE loss with prime-sample weights | ``AlignLoss`` | LOSS.CLASSIFICATION align, ALIGN.TAU |
 | hybrid matching: objects repeated, but in the last layer | ``RepeatedAssigner`` | ASSIGNER.*, ALIGN.COPIES |
-| losses of the selected proposals alone | ``modeling.queries.EncoderTopN`` | QUERIES.SUPERVISE selected |
+| losses of the selected proposals alone | ``modeling.proposals.EncoderTopN`` | QUERIES.SUPERVISE selected |
 
 The release stands on DINO (``configs/coco/align_detr_*``); matching and losses go with any detector. Class, L1 and
 GIoU weigh 1 / 5 / 2. Denoising queries are not ranked.

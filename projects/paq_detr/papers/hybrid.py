@@ -22,7 +22,8 @@ from ..modeling.assignment import HungarianAssigner
 from ..modeling.contents import ContentSource, LearnedContent, Unmarked
 from ..modeling.heads import build_box_head
 from ..modeling.objective import Objective
-from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries, taken
+from ..modeling.proposals import EncoderTopN, taken
+from ..modeling.queries import LearnedAnchors, LearnedQueries
 from ..modeling.route import Borrowed, Route
 from ..registry import COSTS, ROUTES, SOURCES, Kit, adds_config
 from ..structures import Memory, QuerySet, Targets
