@@ -28,16 +28,22 @@ def commands(*arguments):
 def program(name):
     return lambda: runpy.run_path(name, run_name="__main__")
 
+def module(name, *arguments):
+    sys.argv = [name, *arguments]
+    return runpy.run_module(name, run_name="__main__")
+
 def statement(code):
     return lambda: exec(code, {})
 
 entries = {
     **{name: commands(name, *arguments) for name, *arguments in (
         ("train", "demo"), ("eval", "run"), ("predict", "run", "image.jpg"), ("export", "run"), ("demo",))},
+    "-m export": lambda: module("paq_detr.export", "run"),
     "train_net": program("train_net.py"),
     "attribute": statement("import paq_detr; paq_detr.Detector"),
     "name": statement("from paq_detr import load_config"),
     "module": statement("from paq_detr.data import register_coco_json"),
+    "convert": statement("import paq_detr.average, paq_detr.convert.__main__"),
     "configs": statement("import paq_detr, paq_detr.ops; print(paq_detr.configs('demo'))"),
 }
 found = {}
@@ -62,8 +68,10 @@ def test_every_entry_says_it():
     found = json.loads(done.stdout.splitlines()[-1])
     for name in ("train", "eval", "predict", "export", "demo"):
         assert found.pop(name) == [2, "", f"paq-detr: {SAID}\n"], name
+    assert found.pop("-m export") == [2, "", f"paq-detr export: {SAID}\n"]
     assert found.pop("train_net") == [2, "", f"train_net: {SAID}\n"]
     for name in ("attribute", "name", "module"):
         assert found.pop(name) == [SAID, "", ""], name
+    assert found.pop("convert") == [None, "", ""]  # neither needs it
     code, out, err = found.pop("configs")
     assert (code, err, found) == (None, "", {}) and out.endswith("demo.yaml\n")

@@ -8,13 +8,12 @@ from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
 
 
 def smaller(options):
-    """The assembly with two levels and two decoder layers, where it can have them; without a read-out that suppresses,
-    which is refused (below)."""
+    """The assembly with two levels and two decoder layers, where it can have them."""
     lists = [options.get(f"MODEL.DETR.{key}", []) for key in ("DECODER.INTERACTION", "DECODER.CROSS_ATTENTION")]
     fewer = {} if any(len(entries) == 3 for entries in lists) else {"MODEL.DETR.DECODER.NUM_LAYERS": 2}
     if "MODEL.DETR.NECK.NUM_LEVELS" not in options and "MODEL.DETR.ASAG.PATCH_SIZE" not in options:
         fewer |= {"MODEL.DETR.NECK.NUM_LEVELS": 2, "MODEL.RESNETS.OUT_FEATURES": ["res4", "res5"]}
-    return {**fewer, **options, "MODEL.DETR.READ_OUT.NMS_IOU": 0.0}
+    return {**fewer, **options}
 
 
 def small_model(name):

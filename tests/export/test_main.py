@@ -39,11 +39,27 @@ def test_a_file_that_finds_other_things_is_refused(run, capsys, monkeypatch):
 
         return call
 
-    monkeypatch.setattr("paq_detr.export.__main__.open_file", shifted)
+    monkeypatch.setattr("paq_detr.export.command.open_file", shifted)
     arguments = [str(run), "--format", "torchscript", "--size", "32", "64", "--output", str(run / "other.pt")]
     assert main([*arguments, "--images", "1"]) == 2
     assert "finds other things than the model: 36 of 36 detections" in capsys.readouterr().err
-    assert main([*arguments, "--images", "1", "--tolerance", "1.5", "0.001"]) == 0
+    assert main([*arguments, "--images", "1", "--overwrite", "--tolerance", "1.5", "0.001"]) == 0
+
+
+@pytest.mark.parametrize(
+    "there, output, sentence",
+    [
+        ("other.pt", "other.pt", "other.pt exists; name another file by --output, or add --overwrite."),
+        ("model.bin", "model.xml", "model.bin exists; name another file"),
+        ("folder/x", "folder", "folder is a folder; it must be a file."),
+    ],
+)
+def test_nothing_is_replaced_unasked(run, capsys, there, output, sentence):
+    (run / there).parent.mkdir(exist_ok=True)
+    (run / there).write_text("mine")
+    assert main([str(run), "--format", "torchscript", "--output", str(run / output)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert (run / there).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

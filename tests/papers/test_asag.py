@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from paq_detr.errors import UserError
 from paq_detr.modeling.decoder import CopyVector, DecoderLayer, ParallelDecoder
 from paq_detr.modeling.positions import NoPosition
-from paq_detr.papers.asag import AdaptiveSparseAnchors, RoIContent
+from paq_detr.papers.asag import EXPORTED_PATCHES, AdaptiveSparseAnchors, RoIContent
 from paq_detr.papers.asag_anchors import Anchors
 from paq_detr.structures import QuerySet, stack_instances
 
@@ -109,6 +109,15 @@ def anchors_of_image(source, memory, image):
     return torch.tensor(left)[:, :4] / torch.tensor([width, height, width, height])
 
 
+def candidates_of(source):
+    """Candidates of an image in an exported program: anchors of five fixed patches, and of so many as may be probed."""
+    fixed, probed = (head.last.out_features // 5 for head in (source.fixed_head, source.probe_head))
+    counts = [5 * fixed]
+    for _ in range(source.test_levels):
+        counts.append(min(source.max_patches or EXPORTED_PATCHES, counts[-1]) * probed)
+    return sum(counts)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -121,9 +130,11 @@ def anchors_of_image(source, memory, image):
     ],
     ids=str,
 )
-def test_the_anchors_of_a_batch_are_those_of_the_loop_over_its_images(options):
+@pytest.mark.parametrize("exporting", [False, True])
+def test_the_anchors_of_a_batch_are_those_of_the_loop_over_its_images(options, exporting, monkeypatch):
     model, source = source_of(**options)
     memory = memory_of(model, images_of())
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     with torch.no_grad():
         queries = source(memory)
     counts = []
@@ -134,6 +145,7 @@ def test_the_anchors_of_a_batch_are_those_of_the_loop_over_its_images(options):
         assert valid.sum() == len(expected) and valid[: len(expected)].all()
         torch.testing.assert_close(queries.reference[image][valid], expected, atol=1e-5, rtol=1e-4)
         assert (queries.reference[image][~valid] == torch.tensor([0.5, 0.5, 1, 1])).all()
+    assert not exporting or queries.reference.shape[1] == min(source.max_anchors, candidates_of(source))
     assert len(set(counts)) > 1 or {"TEST_LEVELS": 0}.items() <= options.items() or "MIN_ANCHORS" in options
 
 

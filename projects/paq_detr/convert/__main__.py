@@ -17,6 +17,7 @@ from collections import Counter
 import torch
 from tabulate import tabulate
 
+from .._detectron2 import needed_by
 from ..errors import UserError
 from . import LAYOUTS, Conversion, convert_if_foreign, part_of
 from .files import check_checkpoint_path, read_checkpoint, strip_wrappers, write_checkpoint
@@ -92,4 +93,5 @@ def main(arguments: list[str] | None = None, prog: str = "python -m paq_detr.con
 
 
 if __name__ == "__main__":
-    main()
+    with needed_by("python -m paq_detr.convert"):
+        main()

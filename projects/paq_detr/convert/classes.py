@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
-
 from ..errors import UserError
 
 UNUSED = "N/A"  # a row that stands for no class, as published label lists call it
@@ -20,6 +18,8 @@ def coco_names(rows: int) -> list[str] | None:
     91 rows are COCO's category numbers, of which 0 and ten others between 1 and 90 are unused; 80 rows are the used
     ones, in their order.
     """
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES  # nothing else of this package needs Detectron2
+
     used = {category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]}
     if rows == len(used):
         return [used[number] for number in sorted(used)]

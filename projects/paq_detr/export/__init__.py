@@ -4,6 +4,6 @@
 
 from .._lazy import lazy_names
 
-_HOMES = {"Shape": "wrapper", "export_model": "write", "main": "__main__", "open_file": "write"}
+_HOMES = {"Shape": "wrapper", "export_model": "write", "main": "command", "open_file": "write"}
 __all__ = list(_HOMES)
 __getattr__ = lazy_names(__name__, _HOMES)

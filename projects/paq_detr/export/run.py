@@ -12,19 +12,18 @@ from torch import nn
 
 from ..data import SyntheticCrowd, register_datasets
 from ..engine.evaluate import load_trained
-from ..engine.run_folder import find_run, trained_config
+from ..engine.run_folder import Run, trained_config
 from ..errors import UserError
 
 
-def load_run(path: str) -> tuple[CfgNode, nn.Module, str]:
-    """Config, trained model on the CPU, and folder of a run: what training wrote, or a weight file beside its config.
+def load_run(run: Run) -> tuple[CfgNode, nn.Module]:
+    """Config, and trained model on the CPU, of a run: what training wrote, or a weight file beside its config.
 
     Raises:
-        UserError: there is no such run, or config and weights do not fit each other.
+        UserError: config and weights do not fit each other.
     """
-    run = find_run(path)
     cfg = trained_config(run, device="cpu")
-    return cfg, load_trained(cfg).eval(), run.folder
+    return cfg, load_trained(cfg).eval()
 
 
 def trial_images(cfg: CfgNode, given: Sequence[str]) -> tuple[list[str], str]:

@@ -16,6 +16,7 @@ from .. import ops
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.read_out import ReadOut
+from ..ops.export_forms import kept_apart
 from ..structures import LayerOutput, Memory
 
 INPUTS, OUTPUTS = ("images", "valid_sizes"), ("labels", "boxes", "scores")
@@ -87,7 +88,7 @@ class DetectionProgram(nn.Module):
         return self.read_out.combine(route(self.model.sources[route.source](memory), memory), memory)
 
     def detections(self, output: LayerOutput, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
-        """The best (query, class) pairs, as ``select_detections`` finds them, but of a fixed number."""
+        """The best (query, class) pairs, as ``ReadOut`` finds them, but of a fixed number."""
         scores, boxes = output.logits.float().sigmoid(), output.boxes.float()
         usable = boxes.isfinite().all(-1, keepdim=True) & scores.isfinite()
         if output.valid is not None:
@@ -95,10 +96,14 @@ class DetectionProgram(nn.Module):
         scores = torch.where(usable, scores, -1.0).flatten(1)
         scores, index = scores.topk(min(self.read_out.top_k, scores.shape[1]), dim=1)
         query = torch.div(index, self.num_classes, rounding_mode="floor")
+        labels, boxes = index - query * self.num_classes, boxes.gather(1, query[..., None].expand(-1, -1, 4))
         scale = memory.grid.image_scale
+        if self.read_out.nms_iou:
+            kept = kept_apart(boxes * scale, scores >= 0, self.read_out.nms_iou, labels)
+            scores, order = torch.where(kept, scores, -1.0).topk(scores.shape[1])
+            labels, boxes = labels.gather(1, order), boxes.gather(1, order[..., None].expand(-1, -1, 4))
         boxes = torch.minimum((boxes_cxcywh_to_xyxy(boxes) * scale).clamp(min=0), scale)  # clipped, as the detector's
-        boxes = boxes.gather(1, query[..., None].expand(-1, -1, 4))
-        return index - query * self.num_classes, boxes, scores.clamp(min=0)
+        return labels, boxes, scores.clamp(min=0)
 
 
 def halved(model: nn.Module) -> nn.Module:
@@ -113,11 +118,6 @@ def halved(model: nn.Module) -> nn.Module:
 
 def _read_out_of(model: nn.Module) -> ReadOut:
     read_out = next(iter(model.routes.values())).read_out
-    if read_out.nms_iou:
-        raise UserError(
-            f"A model with MODEL.DETR.READ_OUT.NMS_IOU {read_out.nms_iou:g} cannot be exported: the number of boxes "
-            "that are left is data; export it with 0, and suppress what the file gives"
-        )
     if type(read_out).__call__ is not ReadOut.__call__:
         raise UserError(
             f"A model with the read-out {type(read_out).__name__} cannot be exported: it makes its own boxes"

@@ -87,6 +87,15 @@ def open_file(path: str, format: str) -> Runner:
     return FORMATS[format].open(path)
 
 
+def check_output(path: str, overwrite: bool) -> None:
+    """Raises a UserError where a file would be replaced that is not to be, or where no file can be."""
+    if os.path.isdir(path):
+        raise UserError(f"The output {path} is a folder; it must be a file.")
+    taken = next(filter(os.path.exists, (path, weights_beside(path))), None)
+    if taken and not overwrite:
+        raise UserError(f"{taken} exists; name another file by --output, or add --overwrite.")
+
+
 def check_packages(format: str) -> None:
     """Raises a UserError that says how to install what the format needs, where it is missing."""
     missing = [name for name in FORMATS[format].packages if find_spec(name) is None]
@@ -106,5 +115,9 @@ def _check_size(shape: Shape, stride: int) -> None:
 
 def size_on_disk(path: str) -> int:
     """Bytes of the file, with the weights beside it."""
-    beside = os.path.splitext(path)[0] + ".bin"
-    return os.path.getsize(path) + (os.path.getsize(beside) if path.endswith(".xml") else 0)
+    return os.path.getsize(path) + (os.path.getsize(weights_beside(path)) if path.endswith(".xml") else 0)
+
+
+def weights_beside(path: str) -> str:
+    """Where OpenVINO has the weights of an .xml; the path itself of other files."""
+    return path.removesuffix(".xml") + ".bin" if path.endswith(".xml") else path

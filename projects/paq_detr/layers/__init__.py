@@ -13,6 +13,7 @@ from .boxes import (
     paired_giou,
     paired_iou,
 )
+from .order import places
 from .position_encoding import sine_box_code, sine_map_code
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "inverse_sigmoid",
     "paired_giou",
     "paired_iou",
+    "places",
     "sine_box_code",
     "sine_map_code",
     "xavier",

@@ -17,6 +17,10 @@ from torch.nn import functional as F
 from ._boxes import iou_and_giou
 from .ms_deform_attn import SpatialShapes
 
+#: Rounds of :func:`kept_apart`. After r of them the r best boxes are right, and nearly always all after a few: what is
+#: needed grows as the square of the logarithm of the number of boxes (Blelloch, Fineman, Shun 2012).
+ROUNDS = 32
+
 #: TensorRT's plugin for multi-scale deformable attention: its name, and the version that takes no attributes.
 PLUGIN, PLUGIN_DOMAIN, PLUGIN_VERSION = "MultiscaleDeformableAttnPlugin_TRT", "trt.plugins", "2"
 
@@ -100,6 +104,29 @@ def neighbor_select_by_topk(
     overlap, index = overlap.topk(min(k, overlap.shape[-1]), dim=-1)
     index = F.pad(torch.where(overlap > 0, index, -1), (0, k - index.shape[-1]), value=-1)
     return index.int(), (overlap > 0).sum(-1, dtype=torch.int32)
+
+
+def kept_apart(boxes: Tensor, candidates: Tensor, iou_threshold: float, labels: Tensor | None = None) -> Tensor:
+    """(B, N) which boxes stay in non-maximum suppression, as a mask: nothing in its size or its steps is data.
+
+    In every round a box stays if no better one that stayed in the round before overlaps it. Where ``ROUNDS`` are too
+    few, boxes stay that should not.
+
+    Args:
+        boxes: (B, N, 4) cxcywh, best first.
+        candidates: (B, N) False for boxes that neither stay nor suppress others.
+        labels: (B, N), where boxes suppress those of their own label alone.
+    """
+    iou, _ = iou_and_giou(boxes[:, :, None], boxes[:, None])
+    better = torch.ones(boxes.shape[1], boxes.shape[1], dtype=torch.bool, device=boxes.device).tril(-1)
+    conflicts = (iou > iou_threshold) & better & candidates[:, None]
+    if labels is not None:
+        conflicts = conflicts & (labels[:, :, None] == labels[:, None])
+    conflicts, allowed = conflicts.float(), candidates.float()[..., None]
+    kept = allowed
+    for _ in range(min(ROUNDS, boxes.shape[1])):
+        kept = (allowed - conflicts @ kept).clamp(min=0)
+    return kept[..., 0] > 0
 
 
 #: By the value of ``--msda``.

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from ..checks import check_numbers, check_range
 from ..errors import UserError
-from ..layers import MLP
+from ..layers import MLP, places
 from ..modeling.assignment import HungarianAssigner, cost_terms
 from ..modeling.contents import ContentSource
 from ..modeling.diagnostics import iteration, log_scalars
@@ -41,7 +41,7 @@ from ..modeling.roi import MultiLevelRoIAlign
 from ..registry import CONTENTS, NECKS, SOURCES, Kit, adds_config, needs_of
 from ..structures import Grid, LayerOutput, Memory, Prediction, QuerySet, Targets
 from .asag_anchors import Anchors, Compress, PatchCode, anchors_of, leading_anchors
-from .asag_patches import Patches, Window, around, cut_out, for_training, quadrants, resized, to_image
+from .asag_patches import Patches, Window, around, as_mask, cut_out, for_training, quadrants, resized, to_image
 from .asag_targets import (
     AnchorQuality,
     build_area_weighted_cost,
@@ -54,6 +54,8 @@ from .asag_targets import (
 
 #: Pixels per cell of the levels that have patches: the fixed ones, then those that are probed.
 STRIDES = (32, 16, 8)
+#: So many of an image and level an exported program probes where ASAG.MAX_PATCHES is 0 (CrowdHuman's number).
+EXPORTED_PATCHES = 60
 #: The summed loss of all probed patches counts as that of so many (official code).
 PROBED_PATCHES_COUNT_AS = 4
 
@@ -97,9 +99,9 @@ class AdaptiveSparseAnchors(nn.Module):
 
     Every image's patches are its own, so that its anchors depend neither on its batch nor on padding. The levels are
     found by their strides, and may be a neck's or an encoder's.
-    """
 
-    not_exported = "the number of ASAG's patches and anchors is data"
+    In an exported program every image has as many patches and anchors as it may have, and masks tell which are there.
+    """
 
     def __init__(
         self,
@@ -174,6 +176,16 @@ class AdaptiveSparseAnchors(nn.Module):
         )
 
     @property
+    def export_note(self) -> str | None:
+        """What an exported program does otherwise."""
+        if self.max_patches or not self.test_levels:
+            return None
+        return (
+            f"of an image and level it probes the {EXPORTED_PATCHES} best patches at most, the model all of them "
+            "(MODEL.DETR.ASAG.MAX_PATCHES 0)"
+        )
+
+    @property
     def by_objects(self) -> bool:
         """Whether training has just begun, and patches stand on the objects."""
         now = iteration()
@@ -189,13 +201,13 @@ class AdaptiveSparseAnchors(nn.Module):
         for number in range(1, 1 + (len(STRIDES[1:]) if self.training else self.test_levels)):
             selected = self.selected(anchors, STRIDES[number], grid)
             patches = self.chosen_patches(anchors, selected, STRIDES[number], grid, objects)
-            if not len(patches):
+            if patches.image.shape[0] == 0:
                 break
             left.append(self.leaving(anchors, selected, first=number == 1))
             there = patches.to(device)
             output = self.probe(number, there, memory)
             probed.append((patches, output))
-            rows = patches.leading_rows(len(grid.image_sizes)).to(device)
+            rows = patches.leading_rows(anchors.scores.shape[0]).to(device)
             anchors = leading_anchors(output, there.windows(grid.image_scale), rows, grid)
         left.append(self.leaving(anchors, torch.zeros_like(anchors.scores, dtype=torch.bool), first=not left))
         if objects is not None:
@@ -213,16 +225,18 @@ class AdaptiveSparseAnchors(nn.Module):
         if self.training:
             whole = torch.stack([whole, whole.flip(3), whole.flip(2), whole.flip(2, 3)], 1).flatten(0, 1)
         found = anchors_of(self.fixed_head, self.code[0](torch.cat([quarters, whole])))
-        parts = slice(len(quarters)), slice(len(quarters), None)
-        of_quarters, of_whole = (LayerOutput(found.logits[part], found.boxes[part]) for part in parts)
-        image, windows = quadrants(len(square))
+        count = quarters.shape[0]
+        of_quarters, of_whole = (
+            LayerOutput(found.logits[part], found.boxes[part]) for part in (slice(count), slice(count, None))
+        )
+        image, windows = quadrants(square.shape[0])
         if objects is not None:
             device = x.device
             seen = to_device(objects_in(windows, image, objects, whole=False), device)
             flipped = to_device(flipped_objects(objects, self.legacy_p6_flip), device)
             predictions.append(Prediction("anchors_p5", of_quarters, self.objective, targets=seen))
             predictions.append(Prediction("anchors_p6", of_whole, self.whole_objective, targets=flipped))
-        unflipped = slice(None, None, len(whole) // len(square))
+        unflipped = slice(None, None, 4 if self.training else 1)
         boxes = to_image(of_quarters.boxes.detach(), windows.to(x.device)[:, None]).unflatten(0, (-1, 4)).flatten(1, 2)
         scores = torch.cat([of_quarters.logits.unflatten(0, (-1, 4)).flatten(1, 2), of_whole.logits[unflipped]], 1)
         boxes = torch.cat([boxes, of_whole.boxes[unflipped].detach()], 1)
@@ -243,6 +257,12 @@ class AdaptiveSparseAnchors(nn.Module):
         self, anchors: Anchors, selected: Tensor, stride: int, grid: Grid, objects: Targets | None
     ) -> Patches:
         """The patches of a level around the selected anchors, on the host; with ``objects`` those of training."""
+        if torch.compiler.is_exporting():
+            centers = (anchors.boxes * grid.image_scale)[..., :2]
+            options = {"stride": stride, "size": self.patch_size, "max_iou": self.patch_iou}
+            return as_mask(
+                centers, anchors.scores, selected, grid, **options, most=self.max_patches or EXPORTED_PATCHES
+            )
         windows = [Window(stride, self.patch_size, size) for size in grid.image_sizes]
         centers = (anchors.boxes * grid.image_scale)[..., :2]
         candidates = torch.cat([centers, anchors.scores[..., None], selected[..., None]], -1).cpu()  # the only copy
@@ -264,8 +284,7 @@ class AdaptiveSparseAnchors(nn.Module):
         selected or not."""
         leaves = (anchors.scores > self.min_score) & ~selected
         if first:
-            rank = anchors.scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            best = (rank < self.min_anchors) & (anchors.scores >= 0)
+            best = (places(anchors.scores) < self.min_anchors) & (anchors.scores >= 0)
             leaves = torch.where(leaves.sum(1, keepdim=True) < self.min_anchors, best, leaves)
         return Anchors(anchors.boxes, anchors.scores.masked_fill(~leaves, -1.0))
 

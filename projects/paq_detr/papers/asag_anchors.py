@@ -69,15 +69,23 @@ class Anchors:
 
     def best(self, most: int) -> tuple[Tensor, Tensor | None]:
         """(B, N, 4) boxes by falling score, and (B, N) which of them are anchors, None where all are; the rest covers
-        the image. N is that of the image with the most; they are no more than ``most``, and one at least."""
+        the image. N is that of the image with the most; they are no more than ``most``, and one at least. In an
+        exported program N is ``most``, or as many as there are candidates."""
+        if torch.compiler.is_exporting():
+            scores, index = self.scores.topk(min(most, self.scores.shape[1]))
+            return self.filled_up(index, scores >= 0), scores >= 0
         counts = (self.scores >= 0).sum(1).clamp(max=most).tolist()  # one copy to the host
         number = max(1, *counts)
         scores, index = self.scores.sort(dim=1, descending=True, stable=True)
         scores, index = scores[:, :number], index[:, :number]
         valid = scores >= 0
+        return self.filled_up(index, valid), None if min(counts) == number else valid
+
+    def filled_up(self, index: Tensor, valid: Tensor) -> Tensor:
+        """(B, N, 4) the boxes at (B, N) ``index``, and the whole image where not (B, N) ``valid``."""
         boxes = self.boxes.gather(1, index[..., None].expand(-1, -1, 4))
         whole = torch.cat([torch.full_like(boxes[..., :2], 0.5), torch.ones_like(boxes[..., 2:])], -1)
-        return torch.where(valid[..., None], boxes, whole), None if min(counts) == number else valid
+        return torch.where(valid[..., None], boxes, whole)
 
 
 def leading_anchors(output: LayerOutput, windows: Tensor, rows: Tensor, grid: Grid) -> Anchors:

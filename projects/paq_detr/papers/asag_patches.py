@@ -3,8 +3,8 @@
 """Patches of ASAG's anchor generator: where they lie, and what they cut out of a feature map.
 
 A patch is a window of ``size`` x ``size`` cells of one level. Which patches a step has is decided on the host, for the
-whole batch at once: they are a handful of boxes, and their number must be known there anyway. Windows and boxes in
-cells or pixels are (x, y); a level's maps are (y, x).
+whole batch at once: they are a handful of boxes, and their number must be known there anyway. An exported program has
+a fixed number and a mask. Windows and boxes in cells or pixels are (x, y); a level's maps are (y, x).
 
 Shape legend beside structures.py's: P patches of the batch, n boxes of one image.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from ..layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh
+from ..ops.export_forms import kept_apart
 from ..structures import Grid, Memory
 
 
@@ -31,6 +32,7 @@ class Patches:
     image: Tensor  # (P,) int64, ascending
     corner: Tensor  # (P, 2) int64 top left cell (x, y)
     leads_on: Tensor  # (P,) bool, whether its anchors count; those of the others are only supervised
+    each: int | None = None  # patches of every image, where that is one number (an exported program)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -52,7 +54,7 @@ class Patches:
     def to(self, device: torch.device) -> Patches:
         """On ``device``, in one copy."""
         packed = torch.cat([self.image[:, None], self.corner, self.leads_on[:, None].long()], 1).to(device)
-        return Patches(self.stride, self.size, packed[:, 0], packed[:, 1:3], packed[:, 3] > 0)
+        return Patches(self.stride, self.size, packed[:, 0], packed[:, 1:3], packed[:, 3] > 0, self.each)
 
     def windows(self, image_scale: Tensor) -> Tensor:
         """(P, 4) corners x, y, x, y in shares of the un-padded image; ``image_scale`` as of ``Grid``, (B, 1, 4)."""
@@ -61,7 +63,10 @@ class Patches:
 
     def leading_rows(self, num_images: int) -> Tensor:
         """(B, K) number of each image's patches that lead on, K of the image that has most; -1 where it has fewer.
-        On the host."""
+        On the host, but of an exported program."""
+        if self.each is not None:
+            rows = torch.arange(num_images * self.each, device=self.image.device)
+            return torch.where(self.leads_on, rows, -1).unflatten(0, (num_images, self.each))
         leading = self.leads_on.nonzero()[:, 0]
         image = self.image[leading]
         place = torch.arange(len(image)) - torch.searchsorted(image, image)
@@ -135,6 +140,32 @@ def around(window: Window, centers: Tensor, scores: Tensor, max_iou: float, most
     best = nms(torch.cat([centers - half, centers + half], 1), scores, max_iou)
     best = best[:most] if most else best
     return window.inside((centers[best] / window.stride - window.size / 2).floor())
+
+
+def as_mask(
+    centers: Tensor, scores: Tensor, selected: Tensor, grid: Grid, *, stride: int, size: int, max_iou: float, most: int
+) -> Patches:
+    """What :func:`around` chooses in all images of a batch, on the device: ``most`` patches of every image, of which
+    those lead on that are chosen.
+
+    Args:
+        centers: (B, T, 2) in pixels.
+        scores: (B, T).
+        selected: (B, T) whose patches are wanted.
+    """
+    batch, candidates = scores.shape
+    order = scores.masked_fill(~selected, -1.0).topk(candidates).indices
+    selected, centers = selected.gather(1, order), centers.gather(1, order[..., None].expand(-1, -1, 2))
+    squares = torch.cat([centers, torch.full_like(centers, stride * size)], -1)
+    kept = kept_apart(squares, selected, max_iou)
+    place = torch.arange(candidates, device=scores.device) + candidates * ~kept  # those that are kept come first
+    best = place.topk(min(most, candidates), largest=False).indices
+    corner = (centers.gather(1, best[..., None].expand(-1, -1, 2)) / stride - size / 2).floor()
+    cells = (grid.image_scale[..., :2] / stride).ceil()  # (B, 1, 2)
+    corner = torch.minimum(corner, cells - size).clamp(min=0).long()
+    each = best.shape[1]
+    image = torch.arange(batch, device=scores.device)[:, None].expand(-1, each).flatten()
+    return Patches(stride, size, image, corner.flatten(0, 1), kept.gather(1, best).flatten(), each)
 
 
 def upon_objects(window: Window, boxes: Tensor, max_iou: float) -> Tensor:

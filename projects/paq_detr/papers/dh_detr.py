@@ -20,14 +20,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
 from ..checks import Choice, check_range
-from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou
+from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou, places
 from ..modeling.assignment import FORBIDDEN, MatchCost, cost_terms
 from ..modeling.interactions import separate_sets
 from ..modeling.losses import ClassificationLoss, Matches
@@ -118,9 +117,7 @@ class DehomoGenerator(nn.Module):
 
 def ranked(scores: Tensor, low_score: float) -> Tensor:
     """(B, N) distinct numbers in the order of ``scores``, of equals the first on top; positive above ``low_score``."""
-    later = torch.ones(scores.shape[-1:] * 2, dtype=torch.bool, device=scores.device).tril(-1)  # (N, N) j before i
-    higher = (scores[:, None] > scores[..., None]) | ((scores[:, None] == scores[..., None]) & later)
-    return ((scores > low_score).sum(-1, keepdim=True) - higher.sum(-1)).to(scores.dtype)
+    return ((scores > low_score).sum(-1, keepdim=True) - places(scores)).to(scores.dtype)
 
 
 class Dehomo(nn.Module):
