@@ -24,7 +24,8 @@ import matplotlib
 import numpy as np
 
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
+from paq_detr.engine import Trainer, run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.output_paths import make_output_folder
 
 matplotlib.use("Agg")
@@ -64,9 +65,7 @@ def evaluate(run: Path, density: float, output: Path, options: list[str]) -> dic
     }
     opts = [str(part) for setting in settings.items() for part in setting]
     cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[*opts, *options], eval_only=True))
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model.eval())["crowd"]
+    results = Trainer.test(cfg, load_trained(cfg))["crowd"]
     of_objects = duplicates(folder / "inference" / "synthetic_crowd_val" / "crowd_metrics.json")
     row = {name: results[name] for name in METRICS if name in results}
     return {**row, "duplicates": of_objects.pop("", float("nan")), "duplicates_by_crowdedness": of_objects}

@@ -28,7 +28,8 @@ from torchvision.ops import box_iou
 
 from paq_detr.data import DetrDatasetMapper
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
+from paq_detr.engine import run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.layers import boxes_cxcywh_to_xyxy
 from paq_detr.output_paths import make_output_folder
 
@@ -151,10 +152,7 @@ def main() -> None:
         parser.error(f"--images is {args.images}, must be at least 1")
     make_output_folder("--output", args.output)
     cfg = setup_config(args)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained(cfg)
     mapper = DetrDatasetMapper(cfg, False)
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[: args.images]
     pairs = measure(model, ([mapper(record)] for record in records), args.score)

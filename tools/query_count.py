@@ -25,7 +25,8 @@ from detectron2.data import DatasetCatalog
 
 from paq_detr.data.formats import Source
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
+from paq_detr.engine import Trainer, run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.errors import UserError
 from paq_detr.output_paths import make_output_folder
 
@@ -92,8 +93,7 @@ def evaluate(
     for name, value in (("WHEN", "inference"), ("MIN_SCORE", score), ("FACTOR", factor), ("MIN", least)):
         opts += [f"MODEL.DETR.QUERIES.KEEP.{name}", value]
     cfg = configured(run, [*opts, *options])
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained(cfg)
     watch = Watch(model.eval().routes["main"].decoder)
     rows = {}
     for name in HALVES:

@@ -67,7 +67,9 @@ def _with_masks(image: np.ndarray, labelled: Labelled, colors: Sequence) -> np.n
     if not len(labelled.masks):
         return image
     image, bytes_of = image.copy(), [tuple(round(255 * part) for part in color[:3]) for color in colors]
-    blend_masks(image, labelled.masks, [bytes_of[label] for label in labelled.classes], range(len(labelled.masks)))
+    sizes = (labelled.boxes_xyxy[:, 2:] - labelled.boxes_xyxy[:, :2]).prod(1)
+    order = np.argsort(-sizes, kind="stable").tolist()  # the smallest on top
+    blend_masks(image, labelled.masks, [bytes_of[label] for label in labelled.classes], order)
     return image
 
 
