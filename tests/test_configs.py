@@ -87,6 +87,7 @@ PUBLISHED = {
     "dino_4scale_r50_12ep": (91, 46_893_182 - 256),
     "dino_5scale_r50_12ep": (91, 47_255_806 - 256),
     "dino_4scale_detrex_r50_12ep": (80, 47_650_316),
+    "align_detr_r50_12ep": (80, 47_650_316),
     "dino_4scale_swin_l_12ep": (91, 217_230_066 - 256),
     "dino_5scale_swin_l_12ep": (91, 217_576_690 - 256),
     "dab_deformable_detr_r50_50ep": (91, 47_405_994),

@@ -11,10 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "projects" / "paq_detr"
 # From the ground up; a module imports its own floor and those below it.
 FLOORS = (
     (
-        *("errors", "_detectron2", "_lazy", "_threads", "config_files", "install_detectron2", "whole_file"),
-        *("window_masks", "drawing"),
+        *("errors", "_detectron2", "_lazy", "_threads", "config_files", "install_detectron2", "output_paths"),
+        *("whole_file", "window_masks", "drawing"),
     ),
-    ("checks", "structures", "config", "ops"),
+    ("checks", "structures", "config", "model_config", "ops"),
     ("registry", "layers"),
     ("modeling", "data", "convert"),
     ("papers", "evaluation"),

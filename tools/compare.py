@@ -27,8 +27,9 @@ from detectron2.config import get_cfg
 
 from paq_detr import add_paq_detr_config
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import build_detector
+from paq_detr.engine import build_detector, run_cli
 from paq_detr.engine.merge import merge_file
+from paq_detr.output_paths import make_output_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
@@ -112,6 +113,7 @@ def main() -> None:
         parser.error(f"no such config: {', '.join(missing)}" if missing else "two configs have the same file name")
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}, must be at least 1")
+    make_output_folder("--output", args.output)
     threads = max((os.cpu_count() or 1) // args.jobs, 1)
     # Seed by seed, so that a comparison that is cut off still holds whole seeds.
     runs = [(config, seed) for seed in args.seeds for config in args.configs]
@@ -137,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main, "compare"))

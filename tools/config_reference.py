@@ -88,8 +88,7 @@ def _text(comments: dict[int, tuple[str, bool]], node: ast.Assign) -> str:
 
 def functions() -> Iterator[tuple[str, list[Callable]]]:
     """Headings and the functions whose keys stand below them: the core's, then those of each plug-in."""
-    core = [value for name, value in vars(config).items() if name.startswith("_add_")]
-    yield "The core", core
+    yield "The core", list(config.CORE)
     modules = {adder.__module__: adder for adder in registry._adders}
     for name in sorted(name for name in modules if name.startswith("paq_detr.")):
         module, adder = sys.modules[name], modules[name]

@@ -28,8 +28,9 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from paq_detr import add_paq_detr_config
-from paq_detr.engine import build_detector
+from paq_detr.engine import build_detector, run_cli
 from paq_detr.engine.merge import merge_file
+from paq_detr.output_paths import check_output_file
 
 COLUMNS = {
     "parameters": "parameters (M)",
@@ -201,6 +202,8 @@ def main() -> None:
     missing = [str(path) for path in args.configs if not path.is_file()]
     if missing:
         parser.error(f"no such config: {', '.join(missing)}")
+    if args.json:
+        check_output_file("--json", args.json)
     if args.one:
         print(json.dumps(measure(args.configs[0], args)))
         return
@@ -223,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main, "cost"))

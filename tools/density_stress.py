@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -25,7 +24,9 @@ import matplotlib
 import numpy as np
 
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
+from paq_detr.engine import Trainer, run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
+from paq_detr.output_paths import make_output_folder
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
@@ -64,9 +65,7 @@ def evaluate(run: Path, density: float, output: Path, options: list[str]) -> dic
     }
     opts = [str(part) for setting in settings.items() for part in setting]
     cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[*opts, *options], eval_only=True))
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model.eval())["crowd"]
+    results = Trainer.test(cfg, load_trained(cfg))["crowd"]
     of_objects = duplicates(folder / "inference" / "synthetic_crowd_val" / "crowd_metrics.json")
     row = {name: results[name] for name in METRICS if name in results}
     return {**row, "duplicates": of_objects.pop("", float("nan")), "duplicates_by_crowdedness": of_objects}
@@ -141,11 +140,11 @@ def main() -> None:
     args = parser.parse_args()
     if len({run.name for run in args.runs}) < len(args.runs):
         parser.error("two runs have the same folder name, which labels their rows")
+    make_output_folder("--output", args.output)
     results = {
         run.name: {density: evaluate(run, density, args.output, args.options) for density in args.densities}
         for run in args.runs
     }
-    os.makedirs(args.output, exist_ok=True)
     write_json(results, args.output / "density.json")
     (args.output / "density.md").write_text(table(results) + "\n")
     draw(args.output / "density.png", results)

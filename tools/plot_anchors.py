@@ -23,8 +23,10 @@ from detectron2.data import DatasetCatalog
 from torch import Tensor, nn
 
 from paq_detr.data import DetrDatasetMapper
-from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
+from paq_detr.engine import UserError, run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.layers import boxes_cxcywh_to_xyxy
+from paq_detr.output_paths import check_output_file
 from paq_detr.papers.asag import AdaptiveSparseAnchors, host_scale
 
 matplotlib.use("Agg")
@@ -120,14 +122,12 @@ def main() -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs that change the config")
     args = parser.parse_args()
     args.eval_only = True
+    check_output_file("--output", args.output)
     cfg = setup_config(args)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     if not 0 <= args.image < len(records):
         parser.error(f"--image is {args.image}, the images of {cfg.DATASETS.TEST[0]} are 0 to {len(records) - 1}")
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained(cfg)
     image = DetrDatasetMapper(cfg, False)(records[args.image])
     picture = image["image"].permute(1, 2, 0).numpy()
     seen = look(model, image)

@@ -26,6 +26,7 @@ from paq_detr.data.sample import Sample, piece_of, sample_of
 from paq_detr.drawing import draw_detections
 from paq_detr.engine import UserError, run_cli, setup_config
 from paq_detr.engine.rng import seeded_rng
+from paq_detr.output_paths import check_output_file
 
 TITLE = 18  # height of a row's title
 GAP = 4
@@ -119,6 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.columns < 1 or args.cell < 16:
         parser.error("--columns must be at least 1, --cell at least 16")
+    check_output_file("--output", args.output)
     if not args.config_file:
         args.opts = ["DATASETS.TRAIN", "[synthetic_crowd_train]", "DATASETS.TEST", "[]", *args.opts]
     cfg = setup_config(args)

@@ -8,6 +8,7 @@ One image with three objects, two groups of contrastive denoising (positives, th
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +19,8 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
+from paq_detr.engine import run_cli
+from paq_detr.output_paths import check_output_file
 from paq_detr.papers.denoising import group_mask
 
 OBJECTS, GROUPS, MATCHING = 3, 2, 8
@@ -64,8 +67,10 @@ def draw(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("docs/images/denoising_mask.png"))
-    draw(parser.parse_args().output)
+    path = parser.parse_args().output
+    check_output_file("--output", path)
+    draw(path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_cli(main, "plot_denoising_mask"))

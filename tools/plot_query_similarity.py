@@ -28,8 +28,10 @@ from torchvision.ops import box_iou
 
 from paq_detr.data import DetrDatasetMapper
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, UserError, build_detector, run_cli, setup_config
+from paq_detr.engine import run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.layers import boxes_cxcywh_to_xyxy
+from paq_detr.output_paths import make_output_folder
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
@@ -148,16 +150,13 @@ def main() -> None:
     args.eval_only = True
     if args.images < 1:
         parser.error(f"--images is {args.images}, must be at least 1")
+    make_output_folder("--output", args.output)
     cfg = setup_config(args)
-    if not cfg.MODEL.WEIGHTS:
-        raise UserError("MODEL.WEIGHTS is empty: name the trained model, MODEL.WEIGHTS RUN/model_final.pth.")
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained(cfg)
     mapper = DetrDatasetMapper(cfg, False)
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])[: args.images]
     pairs = measure(model, ([mapper(record)] for record in records), args.score)
     layers = [{place: found.by_iou() for place, found in of_layer.items()} for of_layer in pairs]
-    os.makedirs(args.output, exist_ok=True)
     run = os.path.basename(os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS)))
     title = f"{run}: pairs of queries that overlap and both score above {args.score:g}, on {len(records)} images"
     draw(os.path.join(args.output, "query_similarity.png"), layers, title)

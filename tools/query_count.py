@@ -5,7 +5,7 @@
     python tools/query_count.py --run output/bccd/dino --keep 0:1:1 0.02:1:10 0.05:1:10 0.05:2:10 \
         --output output/query_count [KEY VALUE ...]
 
-RUN holds what training wrote (config.yaml, model_final.pth); its first test dataset must be a COCO json. KEEP is
+RUN holds what training wrote (config.yaml, model_final.pth); its first test dataset is of any format but odgt. KEEP is
 MIN_SCORE:FACTOR:MIN, at inference; 0:1:1 keeps all. Images are evaluated one by one in two halves, those with fewer
 and those with more objects. Writes query_count.md and query_count.json: per half AP, recall (AR), and means of an
 image's queries and of the decoder's milliseconds, of these the smallest of all rounds.
@@ -21,19 +21,22 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from detectron2.data import DatasetCatalog
 
+from paq_detr.data.formats import Source
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
+from paq_detr.engine import Trainer, run_cli, setup_config
+from paq_detr.engine.evaluate import load_trained
 from paq_detr.errors import UserError
+from paq_detr.output_paths import make_output_folder
 
 HALVES = ("sparse", "dense")
 COLUMNS = ("AP", "AR", "queries", "decoder ms")
 
 
-def halves(path: Path, folder: Path) -> dict[str, int]:
-    """Write sparse.json and dense.json, the images of a COCO json with fewer and with more objects; the most objects
-    of an image of each."""
-    content = json.loads(path.read_text())
+def halves(content: dict, folder: Path) -> dict[str, int]:
+    """Write sparse.json and dense.json, the images of a COCO json's content with fewer and with more objects; the most
+    objects of an image of each."""
     counts = Counter(a["image_id"] for a in content["annotations"] if not a.get("iscrowd"))
     images = sorted(content["images"], key=lambda image: counts[image["id"]])
     most = {}
@@ -45,12 +48,13 @@ def halves(path: Path, folder: Path) -> dict[str, int]:
     return most
 
 
-def coco_json(cfg) -> tuple[str, str]:
-    """The first test dataset's annotations and folder of images."""
-    sets = {name: (annotations, images) for name, annotations, images in cfg.DATASETS.COCO_JSON}
-    if cfg.DATASETS.TEST[0] not in sets:
-        raise UserError(f"DATASETS.TEST {cfg.DATASETS.TEST[0]} is none of DATASETS.COCO_JSON")
-    return sets[cfg.DATASETS.TEST[0]]
+def source_of_test(cfg) -> Source:
+    """Of the first test dataset, as COCO json."""
+    name = cfg.DATASETS.TEST[0]
+    source = getattr(DatasetCatalog[name], "source", None)
+    if not isinstance(source, Source):
+        raise UserError(f"DATASETS.TEST {name} is none of DATASETS.COCO_JSON, nor of DATASETS.FILES other than odgt.")
+    return source
 
 
 class Watch:
@@ -89,8 +93,7 @@ def evaluate(
     for name, value in (("WHEN", "inference"), ("MIN_SCORE", score), ("FACTOR", factor), ("MIN", least)):
         opts += [f"MODEL.DETR.QUERIES.KEEP.{name}", value]
     cfg = configured(run, [*opts, *options])
-    model = build_detector(cfg)
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    model = load_trained(cfg)
     watch = Watch(model.eval().routes["main"].decoder)
     rows = {}
     for name in HALVES:
@@ -123,9 +126,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every evaluation")
     args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    annotations, images = coco_json(configured(args.run, args.options))
-    most = halves(Path(annotations), args.output)
+    make_output_folder("--output", args.output)
+    source = source_of_test(configured(args.run, args.options))
+    most, images = halves(source.content().coco, args.output), source.image_root
     results = {k: evaluate(args.run, k, args.output, images, args.rounds, args.options) for k in args.keep}
     text = table(results) + "\n\n" + ", ".join(f"{name}: up to {count} objects" for name, count in most.items()) + "\n"
     write_json(results, args.output / "query_count.json")

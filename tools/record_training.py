@@ -28,7 +28,9 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from paq_detr import add_paq_detr_config
+from paq_detr.engine.cli import run_cli
 from paq_detr.engine.merge import merge_file
+from paq_detr.output_paths import check_output_file
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 3
@@ -124,6 +126,9 @@ def main() -> int:
         lines = differences(*(json.loads(path.read_text()) for path in args.compare))
         print("\n".join(lines) or "no difference")
         return 1 if lines else 0
+    if args.output is None:
+        parser.error("--output is missing: the file to write")
+    check_output_file("--output", args.output)
     torch.set_num_threads(1)
     renamed = json.loads(args.renamed.read_text()) if args.renamed else ()
     configs = args.configs or sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not p.stem.startswith("Base"))
@@ -137,4 +142,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_cli(main, "record_training"))

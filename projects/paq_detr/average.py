@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .convert.files import missing_file, read_weights, write_checkpoint
+from .convert.files import check_checkpoint_path, missing_file, read_weights, write_checkpoint
 from .errors import UserError
 
 
@@ -85,6 +85,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m paq_detr
     )
     options = parser.parse_args(arguments)
     try:
+        check_checkpoint_path(options.out)
         write_checkpoint(average(options.files, options.shares), options.out)
     except UserError as error:
         parser.exit(2, f"error: {error}\n")

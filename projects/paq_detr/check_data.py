@@ -38,22 +38,28 @@ from .predict.output import QUALITY, new_folder
 
 _CELL, _GAP, _CAPTION = (480, 360), 8, 22  # pixels: of a picture on the sheet, around it, and below it
 _COLUMNS, _PICTURES = 4, 16
+_FAULTS = 20  # told one by one
 _CLASSES, _BAR = 25, 30  # lines of the histogram, and characters of its longest bar
 
 
 class _Data:
     """A dataset to look at, read once."""
 
-    def __init__(self, title: str, name: str, dataset: Callable[[], list[dict]], metadata: Any):
+    def __init__(
+        self, title: str, name: str, dataset: Callable[[], list[dict]], metadata: Any, faults: Sequence[str] = ()
+    ):
         """
         Args:
             name: of its sheet; empty where there is one dataset alone.
             metadata: has ``thing_classes`` and perhaps ``image_root``.
+            faults: of lines, files and pictures that the dataset leaves out.
         """
         self.title, self.name = title, name
         self.records, self.class_names = dataset(), list(metadata.thing_classes)
         self.root = getattr(metadata, "image_root", "")
-        self.notes, self.doubts = getattr(dataset, "notes", []), getattr(dataset, "doubts", [])
+        more = len(faults) - _FAULTS
+        left_out = [*faults[:_FAULTS], *([f"{more} more lines, files or pictures are faulty"] if more > 0 else [])]
+        self.notes, self.doubts = getattr(dataset, "notes", []), [*left_out, *getattr(dataset, "doubts", [])]
         if not self.records:
             raise UserError(f"{title} holds no image")
 
@@ -127,10 +133,15 @@ def _of_path(options: argparse.Namespace) -> list[_Data]:
     splits = [options.split] if options.split else find_dataset(options.source, options.format).splits
     found = []
     for split in splits:
-        source = find_source(options.source, split, options.format, **given)
-        dataset = open_source(source)
+        source = replace(find_source(options.source, split, options.format, **given), faults=[])
+        try:
+            dataset = open_source(source)
+        except ValueError as error:
+            if not source.faults:
+                raise
+            raise UserError(f"{error}, after {len(source.faults)} faults, the first: {source.faults[0]}") from error
         metadata = SimpleNamespace(thing_classes=dataset.class_names, image_root=source.image_root)
-        found.append(_Data(str(source), split if len(splits) > 1 else "", dataset, metadata))
+        found.append(_Data(str(source), split if len(splits) > 1 else "", dataset, metadata, source.faults))
     return found
 
 

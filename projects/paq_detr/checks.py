@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of config values that any part can use; each raises one sentence with the full key."""
 
+from __future__ import annotations
+
 import math
 import os
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from .errors import UserError
 
@@ -22,6 +24,23 @@ def check_choice(key: str, value: str | int, choices: Iterable[str | int]) -> st
         shown = f'"{value}"' if isinstance(value, str) else value
         raise UserError(f"{key} is {shown}, must be one of {', '.join(str(choice) or '(empty)' for choice in choices)}")
     return value
+
+
+class Choice:
+    """A config key that takes one of a fixed set of values: called with one, it returns or refuses it.
+
+    A part that has such a key makes one beside its builder. All of them are checked with the config, before data and
+    weights are read, whether the part is used or not.
+    """
+
+    all: ClassVar[dict[str, Choice]] = {}
+
+    def __init__(self, key: str, choices: Iterable[str | int]):
+        self.key, self.choices = key, tuple(choices)
+        Choice.all[key] = self
+
+    def __call__(self, value: str | int) -> str | int:
+        return check_choice(self.key, value, self.choices)
 
 
 def check_range(key: str, value: float, interval: str) -> float:

@@ -152,8 +152,8 @@ class QueryDetector(nn.Module):
         return self.encoder(self.neck(features, images.image_sizes, tuple(images.tensor.shape[-2:])))
 
     def detect(self, memory: Memory, lowest_scores: Sequence[float] | None = None) -> list[Instances]:
-        """What the first route finds, per image, in pixels of the resized image."""
-        route = next(iter(self.routes.values()))
+        """What the main route finds, per image, in pixels of the resized image."""
+        route = self.routes["main"]
         return route.read_out(route(self.sources[route.source](memory), memory), memory, lowest_scores)
 
     def predictions(self, memory: Memory, targets: Targets) -> tuple[list[Prediction], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import colorsys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,18 +46,12 @@ def draw_detections(
         show_scores: also in labels.
     """
     pixels = image.copy()
-    height, width = image.shape[:2]
-    unit = max(min(height, width) / 1080, 0.5)
+    unit = max(min(image.shape[:2]) / 1080, 0.5)
     colors = _colors(boxes_xyxy, classes, len(class_names))
     sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0)
     order = np.argsort(-sizes.prod(1), kind="stable").tolist()  # the largest first
     if masks is not None:
-        layer, inside = np.zeros_like(pixels), np.zeros((height, width), dtype=bool)
-        for i in order:  # the smallest on top; each pixel is blended once, so that the picture shows through
-            mask = np.asarray(masks[i])
-            layer[mask] = colors[i]
-            inside |= mask
-        pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + layer[inside] * MASK_ALPHA).astype(np.uint8)
+        blend_masks(pixels, masks, colors, order)  # the smallest on top
     for i in order:
         line = 1 if len(order) > MANY else max(round(float(np.clip(sizes[i].min() / 24, 1.5, 4)) * unit), 1)
         alpha = 0.7 + 0.3 * float(np.clip(scores[i], 0, 1))
@@ -72,6 +66,17 @@ def draw_detections(
     if left_out and labels != "off":
         _write_legend(picture, classes, colors, class_names, unit)
     return picture
+
+
+def blend_masks(pixels: np.ndarray, masks: Sequence, colors: Sequence[Color], order: Iterable[int]) -> None:
+    """Blend masks, (H, W) bool each, into (H, W, 3) ``pixels`` in place, later ones of ``order`` on top; each pixel
+    once, so that the picture shows through."""
+    layer, inside = np.zeros_like(pixels), np.zeros(pixels.shape[:2], dtype=bool)
+    for i in order:
+        mask = np.asarray(masks[i])
+        layer[mask] = colors[i]
+        inside |= mask
+    pixels[inside] = (pixels[inside] * (1 - MASK_ALPHA) + layer[inside] * MASK_ALPHA).astype(np.uint8)
 
 
 def _colors(boxes: np.ndarray, classes: np.ndarray, num_classes: int) -> list[Color]:

@@ -95,6 +95,11 @@ CLASS_LOSSES = Registry("MODEL.DETR.LOSS.CLASSIFICATION")
 ROUTES = Registry("MODEL.DETR.ROUTES")
 READ_OUTS = Registry("MODEL.DETR.READ_OUT.NAME")
 
+# Further keys that name a part of one of these, also of papers. Empty: as the key of the slot itself says.
+FURTHER_SLOTS = {
+    "MODEL.DETR.LOSS.ENCODER_CLASSIFICATION": CLASS_LOSSES,
+    "MODEL.DETR.DECODER.STEM_CODEC": CODECS,
+}
 
 _adders: list[Callable] = []
 

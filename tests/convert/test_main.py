@@ -100,7 +100,7 @@ TWO_NAMES = ("--class-names", "cat", "dog")
         (own, "out.pth", (), "Weight file {in_} is in this project's own layout already."),
         (original, "out.pkl", (), "OUT is {out}, must end with .pth."),
         (original, "there.pth", (), "{out} exists; --overwrite replaces it."),
-        (original, "none/out.pth", (), "{out} could not be written: No such file or directory."),
+        (original, "none/out.pth", (), "OUT {out}: the folder {folder}/none does not exist."),
         (original, "out.pth", TWO_NAMES, "There are 2 class names for weight file {in_}, which has 3 classes."),
     ],
     ids=["missing", "folder", "text", "own", "ending", "exists", "unwritable", "class_names"],
@@ -111,7 +111,10 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, capsys, make, out, option
     with pytest.raises(SystemExit) as caught:
         main([str(tmp_path / "in.pth"), str(tmp_path / out), *options])
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"error: {message.format(in_=tmp_path / 'in.pth', out=tmp_path / out)}\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {message.format(in_=tmp_path / 'in.pth', out=tmp_path / out, folder=tmp_path)}\n"
+    )
     assert (tmp_path / "there.pth").read_text() == "mine"
 
 

@@ -139,6 +139,35 @@ def test_more_objects_than_queries_or_detections_are_one_warning_each(cfg, conte
     assert warnings(caplog) == [text.format(key) for key in ("MODEL.DETR.QUERIES.NUM", "TEST.DETECTIONS_PER_IMAGE")]
 
 
+@pytest.mark.parametrize(
+    "splits, num_test, keys",
+    [
+        (("TRAIN",), 0, ["NUM"]),
+        (("TEST",), 0, ["NUM"]),
+        (("TRAIN",), 1, ["NUM"]),
+        (("TEST",), 1, ["NUM_TEST"]),
+        (("TEST",), 5, []),
+        (("TRAIN", "TEST"), 1, ["NUM", "NUM_TEST"]),
+    ],
+)
+def test_an_evaluations_own_number_of_queries_is_held_against_its_own_images(
+    cfg, content, save, caplog, splits, num_test, keys
+):
+    register_cells(cfg, content, save)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((("cells",) if split in splits else ()) for split in ("TRAIN", "TEST"))
+    cfg.MODEL.DETR.QUERIES.NUM, cfg.MODEL.DETR.QUERIES.NUM_TEST = 1, num_test
+    register_datasets(cfg)
+    said = [text.split("than MODEL.DETR.QUERIES.")[1].split(" ")[0] for text in warnings(caplog)]
+    assert said == keys
+
+
+def test_a_wrong_name_is_held_against_the_configs_own_datasets_first(cfg, content, save):
+    register_cells(cfg, content, save)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("cell",)
+    with pytest.raises(ValueError, match=r"DATASETS.TEST names the dataset 'cell', .*did you mean 'cells'"):
+        register_datasets(cfg, test_only=True)  # which does not read it
+
+
 def test_ignore_regions_do_not_count_as_objects(cfg, content, save, caplog):
     register_cells(cfg, content, save)
     cfg.MODEL.DETR.QUERIES.NUM = cfg.TEST.DETECTIONS_PER_IMAGE = 2  # the image holds two objects and one region

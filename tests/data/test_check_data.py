@@ -12,9 +12,10 @@ from PIL import Image
 
 from paq_detr.check_data import contact_sheet
 from paq_detr.cli import main
+from paq_detr.data.formats import find_source, open_source
 from paq_detr.data.statistics import describe
 
-from .other_formats import write_coco, write_voc, write_yolo
+from .other_formats import write_coco, write_csv, write_voc, write_yolo
 
 
 @pytest.fixture
@@ -152,6 +153,73 @@ def test_every_box_is_looked_at(folder, check, box, message):
     assert code == 1 and message in text
     count = text.count("  problem: ")
     assert report["problems"] == count and f"{count} problem{'s' * (count > 1)} found" in text
+
+
+def spoilt_yolo(content, pictures, folder):
+    write_yolo(content, pictures, folder)
+    with open(folder / "labels" / "train" / "a.txt", "a") as file:
+        file.write("7 0.5 0.5 0.1 0.1\n0 0.5 cat\n" + "0 0.5 0.5 0.1\n" * 30)
+    (folder / "images" / "train" / "b.png").write_text("none")
+    return folder / "data.yaml", "--split", "train"
+
+
+def spoilt_csv(content, pictures, folder):
+    """Without sizes, so that the headers of the pictures must tell them; the first picture is missing."""
+    write_csv(content, pictures, folder)
+    path = folder / "annotations_train.csv"
+    lines = [",".join(line.split(",")[:6]) + "\n" for line in path.read_text().splitlines()]
+    path.write_text("gone.png,1,2,3,4,cell\n" + "".join(lines) + "a.png,9,9,1,1,cell\na.png,1\n")
+    return (path,)
+
+
+def spoilt_voc(content, pictures, folder):
+    write_voc(content, pictures, folder)
+    path = folder / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("<xmax>", "<xmax>-", 1))
+    (folder / "Annotations" / "b.xml").write_text("<annotation>")
+    with open(folder / "ImageSets" / "Main" / "train.txt", "a") as file:
+        file.write("gone\n")
+    return (folder,)
+
+
+SPOILT = {
+    "yolo": (
+        spoilt_yolo,
+        ("line 3: the class is 7, must", "line 4: '0 0.5 cat' must be a class id", "line 5 holds 3 numbers"),
+        ("b.png cannot be read", "13 more lines, files or pictures are faulty", "  images       1, 0 without"),
+    ),
+    "csv": (
+        spoilt_csv,
+        ("line 5: the box x1,y1,x2,y2 is 9,9,1,1, but", "line 6 has 2 columns", "gone.png cannot be read"),
+        ("  images       2, 1 without objects", "  objects      2, "),
+    ),
+    "voc": (
+        spoilt_voc,
+        ("a.xml, object 1, cell: its box is", "b.xml is no valid xml", "1 of 3 images of"),
+        ("  images       1, 0 without objects", "  objects      1, "),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", SPOILT)
+def test_faulty_lines_are_left_out_and_told_and_the_rest_is_looked_at(content, save, tmp_path, check, form):
+    _, pictures = save(content)
+    write, problems, others = SPOILT[form]
+    source = write(content, pictures, tmp_path / "spoilt")
+    code, text, report = check(*source)
+    assert code == 1
+    for said in (*problems, *others):
+        assert said in text, text
+    assert len(report["datasets"][0]["problems"]) <= 21 + 1
+    with pytest.raises(ValueError, match="spoilt"):  # where nobody collects, the first one ends the reading
+        open_source(find_source(str(source[0]), "train" if form == "yolo" else ""))
+
+
+def test_data_of_faulty_lines_alone_are_one_sentence(content, save, tmp_path, check):
+    (tmp_path / "a.csv").write_text("a.png,9,9,1,1,cell\n")
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    code, text, _ = check(tmp_path / "a.csv")
+    assert code == 2 and "a.csv holds no box, after 1 faults, the first: " in text and "line 1: the box" in text
 
 
 def test_a_box_that_stands_twice_is_found(folder, check):

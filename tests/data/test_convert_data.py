@@ -199,7 +199,7 @@ def test_the_command_ends_with_one_sentence(write, tmp_path, capsys):
         (path, "annotation.odgt", f"--output {path} is the source itself."),
         ("no.json", "a.json", "the data no.json do not exist."),
         (root, "a.json", f"{root} holds nothing of a known format"),
-        (path, "none/a.json", f"{tmp_path}/none/a.json.part: No such file or directory."),
+        (path, "none/a.json", f"--output {tmp_path}/none/a.json: the folder {tmp_path}/none does not exist."),
     ):
         assert command(["convert-data", source, "--output", str(tmp_path / output)]) == 2
         assert capsys.readouterr().err.startswith(f"paq-detr: {message}")

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any format becomes the same records as COCO json, and what is wrong with a file is one sentence."""
 
+import json
 import logging
 import re
 from functools import partial
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from paq_detr.cli import main
 from paq_detr.data import register_datasets
 from paq_detr.data.formats import find_dataset, find_source, open_source
 from paq_detr.errors import UserError
@@ -69,6 +71,18 @@ def test_a_folder_or_file_tells_its_format_and_splits(content, save, tmp_path, f
     assert open_source(found.splits[split]).class_names  # finds its pictures, too
     name, *_ = entry = found.training.entry("x")
     assert name == "name" and find_source(**{key: entry[key] for key in entry if key != "name"}) == found.training
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "csv"])
+def test_a_report_reads_other_formats_too(content, save, tmp_path, capsys, form):
+    _, pictures = save(content)
+    entry = WRITERS[form](content, pictures, tmp_path / "other")
+    coco = find_source(entry["path"], entry.get("split", "")).content().coco
+    dt, page = tmp_path / "dt.json", tmp_path / "page.html"
+    dt.write_text(json.dumps([{**row, "score": 0.9} for row in coco["annotations"] if not row["iscrowd"]]))
+    options = ("--split", entry["split"]) if "split" in entry else ()
+    assert main(["report", "--gt", entry["path"], "--dt", str(dt), "--output", str(page), *options]) == 0
+    assert "2 objects of" in page.read_text() and "No kind of error costs" in capsys.readouterr().out
 
 
 def test_the_log_says_in_one_line_what_a_path_is(content, save, tmp_path, cfg, caplog):

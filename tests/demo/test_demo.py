@@ -1,6 +1,8 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from matplotlib.colors import same_color
 from paq_detr import cli
 from paq_detr.demo.command import ground_truth
 from paq_detr.demo.figures import DPI, PAIRS, PANEL, Labelled, draw_predictions
+from paq_detr.drawing import MASK_ALPHA
 
 from ..figures import rectangles, texts
 
@@ -40,6 +43,20 @@ def test_objects_stand_left_and_predictions_right_of_the_same_image(tmp_path, fi
         assert np.unique(left.images[0].get_array()) == np.unique(right.images[0].get_array()) == 50 * number
         assert rectangles(left) == [REGION, BOX] and rectangles(right) == FOUND
         assert texts(left) == ["a thing"] and texts(right) == ["another 88", "a thing 40"]
+
+
+def test_masks_show_in_the_colour_of_their_class(tmp_path, figures):
+    images, truth, found = scene(1)
+    mask = np.zeros((2, 40, 60), bool)
+    mask[0, 10:20, 30:50] = True
+    found = [replace(found[0], masks=mask)]
+    draw_predictions(str(tmp_path / "p.png"), images, truth, found, ["a thing", "another"])
+    left, right = (np.asarray(axis.images[0].get_array()) for axis in figures["p.png"].axes[:2])
+    assert (left == images[0]).all() and (images[0] == 0).all()
+    changed = (right != 0).any(-1)
+    assert (changed == mask[0]).all()
+    wanted = np.array(plt.get_cmap("tab10")(1)[:3]) * 255 * MASK_ALPHA  # the first is of class 1
+    assert np.abs(right[15, 40] - wanted).max() <= 1
 
 
 def test_a_class_has_one_colour_in_boxes_labels_and_legend(tmp_path, figures):

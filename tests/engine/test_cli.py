@@ -12,7 +12,9 @@ import torch
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from paq_detr.checks import Choice
 from paq_detr.engine import NonFiniteLossError, UserError, run_cli, setup_config
+from paq_detr.engine.checks import CHOICES
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +136,7 @@ def test_wrong_options_give_one_sentence(make_cfg, opts, message):
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
+NUMBERS = ("DEPTH", "RES5_DILATION")
 NO_JSON = ("DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]")  # what comes first is said
 
 
@@ -148,6 +151,8 @@ NO_JSON = ("DATASETS.COCO_JSON", "[['mine', 'no.json', '.']]")  # what comes fir
         ("DECODER.INTERACTION", "self_attention+foo", "foo"),
         ("MATCHER.COST", "['focal_l1_giou', 'foo']", "foo"),
         ("ASSIGNER.FINAL", "foo", "foo"),
+        ("MR.ASSIGNER", "foo", "foo"),
+        ("DECODER.STEM_CODEC", "foo", "foo"),
         ("LOSS.ENCODER_CLASSIFICATION", "foo", "foo"),
     ],
 )
@@ -155,6 +160,30 @@ def test_a_part_of_an_unknown_name_is_said_before_data_is_read(make_cfg, key, va
     with pytest.raises(UserError, match=f'MODEL.DETR.{key} is "{wrong}", must be one of ') as caught:
         make_cfg(*NO_JSON, f"MODEL.DETR.{key}", value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [*(key for key in CHOICES if key.split(".")[-1] not in NUMBERS), *Choice.all])
+def test_a_value_outside_a_fixed_set_is_said_before_data_is_read(make_cfg, key):
+    with pytest.raises(UserError, match=f'^{key} is "foo", must be one of .+[.]$'):
+        make_cfg(*NO_JSON, key, "foo")
+
+
+def test_the_keys_of_parts_used_or_not_are_among_them():
+    solver = ("OPTIMIZER", "CLIP_GRADIENTS.CLIP_TYPE", "LR_SCHEDULER_NAME")
+    parts = ("ACTIVATION", "LOSS.NORMALIZER", "PATTERNS.FUSION", "DDQ.CANDIDATES", "QUERIES.KEEP.WHEN")
+    assert {*(f"SOLVER.{key}" for key in solver), *(f"MODEL.DETR.{key}" for key in parts)} <= set(Choice.all)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ("[res9]", 'an entry of MODEL.RESNETS.OUT_FEATURES is "res9", must be one of stem, res2, res3, res4, res5'),
+        ("[]", "MODEL.RESNETS.OUT_FEATURES is empty, must name some of stem, "),
+    ],
+)
+def test_maps_that_a_resnet_does_not_have_are_said_before_data_is_read(make_cfg, names, message):
+    with pytest.raises(UserError, match=message):
+        make_cfg(*NO_JSON, "MODEL.RESNETS.OUT_FEATURES", names)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +294,7 @@ def test_evaluation_needs_no_pictures_of_training_and_a_test_set(config_file, tm
     entry = str([["cells_of_training", f"{tmp_path}/cells.json", f"{tmp_path}/images"]])
     opts = ["DATASETS.COCO_JSON", entry, "DATASETS.TRAIN", "['cells_of_training']", "DATASETS.TEST", "[]"]
     args = Namespace(config_file=config_file, opts=opts, eval_only=True, num_gpus=1)
-    with pytest.raises(UserError, match="--eval-only needs a dataset in DATASETS.TEST, which is empty"):
+    with pytest.raises(UserError, match="An evaluation needs a dataset in DATASETS.TEST, which is empty"):
         setup_config(args)
 
 

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import multiprocessing
-import os
 from argparse import Namespace
 
 import pytest
 import torch
 
 from paq_detr.engine import Trainer, UserError, start_run
-from paq_detr.engine.output import claim, make_folder, set_aside
+from paq_detr.engine.output import claim, set_aside
 
 
 def fill(folder, **files):
@@ -37,19 +36,6 @@ def test_the_weights_that_the_new_run_starts_from_are_there_twice(tmp_path):
     fill(tmp_path, model_final__pth="w", model_best__pth="b")
     set_aside(str(tmp_path), keep=f"{tmp_path}/../{tmp_path.name}/model_final.pth")
     assert tree(tmp_path) == ["earlier_1/model_best.pth", "earlier_1/model_final.pth", "model_final.pth"]
-
-
-@pytest.mark.parametrize("name", ["", "under", "under/deeper"])
-def test_an_output_folder_that_is_a_file_is_named(tmp_path, name):
-    (tmp_path / "blocked").write_text("x")
-    with pytest.raises(UserError, match="OUTPUT_DIR .*blocked.* (is a file, must be a folder|Not a directory)"):
-        make_folder(os.path.join(tmp_path, "blocked", name) if name else f"{tmp_path}/blocked")
-
-
-@pytest.mark.parametrize("folder", ["/proc/self/new", "/sys/new", "a\0b"])
-def test_an_output_folder_that_cannot_be_written_to_is_named(folder):
-    with pytest.raises(UserError, match="OUTPUT_DIR .* cannot be written to: "):
-        make_folder(folder)
 
 
 def run(cfg, resume=False):
@@ -87,6 +73,33 @@ def test_a_run_that_died_before_its_first_checkpoint_does_not_resume_an_earlier_
     run(make_cfg(*opts, 2))
     start_run(make_cfg(*opts, 3), Namespace(resume=False, eval_only=False))  # and dies
     assert run(make_cfg(*opts, 3), resume=True).start_iter == 0
+
+
+def write_weights(path):
+    torch.save({"model": {"other.weight": torch.zeros(3)}}, path)
+
+
+@pytest.mark.parametrize(
+    "write, opts, message",
+    [
+        (write_weights, (), "w.pth fits no part of the model .its first tensor: other.weight."),
+        (lambda path: path.write_text("no weights"), (), "w.pth was not loaded: it is a text file"),
+        (None, ("MODEL.DETR.NECK.IN_FEATURES", "['res9']"), "MODEL.DETR.NECK.IN_FEATURES names res9"),
+    ],
+    ids=["of another model", "no weights", "no such model"],
+)
+def test_what_a_new_run_cannot_begin_with_is_said_before_an_earlier_one_is_moved(
+    make_cfg, tmp_path, write, opts, message
+):
+    out, weights = tmp_path / "output", tmp_path / "w.pth"
+    fill(out, metrics__json="1", model_final__pth="w", last_checkpoint="model_final.pth")
+    before = tree(out)
+    if write:
+        write(weights)
+        opts = ("MODEL.WEIGHTS", str(weights))
+    with pytest.raises(UserError, match=message):
+        start_run(make_cfg(*opts), Namespace(resume=False, eval_only=False))
+    assert tree(out) == sorted([*before, ".lock"])
 
 
 def test_evaluation_leaves_the_folder_as_it_is(make_cfg, tmp_path):

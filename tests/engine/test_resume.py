@@ -317,7 +317,7 @@ def test_parts_for_training_alone_need_no_weights(trained, make_cfg):
 
 
 def test_evaluation_without_weights_is_refused(make_cfg):
-    with pytest.raises(UserError, match="--eval-only needs MODEL.WEIGHTS, or --resume"):
+    with pytest.raises(UserError, match="An evaluation needs MODEL.WEIGHTS, or --resume"):
         load_trained(make_cfg())
     with pytest.raises(UserError, match="--resume: OUTPUT_DIR .* holds no checkpoint"):
         load_trained(make_cfg(), resume=True)

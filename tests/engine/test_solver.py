@@ -56,6 +56,13 @@ def test_norms_have_a_weight_decay_of_their_own(cfg):
     assert found["head.weight"][1] == 1e-4
 
 
+def test_biases_have_a_weight_decay_of_their_own(cfg):
+    cfg.SOLVER.WEIGHT_DECAY_BIAS = 0.0
+    model = nn.MultiheadAttention(8, 2)
+    found = hyperparameters(build_optimizer(cfg, model), model)
+    assert {name for name, (_, decay) in found.items() if decay == 0} == {"in_proj_bias", "out_proj.bias"}
+
+
 def test_on_a_cpu_one_kernel_steps_all_parameters_as_torchs_default_would(cfg):
     torch.manual_seed(0)
     model = Detector()

@@ -9,7 +9,7 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from paq_detr.engine import UserError
-from paq_detr.engine.curves import draw_run, read_metrics
+from paq_detr.engine.curves import draw_at_end, draw_curves, draw_run, read_metrics
 from paq_detr.engine.validation import validation_losses
 from tests.modeling.assemblies import ASSEMBLIES, make_image, make_model, wake_up
 
@@ -82,3 +82,18 @@ def test_what_is_no_metrics_file_is_said_and_one_point_is_not_drawn(tmp_path):
         draw_run(write(tmp_path, [["x"]]))
     with pytest.raises(UserError, match="metrics.json cannot be read"):
         read_metrics(str(tmp_path / "none" / "metrics.json"))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("lines, shown", [(LINES[:1], (2, 0)), (LINES[1:2], (1, 2)), ([], (0, 0))])
+def test_a_side_without_a_curve_has_no_legend(tmp_path, figures, lines, shown):  # noqa: F811
+    draw_curves(str(tmp_path / "c.png"), lines)
+    axes = figures["c.png"].axes
+    assert tuple(len(curves(axis)) for axis in axes) == shown
+    assert [axis.get_legend() is not None for axis in axes] == [count > 0 for count in shown]
+
+
+def test_a_training_of_one_point_says_that_it_has_no_curves(tmp_path, caplog):
+    with caplog.at_level("INFO", logger="paq_detr"):
+        draw_at_end(write(tmp_path, LINES[:2]))
+    assert "No curves are drawn" in caplog.text and not (tmp_path / "curves.png").exists()

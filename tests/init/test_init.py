@@ -174,7 +174,7 @@ def test_a_bad_call_is_one_sentence_and_writes_nothing(data, content, tmp_path):
     for source, output, message in (
         (path, "there.yaml", "there.yaml exists: name another"),
         (path, "my.txt", "my.txt, must end in .yaml"),
-        (path, "nowhere/my.yaml", "nowhere/my.yaml could not be written: No such file"),
+        (path, "nowhere/my.yaml", "nowhere/my.yaml: the folder .*nowhere does not exist"),
         (str(tmp_path / "nothing"), "my.yaml", "nothing do not exist"),
         (str(tmp_path / "pictures" / "empty.json"), "my.yaml", "empty.json holds no object in 2 images"),
     ):

@@ -285,3 +285,9 @@ def test_layers_are_numbered_by_block_from_the_patch_embedding(name, numbers):
     ids, last = make_meta(name).layer_ids()
     assert last == 12
     assert {key: ids[f"body.{key}"] for key in numbers} == numbers
+
+
+def test_keys_of_a_resnet_that_do_not_fit_each_other_are_one_sentence():
+    cfg = timm_cfg("", "MODEL.BACKBONE.NAME", "build_resnet_backbone", "MODEL.RESNETS.DEPTH", "18")
+    with pytest.raises(UserError, match="build_resnet_backbone cannot be built: Must set MODEL.RESNETS.RES2_OUT_CH"):
+        build_backbone(cfg)

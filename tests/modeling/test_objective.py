@@ -91,7 +91,12 @@ def test_all_predictions_go_to_the_host_in_one_copy(monkeypatch):
     assert copies == [2]  # one call; layers of one shape measured together
 
 
-def test_assignments_come_back_in_the_order_of_the_predictions():
+@pytest.fixture(params=[1, matcher.CROWDED], ids=["side by side", "in turn"])
+def crowded(request, monkeypatch):
+    monkeypatch.setattr(matcher, "CROWDED", request.param)
+
+
+def test_assignments_come_back_in_the_order_of_the_predictions(crowded):
     targets = scene()[1]
     assigner = HungarianAssigner(MatchCost())
     outputs = [scene(seed=1)[0], scene(num_queries=9, seed=2)[0], scene(seed=3)[0]]
@@ -231,7 +236,7 @@ class Ranked(HungarianAssigner):
         return Pairs(pairs.query, pairs.target, np.arange(len(pairs.query)) + 0.5, np.arange(len(pairs.query)) % 2)
 
 
-def test_an_assigners_weights_and_ranks_reach_the_loss_and_it_sees_the_layer_before():
+def test_an_assigners_weights_and_ranks_reach_the_loss_and_it_sees_the_layer_before(crowded):
     output, targets = scene()
     assigner = Ranked()
     layers = [predict(name, output, assigner, view=None) for name in ("layer1", "final")]

@@ -17,7 +17,7 @@ from paq_detr.layers import DeformableAttention, MaskedGroupNorm, inverse_sigmoi
 from paq_detr.modeling.backbone import FrozenStatsBatchNorm2d, build_backbone
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.interactions import SelfAttention
-from paq_detr.modeling.queries import taken, token_priors
+from paq_detr.modeling.proposals import taken, token_priors
 from paq_detr.structures import DecoderState, QuerySet
 
 from .assemblies import (

@@ -12,7 +12,8 @@ from torch import nn
 from paq_detr.layers import inverse_sigmoid
 from paq_detr.modeling.codec import LogitCodec
 from paq_detr.modeling.positions import SinePosition, sine_yxwh_code
-from paq_detr.modeling.queries import LearnedAnchors, taken
+from paq_detr.modeling.proposals import taken
+from paq_detr.modeling.queries import LearnedAnchors
 from paq_detr.structures import DecoderState, Grid, LayerOutput, Memory, stack_instances
 
 from .assemblies import DAB_DEFORMABLE, DINO, make_image, make_model, memory_of, predictions_of, wake_up

@@ -11,6 +11,7 @@ from paq_detr.modeling.assignment import HungarianAssigner, MatchCost
 from paq_detr.modeling.losses import Matches
 from paq_detr.modeling.objective import supervise
 from paq_detr.papers.align_detr import AlignLoss, RepeatedAssigner, ranks
+from paq_detr.papers.mr_detr_assignment import OneClassPerQuery, RankedAlignLoss
 from paq_detr.structures import Assignment, LayerOutput, Targets
 
 from ..modeling.assemblies import PLUSPLUS, make_image, make_model, predict, predictions_of
@@ -127,6 +128,17 @@ def test_all_layers_but_the_last_and_the_selected_proposals_repeat_objects():
     losses = model([image])
     sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss", [AlignLoss(), RankedAlignLoss(), OneClassPerQuery(AlignLoss())])
+def test_no_denoising_query_is_second_to_another(loss):
+    """Each group has a query for every object: ranked among each other, all but one would learn to be background."""
+    output, pairs, targets = queries_of([(0.6, 0.8, 0), (0.3, 0.9, 0)], others=[0.2])
+    group = predict("dn", output, pairs, classification=loss, class_weight=1.0).objective.of_group()
+    losses = group.losses(Matches(output, pairs, targets))
+    assert losses["class"].item() == pytest.approx(0.614428 + 0.936101 + 0.008926, abs=1e-5)
+    assert losses["l1"].item() == pytest.approx(5 * (0.08 + 0.04), abs=1e-5)
+    assert losses["giou"].item() == pytest.approx(2 * (0.2 + 0.1), abs=1e-5)
 
 
 @pytest.mark.parametrize(("key", "value"), [("COPIES", 0), ("TAU", 0.0)])

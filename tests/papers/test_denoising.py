@@ -261,14 +261,12 @@ def test_a_group_does_not_feel_another_ones_noise(options):
 def test_the_loss_counts_real_objects_times_groups_and_all_slots():
     """All logits at -log 99: the focal loss of 2 g (3 + 3) slots, of which g (3 + 1) are positive, over g times 4."""
     model = make_model({**DINO, "MODEL.DETR.DENOISING.CDN.PAIRS": 99, "MODEL.DETR.LOSS.CLASS_WEIGHT": 1.0})
-    losses = model(IMAGES)
     groups = 33
     logit = torch.tensor(0.01).logit()
     positive = 0.25 * 0.99**2 * F.softplus(-logit)
     negative = 0.75 * 0.01**2 * F.softplus(logit)
     positives, entries = groups * 4, 2 * groups * 6 * 3
     wanted = (positives * positive + (entries - positives) * negative) / (groups * 4)
-    assert losses["loss_class/dn_layer1"].item() == pytest.approx(wanted.item(), rel=0.05)  # the content is no zero
     with torch.no_grad():
         for head in model.routes["main"].decoder.class_heads:
             head.weight.zero_()

@@ -11,9 +11,10 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
 from paq_detr import ops
+from paq_detr.errors import UserError
 from paq_detr.modeling.assignment import HungarianAssigner, MatchCost, assign
 from paq_detr.modeling.losses import Matches, VarifocalLoss
-from paq_detr.modeling.queries import taken
+from paq_detr.modeling.proposals import taken
 from paq_detr.papers.paq import PatternContent, QualityCountAssigner, WeightGenerator, diversity_loss
 from paq_detr.structures import Assignment, Grid, LayerOutput, Memory, Targets
 
@@ -328,6 +329,31 @@ def test_the_hybrid_branch_takes_the_next_best_proposals(two_images):
     torch.testing.assert_close(model.sources["hybrid"](memory).reference, everyone[:, 12:])
     assert model.routes["hybrid"].scale == pytest.approx(1 / 6)
     assert [o.assigner.copies for o in model.routes["hybrid"].objectives] == [6, 6, 6]
+
+
+def test_the_hybrid_branch_may_have_proposals_of_its_own(two_images):
+    """The best of its own heads, which learn from repeated objects, as the queries do (Relation-DETR)."""
+    hybrid = {**HYBRID, "MODEL.DETR.HYBRID.OWN_PROPOSALS": True}
+    model = wake_up(make_model({**PLUSPLUS, "MODEL.DETR.QUERIES.SCORE": "max", **ASSIGNMENT, **hybrid}))
+    memory = memory_of(model, two_images)
+    main, own = model.sources["main"], model.sources["hybrid"]
+    proposals = main.proposals_by(own.class_head, own.box_head, memory)
+    best = main.queries(taken(proposals, *main.best(proposals, 20))).reference
+    torch.testing.assert_close(own(memory).reference, best)
+    found = predictions_of(model, two_images)
+    assert found["hybrid_encoder"].objective.assigner.copies == 6
+    assert found["hybrid_encoder"].scale == found["hybrid_final"].scale == pytest.approx(1 / 6)
+    model(two_images)["loss_giou/hybrid_encoder"].backward()
+    assert own.box_head.last.weight.grad.any() and main.box_head.last.weight.grad is None
+    assert main.project.weight.grad.any()
+    with pytest.raises(UserError, match="OWN_PROPOSALS is True, but .*LearnedQueries has no proposals"):
+        make_model({**hybrid})
+
+
+def test_repeated_objects_are_divided_by_once():
+    """Also where other losses are divided by their pairs: the branch's scale counts the copies already."""
+    model = make_model({**PLUSPLUS, **HYBRID, "MODEL.DETR.LOSS.NORMALIZER": "pairs"})
+    assert all(o.normalizer is None for o in model.routes["hybrid"].objectives)
 
 
 @pytest.fixture

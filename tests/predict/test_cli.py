@@ -88,6 +88,12 @@ def test_the_default_folder_is_the_next_that_is_free(command, run_folder, pictur
     assert sorted(path.name for path in (tmp_path / "output").iterdir()) == ["predict", "predict_2"]
 
 
+@pytest.mark.parametrize("given, told", [((), "0.3 (the default)"), (("--threshold", "0.3"), "0.3 (as given)")])
+def test_a_default_threshold_is_not_said_to_be_given(command, run_folder, pictures, tmp_path, given, told):
+    _, said, _ = command("predict", run_folder, pictures, "--output", tmp_path / "out", *given)
+    assert f"at scores from {told}" in said
+
+
 def test_auto_says_where_the_threshold_is_from(command, run_folder, pictures, tmp_path):
     best = run_folder / "model_best.pth"
     best.write_bytes((run_folder / "model_final.pth").read_bytes())
@@ -117,8 +123,8 @@ def test_auto_says_where_the_threshold_is_from(command, run_folder, pictures, tm
         ("", "pictures", ("--classes", "cow"), "There is no class cow"),
         ("", "pictures", ("--save", "video"), "--save names video, must name some of pictures, json, csv, crops"),
         ("", "pictures", ("--save", ","), "--save is empty"),
-        ("", "pictures", ("--output", "TMP/text.pth"), "The output .*text.pth is a file"),
-        ("", "pictures", ("--output", "TMP/text.pth/in"), "The output .*text.pth/in is a file, or in one"),
+        ("", "pictures", ("--output", "TMP/text.pth"), "The output .*text.pth is a file, must be a folder"),
+        ("", "pictures", ("--output", "TMP/text.pth/in"), "The output .*text.pth/in cannot be written to: Not a dir"),
         ("", "pictures", ("--output", "TMP/pictures"), "The output .* is not empty: name another folder, or add"),
         ("", "pictures", ("--tile", "5"), "tile is 5, must be at least 16"),
         ("", "pictures", ("--batch", "0"), "batch is 0"),

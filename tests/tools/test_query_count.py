@@ -1,13 +1,18 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
-from query_count import Watch, coco_json, halves, table
+from detectron2.data import DatasetCatalog
+from query_count import Watch, halves, source_of_test, table
 
+from paq_detr.data import register_coco_json, register_datasets
 from paq_detr.errors import UserError
+
+from ..data.other_formats import WRITERS
 
 
 def test_images_are_parted_by_their_number_of_objects(tmp_path):
@@ -15,20 +20,32 @@ def test_images_are_parted_by_their_number_of_objects(tmp_path):
     crowd = [{"image_id": 2, "iscrowd": 1}] * 9  # regions are no objects
     annotations = [{"image_id": image} for image, count in counts.items() for _ in range(count)] + crowd
     content = {"images": [{"id": image} for image in counts], "annotations": annotations, "categories": ["x"]}
-    (tmp_path / "val.json").write_text(json.dumps(content))
-    assert halves(tmp_path / "val.json", tmp_path) == {"sparse": 1, "dense": 7}
+    assert halves(content, tmp_path) == {"sparse": 1, "dense": 7}
     for name, ids in (("sparse", [2, 4]), ("dense", [1, 5, 3])):
         part = json.loads((tmp_path / f"{name}.json").read_text())
         assert [image["id"] for image in part["images"]] == ids and part["categories"] == ["x"]
         assert part["annotations"] == [a for a in annotations if a["image_id"] in ids]
 
 
-def test_a_dataset_of_another_format_is_named():
-    sets = SimpleNamespace(TEST=("crowd_val",), COCO_JSON=[["cells_val", "val.json", "images"]])
-    with pytest.raises(UserError, match="DATASETS.TEST crowd_val is none of DATASETS.COCO_JSON"):
-        coco_json(SimpleNamespace(DATASETS=sets))
-    sets.TEST = ("cells_val",)
-    assert coco_json(SimpleNamespace(DATASETS=sets)) == ("val.json", "images")
+def test_a_dataset_of_another_format_is_named(cfg):
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("synthetic_crowd_val",)
+    register_datasets(cfg)
+    with pytest.raises(UserError, match="DATASETS.TEST synthetic_crowd_val is none of DATASETS.COCO_JSON, nor of "):
+        source_of_test(cfg)
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc", "csv"])
+def test_a_dataset_of_any_format_is_parted(content, save, cfg, tmp_path, form):
+    _, pictures = save(content)
+    cfg.DATASETS.FILES = [{"name": "val", **WRITERS[form](content, pictures, tmp_path / "other")}]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("val",)
+    register_datasets(cfg)
+    source = source_of_test(cfg)
+    assert halves(source.content().coco, tmp_path) == {"sparse": 0, "dense": 2}
+    for name in ("sparse", "dense"):
+        register_coco_json(name, str(tmp_path / f"{name}.json"), source.image_root)
+    (record,) = DatasetCatalog.get("dense")
+    assert os.path.isfile(record["file_name"]) and len(record["annotations"]) >= 2
 
 
 def test_the_decoder_is_watched_image_by_image():

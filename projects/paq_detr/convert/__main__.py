@@ -20,7 +20,7 @@ from tabulate import tabulate
 from .._detectron2 import needed_by
 from ..errors import UserError
 from . import LAYOUTS, Conversion, convert_if_foreign, part_of
-from .files import read_checkpoint, strip_wrappers, write_checkpoint
+from .files import check_checkpoint_path, read_checkpoint, strip_wrappers, write_checkpoint
 from .layout import number_of_classes
 
 OWN = re.compile(r"(module\.)?(sources|routes)\.\w+\.")
@@ -82,6 +82,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m paq_detr.con
     parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
     options = parser.parse_args(arguments)
     try:
+        check_checkpoint_path(options.out, options.overwrite)
         conversion = convert_file(options.weights, options.class_names)
         write(conversion, options.out, options.overwrite)
     except UserError as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..output_paths import check_output_file
 from ..whole_file import whole_file
 
 # Where the usual ImageNet backbones come from, by a part of their file names.
@@ -250,7 +251,22 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def write_checkpoint(content: dict[str, Any], path: str, overwrite: bool | None = None) -> None:
-    """Write a checkpoint, whole or not at all; ``overwrite`` None: the command has no such option.
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        UserError: as ``check_checkpoint_path``, or the disk is full.
+    """
+    check_checkpoint_path(path, overwrite)
+    try:
+        with whole_file(path) as part, open(part, "wb") as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
+        raise UserError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def check_checkpoint_path(path: str, overwrite: bool | None = None) -> None:
+    """See, before its content is computed, that a checkpoint can be written; ``overwrite`` None: the command has no
+    such option.
 
     Raises:
         UserError: if it is there and is not to be overwritten, cannot be written, or would not be read as one of torch.
@@ -260,8 +276,4 @@ def write_checkpoint(content: dict[str, Any], path: str, overwrite: bool | None 
     if os.path.exists(path) and not overwrite:
         hint = "name a new file, or remove it first" if overwrite is None else "--overwrite replaces it"
         raise UserError(f"{path} exists; {hint}.")
-    try:
-        with whole_file(path) as part, open(part, "wb") as file:
-            torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError where the disk is full
-        raise UserError(f"{path} could not be written: {getattr(error, 'strerror', None) or error}.") from error
+    check_output_file("OUT", path)

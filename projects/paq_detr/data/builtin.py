@@ -69,7 +69,7 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     register_synthetic_crowd(cfg.DATASETS.SYNTHETIC_CROWD)
     for key in keys:
         for name in cfg.DATASETS[key]:
-            _check_known(name, f"DATASETS.{key}")
+            _check_known(cfg, name, f"DATASETS.{key}")
             if cfg.MODEL.DETR.MASK.ENABLED and not getattr(DatasetCatalog[name], "masks", True):
                 raise ValueError(f"the dataset {name!r} has no segmentations, which MODEL.DETR.MASK.ENABLED needs")
     for name in () if test_only else cfg.DATASETS.TRAIN:
@@ -81,8 +81,8 @@ def register_datasets(cfg: CfgNode, test_only: bool = False) -> None:
     for name in names:
         if not getattr(DatasetCatalog[name], "objects_per_image", np.ones(1)).any():
             logger.warning("no image of %s holds an object: there are only negatives and ignore regions", name)
-        _warn_of_full_images(name, "MODEL.DETR.QUERIES.NUM", cfg.MODEL.DETR.QUERIES.NUM)
-        _warn_of_full_images(name, "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE)
+        for key, limit in _limits(cfg, name).items():
+            _warn_of_full_images(name, key, limit)
 
 
 def source_of(entry: Any) -> tuple[str, Source]:
@@ -219,10 +219,13 @@ def _xywh(box: tuple[int, int, int, int]) -> list[float]:
     return [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
 
 
-def _check_known(name: str, key: str) -> None:
+def _check_known(cfg: CfgNode, name: str, key: str) -> None:
     if name in DatasetCatalog:
         return
-    close = difflib.get_close_matches(name, DatasetCatalog.list())
+    entries = [entry[0] for entry in (*cfg.DATASETS.COCO_JSON, *cfg.DATASETS.CROWDHUMAN)]
+    entries += [str(entry.get("name")) for entry in cfg.DATASETS.FILES]
+    # Those of the config first, whether they were read or not; Detectron2 registers dozens of its own.
+    close = difflib.get_close_matches(name, entries) or difflib.get_close_matches(name, DatasetCatalog.list())
     hint = "DATASETS.FILES registers more"
     if close:
         hint = f"did you mean {' or '.join(map(repr, close))}?"
@@ -270,6 +273,16 @@ def _classes(name: str) -> list[str]:
 def _short(classes: list[str]) -> str:
     shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
     return f"{len(classes)} ({shown})"
+
+
+def _limits(cfg: CfgNode, name: str) -> dict[str, int]:
+    """By key, how many objects of an image of a dataset can be found, in training and in evaluation."""
+    Q, limits = cfg.MODEL.DETR.QUERIES, {}
+    if name in cfg.DATASETS.TRAIN or not Q.NUM_TEST:
+        limits["MODEL.DETR.QUERIES.NUM"] = Q.NUM
+    if name in cfg.DATASETS.TEST and Q.NUM_TEST:
+        limits["MODEL.DETR.QUERIES.NUM_TEST"] = Q.NUM_TEST
+    return {**limits, "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
 
 
 def _warn_of_full_images(name: str, key: str, limit: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from pycocotools import mask as rle
 
 from ..errors import UserError
+from ..output_paths import check_output_file
 from ..whole_file import whole_file
 from .coco_file import check_coco
 from .formats.coco import CocoSource
@@ -47,6 +48,7 @@ def convert_data(options: argparse.Namespace) -> None:
         kind = os.path.splitext(options.output)[1]
         if kind not in (".json", ".odgt"):
             raise UserError(f"--output is {options.output}, must end in .json or .odgt")
+        check_output_file("--output", options.output)
         source = find_source(
             options.source, options.split, options.format, images=options.images, classes=options.classes
         )
@@ -68,7 +70,7 @@ def convert_data(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UserError(f"{error.filename or options.output}: {error.strerror or error}.") from error
     except ValueError as error:
-        raise UserError(f"{error}.") from error
+        raise UserError(f"{str(error).removesuffix('.')}.") from error
     for note in notes:
         print(f"note: {note}")
     print(f"{source.title} {source.path}: {len(coco['images'])} images, {len(coco['annotations'])} boxes, "

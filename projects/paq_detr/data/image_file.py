@@ -68,11 +68,16 @@ def image_sizes(file_names: Sequence[str]) -> list[tuple[int, int]]:
     Raises:
         ValueError: counting the files that cannot be read, with the first one's sentence.
     """
-    sizes = list(in_threads(lambda file_name: _or_fault(image_size, file_name), file_names))
+    sizes = sizes_or_faults(file_names)
     faults = [size for size in sizes if isinstance(size, ValueError)]
     if faults:
         raise ValueError(f"{len(faults)} of {len(sizes)} pictures are faulty; the first: {faults[0]}")
     return sizes
+
+
+def sizes_or_faults(file_names: Sequence[str]) -> list[tuple[int, int] | ValueError]:
+    """As ``image_sizes``, with the error of each file that cannot be read in its place."""
+    return list(in_threads(lambda file_name: _or_fault(image_size, file_name), file_names))
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:

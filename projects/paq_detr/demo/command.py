@@ -52,7 +52,8 @@ def predictions(cfg: CfgNode, model: torch.nn.Module, records: list[dict], thres
         instances = model([mapper(record)])[0]["instances"].to("cpu")
         instances = instances[instances.scores >= threshold]
         boxes, classes = instances.pred_boxes.tensor.numpy(), instances.pred_classes.tolist()
-        found.append(Labelled(boxes, classes, instances.scores.tolist()))
+        masks = instances.pred_masks if instances.has("pred_masks") else ()
+        found.append(Labelled(boxes, classes, instances.scores.tolist(), masks=masks))
     return found
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 
+from ..drawing import blend_masks
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
 from matplotlib.patches import Patch, Rectangle  # noqa: E402
@@ -21,12 +23,13 @@ PAIRS = 2  # images beside each other, each with its ground truth and its predic
 
 @dataclass
 class Labelled:
-    """The boxes of one image, to draw."""
+    """The objects of one image, to draw."""
 
     boxes_xyxy: np.ndarray  # (N, 4) pixels
     classes: Sequence[int]
     scores: Sequence[float] | None = None  # None: ground truth
     ignored_xyxy: np.ndarray = ()  # (R, 4) ignore regions
+    masks: Sequence = ()  # N of them, (H, W) bool each, or none
 
 
 def draw_predictions(
@@ -47,7 +50,7 @@ def draw_predictions(
     panels = axes.reshape(-1, 2)
     for (first, second), image, left, right in zip(panels, images, truth, found, strict=False):
         for axis, labelled in ((first, left), (second, right)):
-            axis.imshow(image, interpolation="nearest")
+            axis.imshow(_with_masks(image, labelled, colors), interpolation="nearest")
             _draw_boxes(axis, labelled, names, colors)
     for first, second in panels[:PAIRS]:
         first.set_title("Ground truth", fontsize=18)
@@ -58,6 +61,16 @@ def draw_predictions(
     legend.get_frame().set_facecolor("lightgrey")
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
+
+
+def _with_masks(image: np.ndarray, labelled: Labelled, colors: Sequence) -> np.ndarray:
+    if not len(labelled.masks):
+        return image
+    image, bytes_of = image.copy(), [tuple(round(255 * part) for part in color[:3]) for color in colors]
+    sizes = (labelled.boxes_xyxy[:, 2:] - labelled.boxes_xyxy[:, :2]).prod(1)
+    order = np.argsort(-sizes, kind="stable").tolist()  # the smallest on top
+    blend_masks(image, labelled.masks, [bytes_of[label] for label in labelled.classes], order)
+    return image
 
 
 def _draw_boxes(axis, labelled: Labelled, names: Sequence[str], colors: Sequence) -> None:

@@ -8,7 +8,7 @@ checked where it is built.
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 
 from .. import registry
-from ..checks import check_choice, check_numbers, check_range
+from ..checks import Choice, check_choice, check_numbers, check_range
 from ..data.augment import build_augmentations
 from ..evaluation.crowd.protocols import PROTOCOLS
+from . import solver  # noqa: F401  (its keys' choices)
 from .compile import PARTS
 
 RANGES = {
@@ -70,13 +71,22 @@ RANGES = {
     "TEST.QUERY_USE.THRESHOLD": "[0, 1)",
 }
 
+_NORMS = ("FrozenBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", "")
+_RESNET_MAPS = ("stem", "res2", "res3", "res4", "res5")
+
+# Of Detectron2's keys and those of the whole; parts have theirs beside them (checks.Choice).
 CHOICES = {
+    "DATALOADER.SAMPLER_TRAIN": ("TrainingSampler",),
+    "DATASETS.SYNTHETIC_CROWD.BOX": ("full", "visible"),
     "INPUT.CROP.TYPE": ("absolute_range", "absolute", "relative_range", "relative"),
     "INPUT.FORMAT": ("RGB", "BGR", "L"),
     "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
     "INPUT.RANDOM_FLIP": ("horizontal", "vertical", "none"),
+    "MODEL.FPN.FUSE_TYPE": ("sum", "avg"),
+    "MODEL.FPN.NORM": _NORMS,
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
-    "MODEL.RESNETS.NORM": ("FrozenBN", "FrozenStatsBN", "BN", "SyncBN", "nnSyncBN", "naiveSyncBN", "GN", ""),
+    "MODEL.RESNETS.NORM": (*_NORMS, "FrozenStatsBN"),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
     "SOLVER.AMP.DTYPE": ("bfloat16", "float16"),
     "SOLVER.WARMUP_METHOD": ("linear", "constant"),
     "TEST.CROWD.PROTOCOL": PROTOCOLS,
@@ -96,6 +106,8 @@ def check_values(cfg: CfgNode) -> None:
             check_range(key, value, "[0, inf)")
     for key, choices in CHOICES.items():
         check_choice(key, value_of(cfg, key), choices)
+    for choice in Choice.all.values():
+        choice(value_of(cfg, choice.key))
     for key, known in (("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY), ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY)):
         check_choice(key, value_of(cfg, key), [name for name, _ in known])
     _check_part_names(cfg)
@@ -105,6 +117,7 @@ def check_values(cfg: CfgNode) -> None:
     for key in ("DATASETS.TRAIN", "DATASETS.TEST", "MODEL.DETR.CLASS_NAMES", "MODEL.RESNETS.OUT_FEATURES"):
         if not all(isinstance(name, str) for name in value_of(cfg, key)):
             raise ValueError(f"{key} is {value_of(cfg, key)}, must be a list of names")
+    _check_resnet_maps(cfg.MODEL.RESNETS.OUT_FEATURES)
     check_renames(cfg.MODEL.DETR.CLASS_RENAMES)
     for key in ("SOLVER.EPOCH_STEPS", "SOLVER.STEPS"):
         check_numbers(key, value_of(cfg, key), "[0, inf)")
@@ -149,8 +162,7 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _check_part_names(cfg: CfgNode) -> None:
     """The names in every slot; whether the parts fit each other is seen when they are built."""
     slots = {slot.key: slot for slot in vars(registry).values() if isinstance(slot, registry.Registry)}
-    if cfg.MODEL.DETR.LOSS.ENCODER_CLASSIFICATION:  # empty: as LOSS.CLASSIFICATION
-        slots["MODEL.DETR.LOSS.ENCODER_CLASSIFICATION"] = registry.CLASS_LOSSES
+    slots |= {key: slot for key, slot in registry.FURTHER_SLOTS.items() if value_of(cfg, key)}
     for key, slot in slots.items():
         value = value_of(cfg, key)
         values = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, CfgNode) else {key: value}
@@ -158,6 +170,14 @@ def _check_part_names(cfg: CfgNode) -> None:
             for name in value if isinstance(value, (list, tuple)) else [value]:
                 for part in str(name).split("+") if slot is registry.INTERACTIONS else [name]:
                     check_choice(key, part.strip() if isinstance(part, str) else part, slot.names())
+
+
+def _check_resnet_maps(names: Sequence[str]) -> None:
+    key = "MODEL.RESNETS.OUT_FEATURES"
+    if not names:
+        raise ValueError(f"{key} is empty, must name some of {', '.join(_RESNET_MAPS)}")
+    for name in names:
+        check_choice(f"an entry of {key}", name, _RESNET_MAPS)
 
 
 def _check_sizes(cfg: CfgNode) -> None:

@@ -23,16 +23,19 @@ from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 
 from ..checks import expanded_path
-from ..convert.files import missing_file, read_checkpoint
+from ..convert.files import missing_file
 from ..data import check_pictures, register_datasets
 from ..detector import add_paq_detr_config
 from ..errors import Interrupted, NonFiniteLossError, UserError
+from ..output_paths import make_output_folder
+from .build import build_detector
+from .checkpoint import DetrCheckpointer
 from .checks import check_values, value_of
 from .environment import Place
 from .hooks import EnoughTraining
 from .loggers import check_loggers
 from .merge import merge_file, merge_opts
-from .output import claim, fault_of_machine, holds_checkpoint, make_folder, remove_parts, run_files, set_aside
+from .output import claim, fault_of_machine, holds_checkpoint, remove_parts, run_files, set_aside
 from .pretrained import BUNDLED, bundled_file
 
 logger = logging.getLogger(__name__)
@@ -78,7 +81,7 @@ def setup_config(args: argparse.Namespace, place: Place | None = None) -> CfgNod
     _check_weights(cfg)
     evaluates = getattr(args, "eval_only", False)
     if evaluates and not cfg.DATASETS.TEST:
-        raise UserError("--eval-only needs a dataset in DATASETS.TEST, which is empty.")
+        raise UserError("An evaluation needs a dataset in DATASETS.TEST, which is empty.")
     if evaluates and getattr(args, "resume", False) and "MODEL.WEIGHTS" in (args.opts or [])[::2]:
         raise UserError(
             f"--eval-only --resume evaluates the last checkpoint of OUTPUT_DIR, so that MODEL.WEIGHTS "
@@ -104,13 +107,13 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     rank, aside = comm.get_rank(), ""
     if comm.is_main_process():
-        make_folder(cfg.OUTPUT_DIR)
+        make_output_folder("OUTPUT_DIR", cfg.OUTPUT_DIR)
         if not getattr(args, "eval_only", False):
             claim(cfg.OUTPUT_DIR)
             remove_parts(cfg.OUTPUT_DIR)
             if not (getattr(args, "resume", False) and holds_checkpoint(cfg.OUTPUT_DIR)):
-                if run_files(cfg.OUTPUT_DIR) and os.path.isfile(cfg.MODEL.WEIGHTS):
-                    read_checkpoint(cfg.MODEL.WEIGHTS)  # what is no weight file is said before a run is moved
+                if run_files(cfg.OUTPUT_DIR):
+                    _try_model(cfg)
                 aside = set_aside(cfg.OUTPUT_DIR, keep=cfg.MODEL.WEIGHTS)
     comm.synchronize()
     for name in ("fvcore", "detectron2", "paq_detr"):
@@ -124,6 +127,20 @@ def start_run(cfg: CfgNode, args: argparse.Namespace) -> None:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.SOLVER.TF32:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _try_model(cfg: CfgNode) -> None:
+    """Build the model and load its weights once in vain, in silence: what is wrong with them is said before an earlier
+    run's files are moved for a training that never begins."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        DetrCheckpointer(build_detector(cfg)).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+    finally:
+        logging.disable(before)
 
 
 def _expected_error_to_sentence(record: logging.LogRecord) -> bool:

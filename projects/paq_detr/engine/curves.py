@@ -56,7 +56,8 @@ def draw_curves(path: str, lines: Lines, metric: str = "bbox/AP") -> None:
             _curve(right, lines, found, found, marker="o")
     right.set(xlabel="iteration", ylabel="percent", ylim=(0, 100), title="On held-out images", xlim=left.get_xlim())
     for axis in (left, right):
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
+        if axis.get_lines():  # matplotlib warns of a legend of nothing
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=DPI)
 
@@ -81,6 +82,10 @@ def draw_at_end(folder: str) -> None:
         return
     if path:
         logger.info("The curves of the losses and of the evaluations are in %s", path)
+    else:
+        logger.info(
+            "No curves are drawn: %s holds fewer than two points of the loss", os.path.join(folder, "metrics.json")
+        )
 
 
 def draw_run(folder: str) -> str:

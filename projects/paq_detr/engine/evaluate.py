@@ -32,7 +32,7 @@ def load_trained(cfg: CfgNode, resume: bool = False, allow_partial: bool = False
     checkpointer = DetrCheckpointer(model, cfg.OUTPUT_DIR)
     path = checkpointer.last_checkpoint() if resume else cfg.MODEL.WEIGHTS
     if not path:
-        raise UserError("--eval-only needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
+        raise UserError("An evaluation needs MODEL.WEIGHTS, or --resume for the last checkpoint of OUTPUT_DIR.")
     seen: dict[str, Any] = {}
 
     def check(content: dict[str, Any]) -> None:

@@ -1,7 +1,18 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C, SIGTERM and a terminal that hangs up (SIGHUP) as a request to save and end, in place of an end in the midst
-of a step."""
+of a step.
+
+A signal that comes
+
+* in a step is noted. The step's losses carry it to all processes, and behind the step all of them save and end.
+* while a training waits for data is noted as well. The loader's processes may end by the same signal, however, so that
+  no data will come; then the training saves what the steps before gave, and ends.
+* in an evaluation ends it at once. Where there are several processes, the others would wait for this one for ever, and
+  it counts for the step behind the evaluation.
+
+A second signal ends the process as if nothing were caught.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +39,11 @@ def signals() -> list[int]:
 
 
 class StopRequest:
-    """Within its ``with`` block the first of ``signals`` is noted in ``signal``; a later one acts as ever.
-
-    While ``at_once`` is True, it raises :class:`Interrupted` besides.
-    """
+    """Within its ``with`` block the first of ``signals`` is noted in ``signal``; a later one acts as ever."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.at_once = False
+        self._at_once = False
         self._time = 0.0
         self._before: dict[int, Any] = {}
         self._of_loader: Callable | None = None  # torch's handler of SIGCHLD, while it is off
@@ -52,6 +60,26 @@ class StopRequest:
             signal.signal(number, handler)
         if self._of_loader:
             signal.signal(signal.SIGCHLD, self._of_loader)
+
+    def error(self, text: str) -> Interrupted:
+        """What ends a training by this signal: "Stopped by SIGINT", and ``text``."""
+        number = self.signal or signal.SIGINT  # which came to another process
+        return Interrupted(f"Stopped by {signal.Signals(number).name} {text}", number)
+
+    @contextmanager
+    def raising(self, at_once: bool = True) -> Iterator[None]:
+        """In here a signal raises :class:`Interrupted`, where it is noted; with ``at_once`` False it is noted alone."""
+        self._at_once = at_once
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def ended_loader(self, error: BaseException) -> bool:
+        """Whether ``error``, raised by a loader, is that a process of it ended by the signal that ends this one."""
+        # What it was about to hand over breaks off as well.
+        ended = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) or "DataLoader worker" in str(error)
+        return bool(self.signal) or (ended and self.arrives())
 
     def arrives(self, seconds: float = 1.0) -> bool:
         """Whether a signal is noted, or will be in a moment: a loader's process may have had it earlier."""
@@ -88,8 +116,8 @@ class StopRequest:
             name = signal.Signals(number).name
             with suppress(OSError):  # of a terminal that is gone
                 os.write(2, f"{name}: saving after this iteration; once more ends without\n".encode())  # safe here
-            if self.at_once:
-                raise Interrupted(f"Stopped by {name}.", number)
+            if self._at_once:
+                raise self.error("at once.")
         elif time.monotonic() - self._time > REPEAT:
             self.__exit__(None, None, None)
             signal.raise_signal(number)

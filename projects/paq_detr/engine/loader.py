@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 
 class NamedFaults:
-    """The batches of ``loader``; an image that cannot be read ends them with one sentence, as UserError."""
+    """The batches of ``loader``; an image that cannot be read ends them with one sentence, as UserError: a training
+    looks at the headers of the first pictures alone before it starts."""
 
     def __init__(self, loader: Iterable):
         self.loader = loader
@@ -41,7 +42,8 @@ class NamedFaults:
         try:
             yield from self.loader
         except ValueError as error:  # the mapper's, perhaps from a worker; the last line names the file
-            raise UserError(f"{str(error).strip().splitlines()[-1].removeprefix('ValueError: ')}.") from error
+            fault = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+            raise UserError(f"{fault}; paq-detr check-data looks at every picture for this and more.") from error
 
 
 class TrainLoader:
@@ -197,8 +199,6 @@ def build_train_loader(cfg: CfgNode) -> tuple[TrainLoader, int]:
     """
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN is empty: name a dataset to train on.")
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise UserError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}; known is TrainingSampler.")
     try:
         dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     except FileNotFoundError as error:

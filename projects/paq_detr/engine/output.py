@@ -1,6 +1,6 @@
 # Copyright (c) 2026 The paq_detr authors.
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a run: made, found writable, and freed of an earlier run's files."""
+"""The output folder of a run: kept from other runs, and freed of an earlier one's files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from typing import IO
 
 from ..errors import UserError
@@ -45,23 +44,6 @@ RUN_FILES = (
     "model_best.json",
     "wandb",
 )
-
-
-def make_folder(folder: str) -> None:
-    """Make ``OUTPUT_DIR``, unless it is there.
-
-    Raises:
-        UserError: it is a file, or nothing can be written into it.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except FileExistsError as error:
-        raise UserError(f"OUTPUT_DIR {folder} is a file, must be a folder.") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"OUTPUT_DIR {folder} cannot be written to: {reason}.") from error
 
 
 def claim(folder: str) -> None:

@@ -13,11 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler
 from torch import Tensor, nn
 
-from ..checks import check_range
+from ..checks import Choice, check_range
 from ..errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_OPTIMIZER = Choice("SOLVER.OPTIMIZER", ("AdamW", "SGD"))
+_CLIP_TYPE = Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", ("full_model", "norm", "value"))
+_SCHEDULER = Choice("SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR", "WarmupCosineLR"))  # Detectron2's
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
@@ -41,15 +44,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         count = sum(p.numel() for _, p in parameters)
         logger.info("%d parameters with learning rate %g and weight decay %g", count, rate, decay)
     parameter_groups = [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
-    if cfg.SOLVER.OPTIMIZER == "AdamW":
-        # torch's default walks the parameters one operation after the other on a CPU, four times as long.
-        can = {parameter.device.type for _, parameter in sum(groups.values(), [])} <= {"cpu", "cuda"}
-        return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, fused=(cfg.SOLVER.FUSED and can) or None)
-    if cfg.SOLVER.OPTIMIZER == "SGD":
+    if _OPTIMIZER(cfg.SOLVER.OPTIMIZER) == "SGD":
         return torch.optim.SGD(
             parameter_groups, lr=cfg.SOLVER.BASE_LR, momentum=cfg.SOLVER.MOMENTUM, nesterov=cfg.SOLVER.NESTEROV
         )
-    raise UserError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; known are 'AdamW' and 'SGD'.")
+    # torch's default walks the parameters one operation after the other on a CPU, four times as long.
+    can = {parameter.device.type for _, parameter in sum(groups.values(), [])} <= {"cpu", "cuda"}
+    return torch.optim.AdamW(parameter_groups, lr=cfg.SOLVER.BASE_LR, fused=(cfg.SOLVER.FUSED and can) or None)
 
 
 def _learning_rate(cfg: CfgNode, name: str) -> float:
@@ -82,7 +83,7 @@ def _layer_factors(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
 def _weight_decay(cfg: CfgNode, module: nn.Module, name: str) -> float:
     if isinstance(module, _NORMS):
         return cfg.SOLVER.WEIGHT_DECAY_NORM
-    if name == "bias" and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
+    if name.endswith("bias") and cfg.SOLVER.WEIGHT_DECAY_BIAS is not None:
         return cfg.SOLVER.WEIGHT_DECAY_BIAS
     return cfg.SOLVER.WEIGHT_DECAY
 
@@ -108,9 +109,7 @@ def build_clipper(cfg: CfgNode) -> Callable[[Iterable[nn.Parameter]], Tensor | N
     }
     if not clip.ENABLED:
         return lambda parameters: None
-    if clip.CLIP_TYPE not in clippers:
-        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; known are {', '.join(clippers)}.")
-    return clippers[clip.CLIP_TYPE]
+    return clippers[_CLIP_TYPE(clip.CLIP_TYPE)]
 
 
 def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -129,10 +128,8 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> torch.opt
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.STEPS = tuple(steps)
-    try:
-        return build_lr_scheduler(cfg, optimizer)
-    except ValueError as error:
-        raise UserError(f"SOLVER.LR_SCHEDULER_NAME is {cfg.SOLVER.LR_SCHEDULER_NAME!r}: {error}.") from error
+    _SCHEDULER(cfg.SOLVER.LR_SCHEDULER_NAME)
+    return build_lr_scheduler(cfg, optimizer)
 
 
 def resolve_schedule(cfg: CfgNode, num_images: int, shift: float = 0.0) -> CfgNode:

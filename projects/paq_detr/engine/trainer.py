@@ -9,7 +9,6 @@ import contextlib
 import logging
 import math
 import os
-import signal
 import time
 import weakref
 from collections import OrderedDict
@@ -58,7 +57,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_PERIOD = 20  # iterations
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # by SOLVER.AMP.DTYPE
 
 
 class Trainer(TrainerBase):
@@ -89,8 +88,6 @@ class Trainer(TrainerBase):
         self.max_iter = cfg.SOLVER.MAX_ITER
 
         amp = cfg.SOLVER.AMP
-        if amp.DTYPE not in _DTYPES:
-            raise UserError(f"SOLVER.AMP.DTYPE is {amp.DTYPE!r}; known are {', '.join(_DTYPES)}.")
         self.autocast = {"device_type": self.device.type, "dtype": _DTYPES[amp.DTYPE], "enabled": amp.ENABLED}
         # float16 gradients underflow without a scale; a disabled scaler passes everything through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp.ENABLED and amp.DTYPE == "float16")
@@ -106,7 +103,7 @@ class Trainer(TrainerBase):
         self.shown = ShownPictures(cfg)
         self.stop = StopRequest()
         self.average: WeightAverage | None = None
-        self._others_stop = False  # a signal came to one of the processes
+        self._a_process_stops = False  # a signal came to one of them in the last step
         self._saved = -1, ""  # iteration and name of the last checkpoint
         self.register_hooks(self.build_hooks())
 
@@ -159,21 +156,47 @@ class Trainer(TrainerBase):
             draw_at_end(self.cfg.OUTPUT_DIR)
         return self.results
 
+    # Where a signal ends a training: interrupt.py tells it in one piece.
+
     def must_stop(self) -> bool:
-        """Whether a signal asked for an end; the same on every process."""
-        return self._others_stop if comm.get_world_size() > 1 else bool(self.stop.signal)
+        """Whether a signal asked for an end; the same on every process. Behind a step, of the hook StopOnSignal."""
+        return self._a_process_stops if comm.get_world_size() > 1 else bool(self.stop.signal)
 
     def interrupted(self) -> Interrupted:
         """Saves what is not saved yet; returns the error that ends training. On every process."""
-        number = self.stop.signal or signal.SIGINT
-        name, done = signal.Signals(number).name, self.iter + 1
+        done = self.iter + 1
         if done == self.start_iter:
-            return Interrupted(f"Stopped by {name} before the first iteration; nothing new is to be saved.", number)
+            return self.stop.error("before the first iteration; nothing new is to be saved.")
         if self._saved[0] != self.iter:
             self.save(f"model_{self.iter:07d}")
             comm.synchronize()  # the first process to end ends the others, which must not be in the midst of writing
         file = os.path.join(self.cfg.OUTPUT_DIR, f"{self._saved[1]}.pth")
-        return Interrupted(f"Stopped by {name} after iteration {done} of {self.max_iter}; saved as {file}.", number)
+        return self.stop.error(f"after iteration {done} of {self.max_iter}; saved as {file}.")
+
+    def _next_batch(self) -> list[dict]:
+        try:
+            with self.stop.waiting_for_data():
+                return next(self._batches)
+        except (RuntimeError, OSError, EOFError) as error:
+            if comm.get_world_size() > 1 or not self.stop.ended_loader(error):
+                raise
+            self.iter -= 1  # what is saved are the steps before this one
+            raise self.interrupted() from error
+
+    def _evaluate(self) -> dict[str, Any]:
+        if self.must_stop():  # after the last iteration
+            return {}
+        try:
+            with self.stop.raising(at_once=comm.get_world_size() == 1), self.stop.waiting_for_data():
+                self._run_evaluation()
+        except (Interrupted, RuntimeError, OSError, EOFError) as error:
+            if not isinstance(error, Interrupted) and not self.stop.ended_loader(error):
+                raise
+            if self.iter < self.max_iter:
+                raise self.interrupted() from None
+            raise self.stop.error("in the last evaluation; the training is done and saved.") from None
+        self.evaluated = self.iter
+        return self.results
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -192,22 +215,6 @@ class Trainer(TrainerBase):
             share = (time.thread_time() - busy) / (time.perf_counter() - start)
             self.storage.put_scalar("core_share", share, smoothing_hint=False)
 
-    def _next_batch(self) -> list[dict]:
-        try:
-            with self.stop.waiting_for_data():
-                return next(self._batches)
-        except (RuntimeError, OSError, EOFError) as error:
-            if comm.get_world_size() > 1 or not self._ended_with_loader(error):
-                raise
-            self.iter -= 1  # what is saved are the steps before this one
-            raise self.interrupted() from error
-
-    def _ended_with_loader(self, error: BaseException) -> bool:
-        """Whether a loader's process ended by the very signal that ends this one."""
-        # What it was about to hand over breaks off as well.
-        ended = isinstance(error, (ConnectionError, EOFError, FileNotFoundError)) or "DataLoader worker" in str(error)
-        return bool(self.stop.signal) or (ended and self.stop.arrives())
-
     def _record(self, batch: list[dict], losses: dict[str, Tensor], norm: Tensor | None, data_time: float) -> None:
         """Put the losses, averaged over the processes, into the event storage; refuse infinite ones."""
         terms = {name: loss.detach().float() for name, loss in losses.items()}
@@ -219,7 +226,7 @@ class Trainer(TrainerBase):
             torch.distributed.all_reduce(mean)
             mean /= comm.get_world_size()
         *means, stopping = mean.tolist()  # the only copy to the host
-        self._others_stop = stopping > 0
+        self._a_process_stops = stopping > 0
         values = dict(zip(terms, means, strict=True))
         # An overflowed gradient is the scaler's to handle: it skips the step and lowers the scale.
         tolerated = {"grad_norm"} if self.scaler.is_enabled() else set()
@@ -229,29 +236,16 @@ class Trainer(TrainerBase):
             raise non_finite_error(self.iter, own_values, batch, where)
         self.storage.put_scalars(data_time=data_time, total_loss=sum(values[name] for name in losses), **values)
 
-    def _evaluate(self) -> dict[str, Any]:
-        if self.must_stop():  # after the last iteration
-            return {}
-        self.stop.at_once = comm.get_world_size() == 1  # the others would wait for this one for ever
-        try:
-            # Training goes on as if nothing had been evaluated.
-            with preserved_rng(self.device), self.stop.waiting_for_data(), self._evaluated_weights():
-                last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
-                self.results = self.test(self.cfg, self.checkpointer.model, report=last)
-                if self.cfg.TEST.LOSS:
-                    now = min(self.iter, self.max_iter - 1)
-                    add_validation_losses(self.results, self.cfg, self.checkpointer.model, self.autocast, now)
-                if comm.is_main_process():
-                    self.shown.log(self.checkpointer.model)
-        except (Interrupted, RuntimeError, OSError, EOFError) as error:
-            self.stop.at_once = False
-            if not isinstance(error, Interrupted) and not self._ended_with_loader(error):
-                raise
-            raise (self.interrupted() if self.iter < self.max_iter else self._in_last_evaluation()) from None
-        finally:
-            self.stop.at_once = False
-        self.evaluated = self.iter
-        return self.results
+    def _run_evaluation(self) -> None:
+        # Training goes on as if nothing had been evaluated.
+        with preserved_rng(self.device), self._evaluated_weights():
+            last = self.iter >= self.max_iter  # Detectron2's hook runs it when the loop is left
+            self.results = self.test(self.cfg, self.checkpointer.model, report=last)
+            if self.cfg.TEST.LOSS:
+                now = min(self.iter, self.max_iter - 1)
+                add_validation_losses(self.results, self.cfg, self.checkpointer.model, self.autocast, now)
+            if comm.is_main_process():
+                self.shown.log(self.checkpointer.model)
 
     @property
     def _evaluated_average(self) -> WeightAverage | None:
@@ -266,11 +260,6 @@ class Trainer(TrainerBase):
         """Write the weights that are evaluated, as they are now."""
         average = self._evaluated_average
         self.checkpointer.save_weights(name, None if average is None else average.weights, **extra)
-
-    def _in_last_evaluation(self) -> Interrupted:
-        number = self.stop.signal
-        text = f"Stopped by {signal.Signals(number).name} in the last evaluation; the training is done and saved."
-        return Interrupted(text, number)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, report: bool = False) -> dict[str, Any]:

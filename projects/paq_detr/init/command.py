@@ -14,6 +14,7 @@ from ..config_files import configs
 from ..data.formats import FoundDataset, Source, find_dataset, open_source
 from ..data.statistics import Statistics, describe
 from ..errors import UserError
+from ..output_paths import check_output_file
 from ..whole_file import whole_file
 from .advice import Choice, Machine, choose
 
@@ -49,6 +50,7 @@ def init(options: argparse.Namespace, machine: Machine | None = None) -> None:
         raise UserError(f"--output is {path}, must end in .yaml.")
     if os.path.exists(path):
         raise UserError(f"{path} exists: name another file by --output, or remove it first.")
+    check_output_file("--output", path)
     try:
         found = find_dataset(options.data, options.format)
         if found.training is None:
@@ -64,11 +66,8 @@ def init(options: argparse.Namespace, machine: Machine | None = None) -> None:
         raise UserError(f"{str(error).rstrip('.')}.") from error
     machine = machine or Machine.here()
     text = config_text(found, data, machine, choose(data, machine), path)
-    try:
-        with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"--output {path} could not be written: {error.strerror}.") from error
+    with whole_file(path) as part, open(part, "w", encoding="utf-8") as file:
+        file.write(text)
     print(f"{_of_data(found, data)}\nWritten: {path}, with each choice explained. Go on with\n")
     print(f"  paq-detr train {shlex.quote(path)}")
     threshold = " --threshold auto" if found.validation is not None else ""  # which an evaluation stores

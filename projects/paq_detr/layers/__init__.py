@@ -3,7 +3,7 @@
 """Building blocks without knowledge of detection systems: attention, feed-forward blocks, position codes, boxes."""
 
 from .attention import DeformableAttention
-from .blocks import ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm
+from .blocks import ACTIVATION, ACTIVATIONS, MLP, FeedForward, MaskedGroupNorm, xavier
 from .boxes import (
     boxes_cxcywh_to_xyxy,
     boxes_xyxy_to_cxcywh,
@@ -17,6 +17,7 @@ from .order import places
 from .position_encoding import sine_box_code, sine_map_code
 
 __all__ = [
+    "ACTIVATION",
     "ACTIVATIONS",
     "MLP",
     "DeformableAttention",
@@ -32,4 +33,5 @@ __all__ = [
     "places",
     "sine_box_code",
     "sine_map_code",
+    "xavier",
 ]

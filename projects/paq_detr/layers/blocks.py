@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..checks import Choice
+
 
 class MLP(nn.Sequential):
     """Linear layers with an activation between them; none at the end."""
@@ -25,8 +27,17 @@ class MLP(nn.Sequential):
         return self[-1]
 
 
+def xavier(module: nn.Module) -> nn.Module:
+    """The module, its matrices Xavier-uniform, as everywhere in the published transformers."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+    return module
+
+
 #: Activations by name; "prelu" learns its slope below zero, one for all channels, from 0.25 on.
 ACTIVATIONS = {"relu": nn.ReLU, "prelu": nn.PReLU, "gelu": nn.GELU}
+ACTIVATION = Choice("MODEL.DETR.ACTIVATION", ACTIVATIONS)
 
 
 class FeedForward(nn.Module):

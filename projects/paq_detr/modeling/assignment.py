@@ -8,8 +8,10 @@ in *one* copy per step; ``Assigner.solve`` runs there, image by image. A new ass
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -19,13 +21,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .. import ops
-from ..checks import check_choice
+from ..checks import Choice
 from ..layers import corner_distance
 from ..registry import ASSIGNERS, COSTS
 from ..structures import Assignment, LayerOutput, Prediction, Targets
 
 #: Cost of a pair that must not be: the solver may take it for want of another, and it is dropped afterwards.
 FORBIDDEN = 2 * ops.NON_FINITE_COST
+
+#: With so many objects in an image, layers are solved side by side.
+CROWDED = 40
 
 
 class Pairs(NamedTuple):
@@ -131,14 +136,15 @@ def assign(predictions: Sequence[Prediction], targets: Targets) -> list[Assignme
         arrays = [next(on_host) for _ in tensors]
         for layer, member in enumerate(stack.members):
             to_solve[member] = stack, [array[layer] for array in arrays]
-    solved: dict[str, Pairs] = {}
+    solved: dict[str, Future[Pairs]] = {}
     images = []
-    for member in sorted(to_solve):  # in the order of the predictions: a layer may look at the one before
-        stack, arrays = to_solve[member]
-        p = predictions[member]
-        solved[p.name] = stack.assigner.solve(arrays, stack.targets, solved.get(p.after))
-        images.append(stack.targets.image)
-    made = iter(_to_assignments(list(solved.values()), images))
+    with _solvers(stacks) as solvers:
+        for member in sorted(to_solve):  # in the order of the predictions: a layer may wait for the one before
+            stack, arrays = to_solve[member]
+            p = predictions[member]
+            solved[p.name] = solvers.submit(_solve, stack, arrays, solved.get(p.after))
+            images.append(stack.targets.image)
+    made = iter(_to_assignments([future.result() for future in solved.values()], images))
     return [next(made) if p.pairs is None else p.pairs for p in predictions]
 
 
@@ -150,6 +156,26 @@ class _Stack:
     assigner: Assigner
     output: LayerOutput
     targets: Targets
+
+
+class _Inline(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, function, /, *arguments) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def _solvers(stacks: Sequence[_Stack]) -> Executor:
+    """Threads where images are crowded, as scipy's solver lets go of Python's lock; elsewhere they cost more than they
+    save."""
+    fullest = max((count for stack in stacks for count in stack.targets.counts), default=0)
+    return ThreadPoolExecutor(os.cpu_count()) if fullest >= CROWDED else _Inline()
+
+
+def _solve(stack: _Stack, arrays: Sequence[np.ndarray], before: Future[Pairs] | None) -> Pairs:
+    return stack.assigner.solve(arrays, stack.targets, None if before is None else before.result())
 
 
 def _stack_alike(predictions: Sequence[Prediction], targets: Targets) -> list[_Stack]:
@@ -209,6 +235,9 @@ def _to_assignments(found: Sequence[Pairs], images: Sequence[Tensor]) -> list[As
     ]
 
 
+_L1_FORMAT = Choice("MODEL.DETR.LOSS.L1_FORMAT", ("cxcywh", "corners"))
+
+
 def cost_terms(cfg) -> dict:
     """The arguments of ``MatchCost``, and of what derives from it."""
     D = cfg.MODEL.DETR
@@ -217,7 +246,7 @@ def cost_terms(cfg) -> dict:
         "class_weight": M.CLASS_COST,
         "l1_weight": M.L1_COST,
         "giou_weight": M.GIOU_COST,
-        "corners": check_choice("MODEL.DETR.LOSS.L1_FORMAT", D.LOSS.L1_FORMAT, ("cxcywh", "corners")) == "corners",
+        "corners": _L1_FORMAT(D.LOSS.L1_FORMAT) == "corners",
     }
 
 

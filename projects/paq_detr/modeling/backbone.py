@@ -21,7 +21,7 @@ def build_backbone(cfg) -> Backbone:
     recomputes the activations of a ResNet's blocks.
 
     Raises:
-        UserError: there are no such blocks, or their norms would count each image twice.
+        UserError: keys do not fit each other, there are no such blocks, or their norms would count each image twice.
     """
     backbone = _build(cfg)
     if cfg.MODEL.RESNETS.CHECKPOINT:
@@ -44,12 +44,15 @@ def _recompute_blocks(cfg, backbone: Backbone) -> None:
 
 
 def _build(cfg) -> Backbone:
-    if cfg.MODEL.RESNETS.NORM != "FrozenStatsBN":
-        return build_detectron2_backbone(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.RESNETS.NORM = "BN"
-    return replace_modules(build_detectron2_backbone(cfg), nn.BatchNorm2d, freeze_statistics)
+    try:
+        if cfg.MODEL.RESNETS.NORM != "FrozenStatsBN":
+            return build_detectron2_backbone(cfg)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.RESNETS.NORM = "BN"
+        return replace_modules(build_detectron2_backbone(cfg), nn.BatchNorm2d, freeze_statistics)
+    except AssertionError as error:  # how Detectron2 refuses keys that do not fit each other
+        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} cannot be built: {error}") from error
 
 
 @BACKBONE_REGISTRY.register()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_choice
+from ..checks import Choice
 from ..errors import UserError
 from ..registry import CONTENTS, Kit
 from ..structures import LayerOutput, Memory
@@ -130,10 +130,13 @@ def build_content(cfg, kit: Kit) -> ContentSource | None:
     return content
 
 
+_CONTENT_INIT = Choice("MODEL.DETR.QUERIES.CONTENT_INIT", ("normal", "xavier", "zeros"))
+
+
 @CONTENTS.register("learned")
 def build_learned_content(cfg, kit: Kit) -> LearnedContent:
     Q = cfg.MODEL.DETR.QUERIES
-    init = check_choice("MODEL.DETR.QUERIES.CONTENT_INIT", Q.CONTENT_INIT, ("normal", "xavier", "zeros"))
+    init = _CONTENT_INIT(Q.CONTENT_INIT)
     return LearnedContent(Q.NUM, cfg.MODEL.DETR.HIDDEN_DIM, init)
 
 

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
+from ..checks import check_range
 from ..errors import UserError
-from ..layers import ACTIVATIONS, FeedForward
+from ..layers import ACTIVATION, FeedForward
 from ..registry import (
     CODECS,
     CROSS_ATTENTIONS,
@@ -253,7 +253,7 @@ def build_layers(cfg, kit: Kit, first: Collection[int] = (0,)) -> list[DecoderLa
     layers, counted from 0, that read the source's queries.
     """
     D = cfg.MODEL.DETR
-    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
+    activation = ACTIVATION(D.ACTIVATION)
     layers = []
     for number, entry in enumerate(per_layer(INTERACTIONS.key, D.DECODER.INTERACTION, D.DECODER.NUM_LAYERS), 1):
         kit.layer = number - 1

@@ -8,8 +8,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checks import check_choice
-from ..layers import ACTIVATIONS, DeformableAttention, FeedForward
+from ..layers import ACTIVATION, DeformableAttention, FeedForward
 from ..registry import ENCODERS, check_map_positions
 from ..structures import Memory
 
@@ -83,6 +82,6 @@ def build_encoder(cfg, kit) -> Encoder:
         num_levels=D.NECK.NUM_LEVELS,
         num_points=D.ENCODER.NUM_POINTS,
         dropout=D.DROPOUT,
-        activation=check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS),
+        activation=ACTIVATION(D.ACTIVATION),
     )
     return Encoder([layer() for _ in range(D.ENCODER.NUM_LAYERS)], D.ENCODER.CHECKPOINT)

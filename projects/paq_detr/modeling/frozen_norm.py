@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ..checks import Choice
+
+TIMM_NORM = Choice("MODEL.TIMM.NORM", ("", "FrozenBN", "FrozenStatsBN", "GN"))  # here, as timm may be missing
+
 
 class FrozenStatsBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that always uses its stored statistics but trains its affine (ASAG and AdaMixer's backbone)."""

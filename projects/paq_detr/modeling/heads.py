@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
-from ..layers import ACTIVATIONS, MLP
+from ..checks import Choice, check_range
+from ..layers import ACTIVATION, ACTIVATIONS, MLP
 from ..registry import HEADS, Kit
 
 
@@ -85,12 +85,15 @@ def build_mlp_heads(cfg, kit: Kit) -> Heads:
     return Heads(partial(ClassHead, dim, kit.num_classes), partial(build_box_head, dim))
 
 
+_BOX_INIT = Choice("MODEL.DETR.DECODER.TOWERS.BOX_INIT", ("zeros", "xavier"))
+
+
 @HEADS.register("towers")
 def build_tower_heads(cfg, kit: Kit) -> Heads:
     D = cfg.MODEL.DETR
     T, key = D.DECODER.TOWERS, "MODEL.DETR.DECODER.TOWERS"
-    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
-    box_init = check_choice(f"{key}.BOX_INIT", T.BOX_INIT, ("zeros", "xavier"))
+    activation = ACTIVATION(D.ACTIVATION)
+    box_init = _BOX_INIT(T.BOX_INIT)
     depths = {name: check_range(f"{key}.{name}", T[name], "[0, inf)") for name in ("CLASS_LAYERS", "BOX_LAYERS")}
 
     def tower(name: str) -> Tower:

@@ -90,6 +90,10 @@ class ClassificationLoss:
         """
         return {}
 
+    def of_group(self) -> ClassificationLoss:
+        """The loss of a group of queries with known partners (denoising), where an object has many pairs by design."""
+        return self
+
 
 class FocalLoss(ClassificationLoss):
     """Sigmoid focal loss with hard targets; alpha 0.25 and gamma 2 in every system here."""

@@ -11,7 +11,7 @@ import torch
 from detectron2.utils import comm
 from torch import Tensor
 
-from ..checks import check_choice
+from ..checks import Choice
 from ..layers import intersection_over_own_area
 from ..structures import Assignment, Prediction, Targets
 from .assignment import Assigner, assign, cost_terms
@@ -54,7 +54,7 @@ class Objective:
     def of_group(self) -> Objective:
         """For queries with known partners (denoising): the scale of their group counts their pairs, and they learn no
         masks."""
-        return replace(self, normalizer=None, mask_losses={})
+        return replace(self, classification=self.classification.of_group(), normalizer=None, mask_losses={})
 
     def losses(self, matches: Matches) -> dict[str, Tensor]:
         """Weighted sums by name, not yet divided; "class" and one for every of ``pair_losses`` and ``mask_losses``."""
@@ -154,6 +154,7 @@ def matched_pairs(matches: Matches) -> Tensor:
 
 #: What ``LOSS.NORMALIZER`` may be, as ``Objective.normalizer``.
 NORMALIZERS = {"objects": None, "pairs": matched_pairs}
+_NORMALIZER = Choice("MODEL.DETR.LOSS.NORMALIZER", NORMALIZERS)
 
 
 def build_objective(
@@ -174,6 +175,6 @@ def build_objective(
         pair_losses=box_losses(L.L1_WEIGHT, L.GIOU_WEIGHT, cost_terms(cfg)["corners"]) if boxes else {},
         view=view,
         scale=scale,
-        normalizer=NORMALIZERS[check_choice("MODEL.DETR.LOSS.NORMALIZER", L.NORMALIZER, NORMALIZERS)],
+        normalizer=NORMALIZERS[_NORMALIZER(L.NORMALIZER)],
         ignore_ioa=L.IGNORE_IOA,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layers import MLP, sine_box_code
+from ..layers import MLP, sine_box_code, xavier
 from ..registry import POSITIONS, Kit
 from ..structures import DecoderState, Memory
 
@@ -38,8 +38,8 @@ class SinePosition(nn.Module):
                 deformable models do. The same for a batch of one; in others, a query then depends on the padding.
         """
         super().__init__()
-        self.mlp = MLP(2 * embed_dim, embed_dim, embed_dim, 2)
-        self.content_scale = MLP(embed_dim, embed_dim, embed_dim, 2) if content_scale else None
+        self.mlp = xavier(MLP(2 * embed_dim, embed_dim, embed_dim, 2))
+        self.content_scale = xavier(MLP(embed_dim, embed_dim, embed_dim, 2)) if content_scale else None
         self.scale_by_valid_ratio = scale_by_valid_ratio
 
     def forward(self, state: DecoderState, memory: Memory) -> Tensor:

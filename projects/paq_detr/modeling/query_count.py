@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..structures import LayerOutput
 
 #: What ``QUERIES.KEEP.WHEN`` may be: whether images keep fewer queries (in training, at inference).
 WHEN = {"never": (False, False), "inference": (False, True), "always": (True, True)}
+_WHEN = Choice("MODEL.DETR.QUERIES.KEEP.WHEN", WHEN)
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class KeptQueries:
 def build_kept_queries(cfg) -> dict[str, KeptQueries | None]:
     """``keep`` and ``keep_test`` of a source: what it keeps in training and at inference; None: all."""
     Q, key = cfg.MODEL.DETR.QUERIES, "MODEL.DETR.QUERIES.KEEP"
-    in_training, at_inference = WHEN[check_choice(f"{key}.WHEN", Q.KEEP.WHEN, WHEN)]
+    in_training, at_inference = WHEN[_WHEN(Q.KEEP.WHEN)]
     kept = KeptQueries(
         min_score=check_range(f"{key}.MIN_SCORE", Q.KEEP.MIN_SCORE, "[0, 1]"),
         factor=check_range(f"{key}.FACTOR", Q.KEEP.FACTOR, "[1, inf)"),

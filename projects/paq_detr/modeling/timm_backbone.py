@@ -22,14 +22,13 @@ from timm.models import SwinTransformer, group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_range
+from ..checks import check_range
 from ..errors import UserError
-from .frozen_norm import freeze_statistics, replace_modules
+from .frozen_norm import TIMM_NORM, freeze_statistics, replace_modules
 from .simple_feature_pyramid import SimpleFeaturePyramid
 
 logger = logging.getLogger(__name__)
 
-NORMS = ("", "FrozenBN", "FrozenStatsBN", "GN")
 USUAL_STRIDES = (8, 16, 32)
 
 
@@ -166,7 +165,7 @@ def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
         UserError: no such network, one that cannot be a backbone, or keys that it has no use for; naming the key.
     """
     T = cfg.MODEL.TIMM
-    check_choice("MODEL.TIMM.NORM", T.NORM, NORMS)
+    TIMM_NORM(T.NORM)
     pretrained = T.PRETRAINED and not cfg.MODEL.WEIGHTS  # a trained model needs no network
     check_range("MODEL.TIMM.DROP_PATH", T.DROP_PATH, "[0, 1)")
     body = _create(T.NAME, pretrained, T.DROP_PATH, input_shape.channels)

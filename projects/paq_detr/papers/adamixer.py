@@ -22,9 +22,9 @@ from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_range
+from ..checks import check_range
 from ..errors import UserError
-from ..layers import ACTIVATIONS, MaskedGroupNorm
+from ..layers import ACTIVATION, ACTIVATIONS, MaskedGroupNorm
 from ..modeling.codec import XYZRCodec
 from ..modeling.fpn import one_level_per_map
 from ..modeling.neck import as_tokens, measure_grid
@@ -186,6 +186,6 @@ def build_adaptive_mixing(cfg: CN, kit: Kit) -> SamplingAndMixing:
     groups, in_points, out_points = (check_range(f"{key}.{name}", A[name], "[1, inf)") for name in A)
     if D.HIDDEN_DIM % groups:
         raise UserError(f"{key}.GROUPS is {groups}, must divide MODEL.DETR.HIDDEN_DIM {D.HIDDEN_DIM}")
-    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
+    activation = ACTIVATION(D.ACTIVATION)
     mixing = AdaptiveMixing(D.HIDDEN_DIM, groups, in_points, out_points, activation)
     return SamplingAndMixing(AdaptiveSampling(D.HIDDEN_DIM, groups, in_points), mixing, D.HIDDEN_DIM, D.DROPOUT)

@@ -6,13 +6,15 @@
 |---|---|---|
 | IoU-aware BCE loss with prime-sample weights | ``AlignLoss`` | LOSS.CLASSIFICATION align, ALIGN.TAU |
 | hybrid matching: objects repeated, but in the last layer | ``RepeatedAssigner`` | ASSIGNER.*, ALIGN.COPIES |
-| losses of the selected proposals alone | ``modeling.queries.EncoderTopN`` | QUERIES.SUPERVISE selected |
+| losses of the selected proposals alone | ``modeling.proposals.EncoderTopN`` | QUERIES.SUPERVISE selected |
 
-The release stands on DINO; matching and losses go with any detector. Class, L1 and GIoU weigh 1 / 5 / 2.
+The release stands on DINO (``configs/coco/align_detr_*``); matching and losses go with any detector. Class, L1 and
+GIoU weigh 1 / 5 / 2. Denoising queries are not ranked.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -93,6 +95,10 @@ class AlignLoss(ClassificationLoss):
     def pair_factors(self, matches: Matches) -> Mapping[str, Tensor]:
         _, weight = self.target_and_weight(matches)
         return {"l1": weight, "giou": weight}
+
+    def of_group(self) -> AlignLoss:
+        """All pairs weigh 1: groups of denoising queries repeat an object, and none of its pairs comes second."""
+        return AlignLoss(tau=math.inf)
 
 
 def ranks(target: Tensor, quality: Tensor) -> Tensor:

@@ -28,14 +28,14 @@ from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import check_choice, check_range
+from ..checks import check_range
 from ..errors import UserError
-from ..layers import ACTIVATIONS, MLP, FeedForward
+from ..layers import ACTIVATION, MLP, FeedForward, xavier
 from ..modeling.encoder import Encoder
 from ..modeling.interactions import blocked_pairs
 from ..modeling.neck import in_features, measure_grid, position_code
 from ..modeling.positions import sine_yxwh_code
-from ..modeling.queries import LearnedAnchors, content_for, queries_at_inference
+from ..modeling.queries import ANCHOR_INIT, LearnedAnchors, content_for, queries_at_inference
 from ..registry import (
     CONTENTS,
     CROSS_ATTENTIONS,
@@ -132,14 +132,6 @@ class DenseEncoder(Encoder):
     def step(self, layer: nn.Module, memory: Memory) -> Memory:
         scaled = replace(memory, position=memory.position * self.position_scale(memory.tokens))
         return replace(memory, tokens=layer(scaled).tokens)
-
-
-def xavier(module: nn.Module) -> nn.Module:
-    """The module, its matrices Xavier-uniform, as everywhere in the published transformer."""
-    for parameter in module.parameters():
-        if parameter.dim() > 1:
-            nn.init.xavier_uniform_(parameter)
-    return module
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -305,7 +297,7 @@ def build_dense_encoder(cfg, kit: Kit) -> DenseEncoder:
     check_map_positions(kit, ENCODERS.key, "dense")
     D = cfg.MODEL.DETR
     num_layers = check_range("MODEL.DETR.ENCODER.NUM_LAYERS", D.ENCODER.NUM_LAYERS, "[1, inf)")
-    activation = check_choice("MODEL.DETR.ACTIVATION", D.ACTIVATION, ACTIVATIONS)
+    activation = ACTIVATION(D.ACTIVATION)
     layers = [
         DenseEncoderLayer(D.HIDDEN_DIM, D.ENCODER.FFN_DIM, D.NUM_HEADS, D.DROPOUT, activation)
         for _ in range(num_layers)
@@ -321,7 +313,7 @@ def build_patterned_anchors(cfg, kit: Kit) -> PatternedAnchors:
         raise UserError(f"MODEL.DETR.QUERIES.NUM is {Q.NUM}, must be a multiple of MODEL.DETR.DAB.PATTERNS {patterns}")
     if Q.CONTENT != "learned":  # the others give no row of their own to each pattern
         raise UserError(f"{SOURCES.key} PatternedAnchors needs {CONTENTS.key} learned in place of {Q.CONTENT}")
-    init = check_choice("MODEL.DETR.QUERIES.ANCHOR_INIT", Q.ANCHOR_INIT, PatternedAnchors.INITS)
+    init = ANCHOR_INIT(Q.ANCHOR_INIT)
     of_patterns = cfg.clone()
     of_patterns.defrost()
     of_patterns.MODEL.DETR.QUERIES.NUM = patterns

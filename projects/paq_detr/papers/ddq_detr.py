@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..errors import UserError
 from ..layers import boxes_cxcywh_to_xyxy
 from ..modeling.assignment import HungarianAssigner, MatchCost, Pairs, cost_terms, solve_images
@@ -37,7 +37,7 @@ from ..modeling.decoder import CascadeDecoder, decoder_parts, over_borrowed
 from ..modeling.interactions import SelfAttention, blocked_pairs
 from ..modeling.losses import ClassificationLoss, Matches, giou_loss
 from ..modeling.objective import Objective, build_objective
-from ..modeling.queries import EncoderTopN, taken, top_n_parts
+from ..modeling.proposals import EncoderTopN, taken, top_n_parts
 from ..modeling.route import Borrowed, Route
 from ..registry import CONTENTS, DECODERS, INTERACTIONS, ROUTES, SOURCES, Kit, adds_config, needs_of
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
@@ -277,6 +277,9 @@ def build_mapped_token(cfg: CN, kit: Kit) -> MappedToken:
     return MappedToken(cfg.MODEL.DETR.HIDDEN_DIM)
 
 
+_CANDIDATES = Choice("MODEL.DETR.DDQ.CANDIDATES", DistinctCascade.CANDIDATES)
+
+
 @DECODERS.register("distinct_cascade")
 def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
     D = cfg.MODEL.DETR
@@ -287,7 +290,7 @@ def build_distinct_cascade(cfg: CN, kit: Kit) -> DistinctCascade:
         )
     return DistinctCascade(
         iou_threshold=_iou_threshold(cfg),
-        candidates=check_choice("MODEL.DETR.DDQ.CANDIDATES", D.DDQ.CANDIDATES, DistinctCascade.CANDIDATES),
+        candidates=_CANDIDATES(D.DDQ.CANDIDATES),
         refine_boxes=D.DECODER.BOX_REFINE,
         look_forward_twice=D.DECODER.LOOK_FORWARD_TWICE,
         **decoder_parts(cfg, kit),

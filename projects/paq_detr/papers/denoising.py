@@ -23,13 +23,14 @@ import torch
 from detectron2.config import CfgNode as CN
 from torch import Tensor, nn
 
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..layers import boxes_cxcywh_to_xyxy, boxes_xyxy_to_cxcywh, inverse_sigmoid
 from ..registry import AUGMENTERS, Kit, adds_config
 from ..structures import Assignment, Memory, QueryGroup, QuerySet, Targets
 
 #: What ``DENOISING.PADDING_SLOTS`` may be.
 PADDING_SLOTS = ("background", "unsupervised", "ignored")
+_PADDING_SLOTS = Choice("MODEL.DETR.DENOISING.PADDING_SLOTS", PADDING_SLOTS)
 
 
 @adds_config
@@ -301,7 +302,7 @@ def _numbers(cfg: CN, name: str, ranges: dict[str, str]) -> dict:
     key = "MODEL.DETR.DENOISING"
     return {
         **{k.lower(): check_range(f"{key}.{name}.{k}", numbers[k], interval) for k, interval in ranges.items()},
-        "padding_slots": check_choice(f"{key}.PADDING_SLOTS", D.DENOISING.PADDING_SLOTS, PADDING_SLOTS),
+        "padding_slots": _PADDING_SLOTS(D.DENOISING.PADDING_SLOTS),
         "eps": D.INVERSE_SIGMOID_EPS,
     }
 

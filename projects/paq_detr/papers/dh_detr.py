@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..layers import MLP, boxes_cxcywh_to_xyxy, paired_giou, paired_iou, places
 from ..modeling.assignment import FORBIDDEN, MatchCost, cost_terms
 from ..modeling.interactions import separate_sets
@@ -225,11 +225,14 @@ class SoftFocalLoss(ClassificationLoss):
         return balance * (p + t - 2 * p * t) ** self.gamma * cross_entropy
 
 
+_MEASURE = Choice("MODEL.DETR.SOFT_TARGET.MEASURE", ("giou", "iou"))
+
+
 @CLASS_LOSSES.register("soft_focal")
 def build_soft_focal(cfg: CN, kit: Kit) -> SoftFocalLoss:
     T = cfg.MODEL.DETR.SOFT_TARGET
     return SoftFocalLoss(
-        check_choice("MODEL.DETR.SOFT_TARGET.MEASURE", T.MEASURE, ("giou", "iou")),
+        _MEASURE(T.MEASURE),
         T.GRADIENT,
         check_range("MODEL.DETR.SOFT_TARGET.MIN", T.MIN, "[-1, 1]"),
     )

@@ -6,6 +6,7 @@
 |---|---|---|
 | 1500 more queries, the next best proposals | ``HybridQueries`` | ROUTES [hybrid], HYBRID.NUM_QUERIES |
 | each object repeated 6 times | ``HungarianAssigner`` | HYBRID.COPIES |
+| Relation-DETR, from whose code PaQ-DETR grew: the best of heads of their own | ``OwnHybridQueries`` | .OWN_PROPOSALS |
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from ..checks import check_range
 from ..errors import UserError
 from ..modeling.assignment import HungarianAssigner
 from ..modeling.contents import ContentSource, LearnedContent, Unmarked
-from ..modeling.queries import EncoderTopN, LearnedAnchors, LearnedQueries, taken
+from ..modeling.heads import build_box_head
+from ..modeling.objective import Objective
+from ..modeling.proposals import EncoderTopN, taken
+from ..modeling.queries import LearnedAnchors, LearnedQueries
 from ..modeling.route import Borrowed, Route
 from ..registry import COSTS, ROUTES, SOURCES, Kit, adds_config
 from ..structures import Memory, QuerySet, Targets
@@ -31,6 +35,9 @@ def add_config(cfg: CN) -> None:
     H.NUM_QUERIES = 1500
     H.COPIES = 6
     H.LOSS_SCALE = 1.0
+    # Two-stage models only. True: the queries are the best proposals of a class and a box head of their own, which are
+    # supervised too (Relation-DETR). False: the next best of the main ones (H-DETR).
+    H.OWN_PROPOSALS = False
 
 
 class HybridQueries(nn.Module):
@@ -50,11 +57,39 @@ class HybridQueries(nn.Module):
         return queries
 
 
+class OwnHybridQueries(nn.Module):
+    """More queries for a training-only route: the best proposals of heads of their own, each object repeated in their
+    matching as in the route's, with contents of their own. The projected tokens are the main source's."""
+
+    def __init__(self, main: EncoderTopN, content: ContentSource, num_queries: int, num_classes: int, copies: int):
+        super().__init__()
+        embed_dim = main.project.out_features
+        self.main, self.provides = Borrowed(main), main.provides
+        self.content, self.num_queries = content, num_queries
+        self.class_head, self.box_head = type(main.class_head)(embed_dim, num_classes), build_box_head(embed_dim)
+        self.objective = repeated(main.objective, HungarianAssigner(main.objective.assigner.cost, copies))
+
+    def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
+        proposals = self.main.proposals_by(self.class_head, self.box_head, memory)
+        return self.main.choose(proposals, memory, self.num_queries, self.content, self.objective)
+
+
+def repeated(objective: Objective, assigner: HungarianAssigner) -> Objective:
+    """An objective for objects that are repeated; what it is divided by still counts each object once."""
+    return replace(objective, assigner=assigner, normalizer=None)
+
+
 def build_hybrid_queries(cfg: CN, kit: Kit) -> nn.Module:
     """The next best proposals of a two-stage model; more learned anchors, or positions, beside those of others."""
     D, main, number = cfg.MODEL.DETR, kit.sources["main"], cfg.MODEL.DETR.HYBRID.NUM_QUERIES
     content = LearnedContent(number, D.HIDDEN_DIM, D.QUERIES.CONTENT_INIT)
     content = Unmarked(content) if D.QUERIES.INDICATOR else content
+    if D.HYBRID.OWN_PROPOSALS:
+        if not isinstance(main, EncoderTopN):
+            raise UserError(
+                f"MODEL.DETR.HYBRID.OWN_PROPOSALS is True, but {SOURCES.key} {D.QUERIES.NAME} has no proposals"
+            )
+        return OwnHybridQueries(main, content, number, kit.num_classes, D.HYBRID.COPIES)
     if isinstance(main, EncoderTopN):
         return HybridQueries(main, content, number)
     if isinstance(main, LearnedAnchors):
@@ -83,7 +118,7 @@ def build_hybrid_route(cfg: CN, kit: Kit) -> Route:
         name="hybrid",
         source="hybrid",
         decoder=Borrowed(main.decoder),
-        objectives=[replace(objective, assigner=assigner) for objective in main.objectives],
+        objectives=[repeated(objective, assigner) for objective in main.objectives],
         scale=H.LOSS_SCALE / H.COPIES,
         train_only=True,
     )

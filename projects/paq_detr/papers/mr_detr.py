@@ -34,13 +34,14 @@ from ..layers import FeedForward, inverse_sigmoid
 from ..modeling.decoder import CascadeDecoder, DecoderLayer, over_borrowed
 from ..modeling.heads import build_box_head
 from ..modeling.interactions import SelfAttention, build_cross_attention
-from ..modeling.queries import EncoderTopN
+from ..modeling.proposals import EncoderTopN
 from ..modeling.read_out import ReadOut, build_layer_read_out
 from ..modeling.route import Borrowed, Route
 from ..registry import (
     ASSIGNERS,
     COSTS,
     DECODERS,
+    FURTHER_SLOTS,
     INTERACTIONS,
     READ_OUTS,
     ROUTES,
@@ -52,6 +53,8 @@ from ..registry import (
 )
 from ..structures import DecoderState, LayerOutput, Memory, Prediction, QuerySet, Targets
 from .mr_detr_assignment import OneClassPerQuery
+
+FURTHER_SLOTS["MODEL.DETR.MR.ASSIGNER"] = ASSIGNERS
 
 
 @adds_config

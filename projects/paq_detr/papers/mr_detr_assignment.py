@@ -172,6 +172,9 @@ class OneClassPerQuery(ClassificationLoss):
     def pair_factors(self, matches: Matches) -> Mapping[str, Tensor]:
         return self.loss.pair_factors(matches)
 
+    def of_group(self) -> ClassificationLoss:
+        return self.loss.of_group()
+
 
 class RankedAlignLoss(AlignLoss):
     """Align-DETR's loss in the Align variant: only pairs that their assigner ranked weigh by rank, so not those of the

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import ops
-from ..checks import check_choice, check_range
+from ..checks import Choice, check_range
 from ..layers import MaskedGroupNorm
 from ..layers.gates import ECA, ChannelMLP, CoordinateAttention, SpatialConv
 from ..modeling.assignment import FORBIDDEN, MatchCost, Pairs, solve_images
@@ -266,6 +266,9 @@ class FactoredHead(nn.Module):
 FUSIONS = {"full": MultiScaleFusion, "mean": MeanToken}
 GATES = {"cbam": (ChannelMLP, SpatialConv), "eca_coord": (ECA, CoordinateAttention)}
 HEADS = {"full": FullHead, "factored": FactoredHead}
+_FUSION = Choice("MODEL.DETR.PATTERNS.FUSION", FUSIONS)
+_ATTENTION = Choice("MODEL.DETR.PATTERNS.ATTENTION", GATES)
+_HEAD = Choice("MODEL.DETR.PATTERNS.HEAD", HEADS)
 
 
 @CONTENTS.register("patterns")
@@ -277,9 +280,9 @@ def build_patterns(cfg: CN, kit: Kit) -> PatternContent:
         num_patterns=check_range(f"{key}.NUM", P.NUM, "[1, inf)"),
         embed_dim=D.HIDDEN_DIM,
         num_levels=D.NECK.NUM_LEVELS,
-        fusion=check_choice(f"{key}.FUSION", P.FUSION, FUSIONS),
-        attention=check_choice(f"{key}.ATTENTION", P.ATTENTION, GATES),
-        head=check_choice(f"{key}.HEAD", P.HEAD, HEADS),
+        fusion=_FUSION(P.FUSION),
+        attention=_ATTENTION(P.ATTENTION),
+        head=_HEAD(P.HEAD),
         rank=check_range(f"{key}.RANK", P.RANK, "[1, inf)"),
         masked_pool=P.MASKED_POOL,
     )
@@ -373,6 +376,9 @@ class QualityCountAssigner:
         return Pairs(np.concatenate(queries or [empty]), np.concatenate(objects or [empty]))
 
 
+_SELECT = Choice("MODEL.DETR.QUALITY_ASSIGNMENT.SELECT", ("hungarian", "score"))
+
+
 @ASSIGNERS.register("quality_count")
 def build_quality_count(cfg: CN, kit: Kit, cost: MatchCost) -> QualityCountAssigner:
     Q, key = cfg.MODEL.DETR.QUALITY_ASSIGNMENT, "MODEL.DETR.QUALITY_ASSIGNMENT"
@@ -381,6 +387,6 @@ def build_quality_count(cfg: CN, kit: Kit, cost: MatchCost) -> QualityCountAssig
         gamma=Q.GAMMA,
         k=check_range(f"{key}.K", Q.K, "[1, inf)"),
         min_count=check_range(f"{key}.MIN_COUNT", Q.MIN_COUNT, "[1, inf)"),
-        select=check_choice(f"{key}.SELECT", Q.SELECT, ("hungarian", "score")),
+        select=_SELECT(Q.SELECT),
         max_share=Q.MAX_SHARE,
     )

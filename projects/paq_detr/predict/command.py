@@ -19,6 +19,7 @@ from ..errors import UserError
 from .output import KINDS, Output, new_folder
 from .predictor import Detector
 from .sources import Frame, Source, count_frames, find_sources, frames
+from .thresholds import DEFAULT
 
 _SHOWN = 5  # faults that are printed one by one
 
@@ -28,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", metavar="SOURCE", nargs="+",
                         help="pictures, folders, patterns in quotes, videos, numbers of cameras")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", help="in place of the config.yaml beside the weights")
-    parser.add_argument("--threshold", default="0.3", metavar="T",
-                        help="lowest score, or auto: the one that evaluation found best (default: 0.3)")  # fmt: skip
+    parser.add_argument("--threshold", metavar="T",
+                        help=f"lowest score (default: {DEFAULT}), or auto: what evaluation found best")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="default: output/predict, or the next that is free")
     parser.add_argument("--overwrite", action="store_true", help="write into DIR though it holds something")
     parser.add_argument("--save", default="pictures,json", metavar="KINDS",

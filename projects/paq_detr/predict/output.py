@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError
+from ..output_paths import make_output_folder
 from ..whole_file import whole_file
 from .results import Result
 from .sources import Frame, _cv2
@@ -27,23 +28,15 @@ def new_folder(wanted: str | None, overwrite: bool, default: str = os.path.join(
     """The folder to write into, made: the wanted one, or the first free one of "output/predict", "..._2", ...
 
     Raises:
-        UserError: it is a file, holds something already, or cannot be made.
+        UserError: it holds something already, or as of ``make_output_folder``.
     """
     folder = os.path.expanduser(wanted or default)
     if wanted is None and not overwrite:
         candidates = itertools.chain([default], (f"{default}_{n}" for n in itertools.count(2)))
         folder = next(path for path in candidates if not os.path.exists(path))
-    try:
-        os.makedirs(folder, exist_ok=True)
-        occupied = bool(os.listdir(folder))
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"The output {folder} is a file, or in one; it must be a folder.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"The output {folder} cannot be made: {getattr(error, 'strerror', None) or error}.") from error
-    if occupied and not overwrite:
+    make_output_folder("The output", folder)
+    if os.listdir(folder) and not overwrite:
         raise UserError(f"The output {folder} is not empty: name another folder, or add --overwrite.")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"The output {folder} cannot be written to.")
     return folder
 
 

@@ -25,7 +25,7 @@ from ..engine.run_folder import find_run, flat_opts, trained_config
 from ..errors import UserError
 from .arrays import as_rgb
 from .results import Result
-from .thresholds import settle_threshold
+from .thresholds import DEFAULT, settle_threshold
 from .tiling import merge_tiles, tiles_of
 
 
@@ -85,11 +85,11 @@ class Detector:
         vars(args).update(eval_only=False, num_machines=1, machine_rank=0, dist_url="auto")
         return cls(run_training(args).OUTPUT_DIR)
 
-    def threshold(self, threshold: float | str) -> tuple[float, str]:
+    def threshold(self, threshold: float | str | None) -> tuple[float, str]:
         """What a number or "auto" stands for, and where it comes from."""
         return settle_threshold(threshold, self.run, self.cfg.DATASETS.TEST)
 
-    def predict(self, images: Any, threshold: float | str = 0.3, **options: Any) -> Result | list[Result]:
+    def predict(self, images: Any, threshold: float | str = DEFAULT, **options: Any) -> Result | list[Result]:
         """What is in a picture, or in each of a list of pictures.
 
         Args:
@@ -111,7 +111,7 @@ class Detector:
     def stream(
         self,
         images: Iterable[Any],
-        threshold: float | str = 0.3,
+        threshold: float | str = DEFAULT,
         *,
         classes: Sequence[str] | None = None,
         tile: int = 0,

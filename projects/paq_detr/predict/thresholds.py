@@ -14,19 +14,21 @@ from ..engine.run_folder import BEST, Run
 from ..errors import UserError
 from ..evaluation.thresholds import read_thresholds
 
-AUTO = "auto"
+AUTO, DEFAULT = "auto", 0.3
 
 
 def settle_threshold(threshold: Any, run: Run, datasets: Sequence[str] = ()) -> tuple[float, str]:
     """A threshold in [0, 1], and where it comes from in words.
 
     Args:
-        threshold: a number, or "auto" for the stored one.
+        threshold: a number, "auto" for the stored one, or None for ``DEFAULT``.
         datasets: of the run's evaluation, the one that counts first.
 
     Raises:
         UserError: it is neither, or out of range, or none is stored.
     """
+    if threshold is None:
+        return DEFAULT, "the default"
     if threshold == AUTO:
         return _stored(run, datasets)
     try:

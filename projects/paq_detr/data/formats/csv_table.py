@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import csv
 import glob
+import itertools
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from ...errors import UserError
@@ -31,6 +33,7 @@ _COLUMNS = {  # names that headers give them, without regard to case, blanks and
     "height": ("imageheight", "height", "imgheight"),
 }
 _NEEDED, _SIZE = ("image", "x1", "y1", "x2", "y2", "label"), ("width", "height")
+_LOOK_AT = 1000  # lines, for the folder of the pictures
 _WANTED = "image,x1,y1,x2,y2,label and perhaps image_width,image_height"
 
 
@@ -49,46 +52,67 @@ class CsvSource(Source):
         return not self.classes
 
     def find_images(self) -> str:
-        _, first = next(_rows(self.path), ("", None))
-        if first is None:
+        names = []
+        for where, cells, columns, width in itertools.islice(_cells(self.path), _LOOK_AT):
+            try:
+                names.append(_row(cells, columns, width, where)["image"])
+            except UserError:
+                if self.faults is None:  # else told when all is read
+                    raise
+        if not names:
             raise UserError(f"{self.path} holds no line")
-        return first_existing(self.path, first["image"])
+        for name in dict.fromkeys(names):  # the first one may be missing
+            with suppress(UserError):
+                return first_existing(self.path, name)
+        return first_existing(self.path, names[0])
 
     def content(self) -> Content:
         names = read_class_file(self.classes) if self.classes else []
         images: dict[str, dict] = {}
         annotations = []
-        for where, row in _rows(self.path):
+        for where, row in self._rows():
             image = images.setdefault(row["image"], {"id": len(images) + 1, "file_name": row["image"]})
-            _add_size(image, row, where)
-            if not any(row[key] for key in _NEEDED[1:]):
-                continue
-            if not row["label"] or (self.classes and row["label"] not in names):
-                known = f"which is not in {self.classes}" if self.classes else "must be a class"
-                raise UserError(f"{where}: the label is {row['label']!r}, {known}")
-            known = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": row["label"]}
-            annotations.append({**known, "bbox": _box(row, where), "iscrowd": 0})
+            with self.part():
+                _add_size(image, row, where)
+                if not any(row[key] for key in _NEEDED[1:]):
+                    continue
+                if not row["label"] or (self.classes and row["label"] not in names):
+                    known = f"which is not in {self.classes}" if self.classes else "must be a class"
+                    raise UserError(f"{where}: the label is {row['label']!r}, {known}")
+                known = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": row["label"]}
+                annotations.append({**known, "bbox": _box(row, where), "iscrowd": 0})
         if not annotations:
             raise UserError(f"{self.path} holds no box")
         names = names or sorted({annotation["category_id"] for annotation in annotations})
         ids = {name: number for number, name in enumerate(names, start=1)}
         for annotation in annotations:
             annotation["category_id"] = ids[annotation["category_id"]]
-        self.fill_sizes(list(images.values()))
         categories = [{"id": number, "name": name} for name, number in ids.items()]
-        return Content({"images": list(images.values()), "annotations": annotations, "categories": categories})
+        coco = {"images": list(images.values()), "annotations": annotations, "categories": categories}
+        self.fill_sizes(coco)
+        return Content(coco)
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """As ``_cells``, each line as texts by the keys of ``_COLUMNS``."""
+        for where, cells, columns, width in _cells(self.path):
+            row = None
+            with self.part():
+                row = _row(cells, columns, width, where)
+            if row is not None:
+                yield where, row
 
 
 def _is_table(file: str) -> bool:
     """Whether a file in a folder is such a table, not a list of classes or a log of metrics."""
     try:
-        return next(_rows(file), None) is not None
+        return next(_cells(file), None) is not None
     except ValueError:
         return False
 
 
-def _rows(path: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each line as texts by the keys of ``_COLUMNS``, with its place for messages."""
+def _cells(path: str) -> Iterator[tuple[str, list[str], dict[str, int], int]]:
+    """Of each line that is no header: its place for messages, its cells, which of them hold the keys of ``_COLUMNS``,
+    and how many there must be."""
     with open_file(path) as file:
         lines = csv.reader(decoded(file.read(), path).splitlines())
     columns = None
@@ -104,12 +128,16 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, str]]]:
                 continue
             width = len(cells)
             columns = dict(zip((*_NEEDED, *_SIZE), range(width)))
-        if len(cells) != width:
-            raise UserError(f"{where} has {len(cells)} columns, the first line has {width}")
-        row = {key: cells[column] for key, column in columns.items()}
-        if not row["image"]:
-            raise UserError(f"{where} names no image")
-        yield where, row
+        yield where, cells, columns, width
+
+
+def _row(cells: list[str], columns: dict[str, int], width: int, where: str) -> dict[str, str]:
+    if len(cells) != width:
+        raise UserError(f"{where} has {len(cells)} columns, the first line has {width}")
+    row = {key: cells[column] for key, column in columns.items()}
+    if not row["image"]:
+        raise UserError(f"{where} names no image")
+    return row
 
 
 def _header(cells: list[str], where: str) -> dict[str, int] | None:

@@ -29,5 +29,5 @@ class OdgtSource(Source):
     def content(self) -> Content:
         """Of the full boxes, which COCO's form is about."""
         coco, notes = to_coco(self.path)
-        self.fill_sizes(coco["images"])
+        self.fill_sizes(coco)
         return Content(coco, doubts=notes)

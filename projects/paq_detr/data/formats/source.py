@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
 from ...errors import UserError
-from ..image_file import PICTURES, image_sizes
+from ..image_file import PICTURES, image_sizes, sizes_or_faults
 from ..json_file import open_file
 from ..pictures import local_name
 
@@ -36,6 +37,8 @@ class Source(ABC):
     images: str = ""  # folder that the pictures' names start at; empty: looked for
     classes: str = ""  # file of class names, one a line; empty: the data tell
     box: str = ""  # of odgt files: full, visible or head
+    # Where sentences on faulty lines, files and pictures go, which are left out then; None: the first one is raised.
+    faults: list[str] | None = field(default=None, compare=False, repr=False)
 
     key: ClassVar[str]  # of ``format`` in an entry
     title: ClassVar[str]
@@ -67,6 +70,16 @@ class Source(ABC):
             UserError, ValueError: one sentence with file, line where there are lines, and value.
         """
 
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Around the reading of one line, file or picture: what is wrong with it goes to ``faults``, or is raised."""
+        try:
+            yield
+        except ValueError as error:
+            if self.faults is None:
+                raise
+            self.faults.append(str(error))
+
     @property
     def open_classes(self) -> bool:
         """Whether the classes are those that the split happens to hold, so that another split may have more."""
@@ -76,22 +89,37 @@ class Source(ABC):
     def _sizes(self) -> dict[str, tuple[int, int]]:
         return {}
 
-    def sizes_of(self, files: Sequence[str]) -> list[tuple[int, int]]:
-        """(width, height) of pictures from their headers, each of which is read once in this source's life."""
+    def sizes_of(self, files: Sequence[str]) -> list[tuple[int, int] | None]:
+        """(width, height) of pictures from their headers, each of which is read once in this source's life; None of one
+        that cannot be read and has gone to ``faults``."""
         new = [file for file in files if file not in self._sizes]
-        self._sizes.update(zip(new, image_sizes(new)))
-        return [self._sizes[file] for file in files]
+        if self.faults is None:
+            self._sizes.update(zip(new, image_sizes(new)))
+        else:
+            sizes = dict(zip(new, sizes_or_faults(new)))
+            self.faults.extend(str(size) for size in sizes.values() if isinstance(size, ValueError))
+            self._sizes.update((file, size) for file, size in sizes.items() if not isinstance(size, ValueError))
+        return [self._sizes.get(file) for file in files]
 
-    def fill_sizes(self, images: list[dict[str, Any]]) -> None:
-        """Give those of a COCO json's images that have no width and height what their files say."""
-        unknown = [image for image in images if not ("width" in image and "height" in image)]
+    def fill_sizes(self, coco: dict[str, Any]) -> None:
+        """Give those of a COCO json's images that have no width and height what their files say; those whose files
+        have gone to ``faults`` are left out with their objects."""
+        unknown = [image for image in coco["images"] if not ("width" in image and "height" in image)]
         files = [local_name(self.image_root, image["file_name"]) for image in unknown]
-        for image, (width, height) in zip(unknown, self.sizes_of(files)):
-            image.update(height=height, width=width)
+        gone = set()
+        for image, size in zip(unknown, self.sizes_of(files)):
+            if size is None:
+                gone.add(image["id"])
+            else:
+                image.update(height=size[1], width=size[0])
+        if gone:
+            coco["images"] = [image for image in coco["images"] if image["id"] not in gone]
+            coco["annotations"] = [each for each in coco["annotations"] if each["image_id"] not in gone]
 
     def entry(self, name: str) -> dict[str, str]:
         """The entry of ``DATASETS.FILES`` that means this source."""
-        return {"name": name, **{key: value for key, value in asdict(self).items() if value}}
+        keys = ("path", "split", "images", "classes", "box")
+        return {"name": name, **{key: value for key in keys if (value := getattr(self, key))}}
 
     def __str__(self) -> str:
         split = f", split {self.split}" if self.split else ""

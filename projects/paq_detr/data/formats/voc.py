@@ -74,7 +74,10 @@ class VocSource(Source):
         return folder if os.path.isdir(folder) else self.path
 
     def content(self) -> Content:
-        everything = {file: _read_xml(os.path.join(self._folder, file)) for file in _xmls(self._folder)}
+        everything: dict[str, _Image] = {}
+        for file in _xmls(self._folder):
+            with self.part():
+                everything[file] = self._read_xml(os.path.join(self._folder, file))
         objects = [each for image in everything.values() for each in image.objects]
         names = read_class_file(self.classes) if self.classes else sorted({each.name for each in objects})
         if not names:
@@ -87,14 +90,16 @@ class VocSource(Source):
             images.append({**entry, "width": image.size[0], "height": image.size[1]} if image.size else entry)
             for each in image.objects:
                 if each.name not in names:
-                    raise UserError(f"{image.file}: the class {each.name!r} is not in {self.classes}")
+                    with self.part():
+                        raise UserError(f"{image.file}: the class {each.name!r} is not in {self.classes}")
+                    continue
                 x0, y0, x1, y1 = each.corners
                 box = [x0 - first, y0 - first, x1 - x0 + first, y1 - y0 + first]
                 known = {"id": len(annotations) + 1, "image_id": number, "category_id": names.index(each.name) + 1}
                 annotations.append({**known, "bbox": box, "iscrowd": each.difficult})
-        self.fill_sizes(images)
         categories = [{"id": number, "name": name} for number, name in enumerate(names, start=1)]
         coco = {"images": images, "annotations": annotations, "categories": categories}
+        self.fill_sizes(coco)
         return Content(coco, _notes(annotations, first))
 
     def _chosen(self, everything: dict[str, _Image]) -> list[_Image]:
@@ -104,14 +109,34 @@ class VocSource(Source):
         path = os.path.join(self.path, "ImageSets", "Main", f"{self.split}.txt")
         with open_file(path) as file:
             lines = [line.split()[0] for line in decoded(file.read(), path).split("\n") if line.strip()]
-        names = [f"{name}.xml" for name in dict.fromkeys(lines)]
-        missing = [name for name in names if name not in everything]
-        if missing:
-            raise UserError(f"{len(missing)} of {len(names)} images of {path} have no xml file; the first would be "
-                            f"{os.path.join(self._folder, missing[0])}")  # fmt: skip
+        names, there = [f"{name}.xml" for name in dict.fromkeys(lines)], set(_xmls(self._folder))
+        missing = [name for name in names if name not in there]
+        with self.part():
+            if missing:
+                raise UserError(f"{len(missing)} of {len(names)} images of {path} have no xml file; the first would be "
+                                f"{os.path.join(self._folder, missing[0])}")  # fmt: skip
         if not names:
             raise UserError(f"{path} names no image")
-        return [everything[name] for name in names]
+        return [everything[name] for name in names if name in everything]  # less what is faulty
+
+    def _read_xml(self, file: str) -> _Image:
+        """One file, checked.
+
+        Raises:
+            UserError: naming the file, the object and what is wrong with it.
+        """
+        with open_file(file) as stream:
+            try:
+                root = ElementTree.parse(stream).getroot()
+            except (ElementTree.ParseError, ValueError, LookupError) as error:
+                raise UserError(f"{file} is no valid xml: {error}") from None
+        if root.tag != "annotation":
+            raise UserError(f"{file} is no file of Pascal VOC: its top element is {root.tag!r}, must be 'annotation'")
+        objects = []
+        for place, element in enumerate(root.findall("object"), start=1):
+            with self.part():
+                objects.append(_object(element, f"{file}, object {place}"))
+        return _Image(file, (root.findtext("filename") or "").strip(), _size(root), objects)
 
 
 def _notes(annotations: list[dict], first: int) -> list[str]:
@@ -137,23 +162,6 @@ class _Pictures:
 def _xmls(folder: str) -> list[str]:
     """Names of the xml files of a folder, sorted."""
     return sorted(n for n in os.listdir(folder) if n.endswith(".xml")) if os.path.isdir(folder) else []
-
-
-def _read_xml(file: str) -> _Image:
-    """One file, checked.
-
-    Raises:
-        UserError: naming the file, the object and what is wrong with it.
-    """
-    with open_file(file) as stream:
-        try:
-            root = ElementTree.parse(stream).getroot()
-        except (ElementTree.ParseError, ValueError, LookupError) as error:
-            raise UserError(f"{file} is no valid xml: {error}") from None
-    if root.tag != "annotation":
-        raise UserError(f"{file} is no file of Pascal VOC: its top element is {root.tag!r}, must be 'annotation'")
-    objects = [_object(element, f"{file}, object {place}") for place, element in enumerate(root.findall("object"), 1)]
-    return _Image(file, (root.findtext("filename") or "").strip(), _size(root), objects)
 
 
 def _size(root: ElementTree.Element) -> tuple[int, int] | None:

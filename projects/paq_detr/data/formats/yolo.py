@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,7 +63,23 @@ class YoloSource(Source):
     @cached_property
     def _pictures(self) -> list[str]:
         """Paths of the split's pictures, each once."""
-        return list(dict.fromkeys(p for place in self._layout.places[self.split] for p in _pictures_of(place)))
+        return list(dict.fromkeys(p for place in self._layout.places[self.split] for p in self._pictures_of(place)))
+
+    def _pictures_of(self, place: str) -> list[str]:
+        """Paths of the pictures below a folder, or of those that a txt list names."""
+        if os.path.isdir(place):
+            return _files_below(place, PICTURES)
+        with open_file(place) as file:
+            names = [line.strip() for line in decoded(file.read(), place).split("\n") if line.strip()]
+        folder = os.path.dirname(place)
+        pictures = [os.path.normpath(os.path.join(folder, name)) for name in names]
+        missing = missing_files(pictures)
+        if not missing:
+            return pictures
+        with self.part():
+            raise UserError(f"{len(missing)} of {len(pictures)} pictures that {place} names are missing; the first is "
+                            f"{missing[0]}")  # fmt: skip
+        return [picture for picture in pictures if picture not in set(missing)]
 
     def content(self) -> Content:
         names, names_file = self._names()
@@ -71,19 +87,29 @@ class YoloSource(Source):
         there = set(labels) - set(missing_files(labels))
         notes, doubts = self._check_labels(labels, there)
         images, annotations = [], []
-        for number, (picture, label, (width, height)) in enumerate(zip(pictures, labels, self.sizes_of(pictures)), 1):
+        for number, (picture, label, size) in enumerate(zip(pictures, labels, self.sizes_of(pictures)), start=1):
+            if size is None:
+                continue
             file_name = os.path.relpath(picture, self.image_root)
-            images.append({"id": number, "file_name": file_name, "width": width, "height": height})
-            for where, numbers in _lines(label) if label in there else ():
-                category = int(numbers[0])
-                if not (category == numbers[0] and 0 <= category < len(names)):
-                    raise UserError(f"{where}: the class is {numbers[0]:g}, must be a whole number from 0 to "
-                                    f"{len(names) - 1}, as {names_file} names {len(names)} classes")  # fmt: skip
-                shape = _shape(numbers[1:], width, height, self._layout.keypoints, where)
-                known = {"id": len(annotations) + 1, "image_id": number, "category_id": category}
-                annotations.append({**known, **shape, "iscrowd": 0})
+            images.append({"id": number, "file_name": file_name, "width": size[0], "height": size[1]})
+            for where, line in self._lines(label) if label in there else ():
+                with self.part():
+                    category, *shape = _numbers(line, where)
+                    if not (category == int(category) and 0 <= category < len(names)):
+                        raise UserError(f"{where}: the class is {category:g}, must be a whole number from 0 to "
+                                        f"{len(names) - 1}, as {names_file} names {len(names)} classes")  # fmt: skip
+                    known = {"id": len(annotations) + 1, "image_id": number, "category_id": int(category)}
+                    shape = _shape(shape, *size, self._layout.keypoints, where)
+                    annotations.append({**known, **shape, "iscrowd": 0})
         categories = [{"id": number, "name": name} for number, name in enumerate(names)]
         return Content({"images": images, "annotations": annotations, "categories": categories}, notes, doubts)
+
+    def _lines(self, label: str) -> list[tuple[str, str]]:
+        """The lines of a label file, each with its place for messages."""
+        with self.part(), open_file(label) as file:
+            lines = enumerate(decoded(file.read(), label).split("\n"), start=1)
+            return [(f"{label}, line {number}", line) for number, line in lines if line.strip()]
+        return []
 
     def _names(self) -> tuple[Sequence[str], str]:
         """The classes, and the file that names them."""
@@ -129,17 +155,11 @@ def label_folder(folder: str) -> str:
 # Lines
 
 
-def _lines(label: str) -> Iterator[tuple[str, list[float]]]:
-    """The numbers of each line of a label file, with its place for messages."""
-    with open_file(label) as file:
-        text = decoded(file.read(), label)
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            where = f"{label}, line {number}"
-            try:
-                yield where, [as_number(value) for value in line.split()]
-            except Unfit:
-                raise UserError(f"{where}: {shown(line)} must be a class id and numbers, parted by blanks") from None
+def _numbers(line: str, where: str) -> list[float]:
+    try:
+        return [as_number(value) for value in line.split()]
+    except Unfit:
+        raise UserError(f"{where}: {shown(line)} must be a class id and numbers, parted by blanks") from None
 
 
 def _shape(numbers: list[float], width: int, height: int, keypoints: int, where: str) -> dict[str, Any]:
@@ -254,21 +274,6 @@ def _of_folders(path: str) -> _Layout | None:
         return None
     file = next((f for f in (os.path.join(path, name) for name in _CLASS_FILES) if os.path.isfile(f)), "")
     return _Layout(places, read_class_file(file) if file else [], file)
-
-
-def _pictures_of(place: str) -> list[str]:
-    """Paths of the pictures below a folder, or of those that a txt list names."""
-    if os.path.isdir(place):
-        return _files_below(place, PICTURES)
-    with open_file(place) as file:
-        names = [line.strip() for line in decoded(file.read(), place).split("\n") if line.strip()]
-    folder = os.path.dirname(place)
-    pictures = [os.path.normpath(os.path.join(folder, name)) for name in names]
-    missing = missing_files(pictures)
-    if missing:
-        raise UserError(f"{len(missing)} of {len(pictures)} pictures that {place} names are missing; the first is "
-                        f"{missing[0]}")  # fmt: skip
-    return pictures
 
 
 def _files_below(folder: str, endings: tuple[str, ...]) -> list[str]:

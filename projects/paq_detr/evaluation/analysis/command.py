@@ -10,12 +10,16 @@ import sys
 
 from ...data.odgt import BOX_KINDS
 from ...errors import UserError
+from ...output_paths import check_output_file
 from .page import write_report
 from .sources import scene_of_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gt", required=True, metavar="FILE", help="ground truth: COCO json, or CrowdHuman's odgt")
+    parser.add_argument(
+        "--gt", required=True, metavar="FILE", help="ground truth: COCO json, CrowdHuman's odgt, YOLO, Pascal VOC, CSV"
+    )
+    parser.add_argument("--split", default="", help="which of the splits of --gt, where it has several")
     parser.add_argument(
         "--dt", required=True, metavar="FILE", help="detections: COCO results, or CrowdHuman's json lines"
     )
@@ -32,11 +36,9 @@ def report(options: argparse.Namespace) -> None:
     """
     if options.images is not None and not os.path.isdir(options.images):
         raise UserError(f"--images {options.images} is no folder.")
-    folder = os.path.dirname(options.output)
-    if folder and not os.path.isdir(folder):
-        raise UserError(f"--output {options.output}: the folder {folder} does not exist.")
+    check_output_file("--output", options.output)
     try:
-        scene = scene_of_files(options.gt, options.dt, options.images, options.box)
+        scene = scene_of_files(options.gt, options.dt, options.images, options.box, options.split)
     except ValueError as error:
         raise UserError(f"{error}.") from error
     names = [os.path.basename(path) for path in (options.dt, options.gt)]

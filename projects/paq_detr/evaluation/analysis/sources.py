@@ -9,7 +9,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from ...data.coco_file import read_coco
+from ...data.coco_file import CocoFile, check_coco, read_coco
+from ...data.formats.find import find_source
 from ...data.json_columns import boxes_xyxy_of, numbers_of
 from ...data.json_file import open_file, parse_json, value_of
 from ...data.json_values import Unfit, as_id, shown
@@ -37,24 +38,28 @@ def scene_of_evaluation(truth: GroundTruth, records: dict[Hashable, Detections])
     return Scene(objects, found, truth.class_names, names, truth.files, truth.sizes)
 
 
-def scene_of_files(gt: str, dt: str, images: str | None = None, box: str = "full") -> Scene:
+def scene_of_files(gt: str, dt: str, images: str | None = None, box: str = "full", split: str = "") -> Scene:
     """Of saved detections.
 
     Args:
-        gt: COCO json, or CrowdHuman's odgt.
+        gt: CrowdHuman's odgt, COCO json, or data of any other format.
         dt: COCO results, as an evaluation writes them; of an odgt also CrowdHuman's json lines.
         images: folder of the pictures; None: the page is drawn without them.
         box: of an odgt, "full", "visible" or "head".
+        split: which of the splits of ``gt``, where it has several.
 
     Raises:
         ValueError: a file is missing or broken, a detected image or class is unknown, or boxes or scores hardly mean
             what they seem to.
     """
-    return _of_odgt(gt, dt, images, box) if gt.endswith(".odgt") else _of_coco(gt, dt, images)
+    if gt.endswith(".odgt"):
+        return _of_odgt(gt, dt, images, box)
+    # An evaluation numbers images and classes of other formats as they are read.
+    content = read_coco(gt) if gt.endswith(".json") else check_coco(find_source(gt, split).content().coco, gt)
+    return _of_coco(content, gt, dt, images)
 
 
-def _of_coco(gt: str, dt: str, images: str | None) -> Scene:
-    content = read_coco(gt)
+def _of_coco(content: CocoFile, gt: str, dt: str, images: str | None) -> Scene:
     if not content.annotated:
         raise ValueError(f"{gt}: the list 'annotations' is missing")
     places = {as_id(image.id): place for place, image in enumerate(content.images)}

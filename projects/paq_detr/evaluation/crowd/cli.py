@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ...data.json_file import write_json
 from ...data.odgt import BOX_KINDS
+from ...output_paths import check_output_file
 from .doubts import Noted, note_truths, other_reading
 from .files import Annotations, CocoResults, JsonLines, open_detections
 from .images import ImageResults, evaluate_images, join
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--workers is {options.workers}, must be at least 1")
     try:
         if options.json:
-            _check_writable(options.json)
+            check_output_file("--json", options.json)
         summary = evaluate_files(options.gt, options.dt, options.box, options.protocol, options.images, options.workers)
         logger.info("protocol %s, boxes %s\n%s", summary["protocol"], summary["box"], describe(summary))
         if options.json:
@@ -194,12 +195,3 @@ def main(arguments: list[str] | None = None) -> None:
         parser.exit(128 + signal.SIGINT, "stopped\n")
     except (OSError, ValueError) as error:
         parser.exit(2, f"error: {error}\n")
-
-
-def _check_writable(path: str) -> None:
-    """Before the work, not behind it, an ``OSError`` with the path says that a file cannot be written there."""
-    there = os.path.exists(path)
-    with open(path, "a"):
-        pass
-    if not there:
-        os.remove(path)
