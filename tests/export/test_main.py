@@ -51,7 +51,7 @@ def test_a_file_that_finds_other_things_is_refused(run, capsys, monkeypatch):
     [
         ("other.pt", "other.pt", "other.pt exists; name another file by --output, or add --overwrite."),
         ("model.bin", "model.xml", "model.bin exists; name another file"),
-        ("folder/x", "folder", "folder is a folder; it must be a file."),
+        ("folder/x", "folder", "folder is a folder, must be a file."),
     ],
 )
 def test_nothing_is_replaced_unasked(run, capsys, there, output, sentence):

@@ -16,6 +16,7 @@ from torch import nn
 from ..checks import check_choice
 from ..errors import UserError
 from ..ops.export_forms import FORMS
+from ..output_paths import check_output_file
 from .check import Runner
 from .metadata import describe
 from .onnx import OnnxRunner, check_plugin, write_onnx
@@ -88,9 +89,8 @@ def open_file(path: str, format: str) -> Runner:
 
 
 def check_output(path: str, overwrite: bool) -> None:
-    """Raises a UserError where a file would be replaced that is not to be, or where no file can be."""
-    if os.path.isdir(path):
-        raise UserError(f"The output {path} is a folder; it must be a file.")
+    """Raises a UserError where a file would be replaced that is not to be, or where none can be written."""
+    check_output_file("--output", path)
     taken = next(filter(os.path.exists, (path, weights_beside(path))), None)
     if taken and not overwrite:
         raise UserError(f"{taken} exists; name another file by --output, or add --overwrite.")
