@@ -12,6 +12,7 @@ from paq_detr.export.wrapper import DetectionProgram, Shape, capture, stride_of
 from paq_detr.modeling.neck import measure_grid
 from paq_detr.modeling.read_out import ReadOut
 from paq_detr.ops.export_forms import FORMS
+from paq_detr.structures import LayerOutput, Memory
 
 from ..modeling.assemblies import ASSEMBLIES, make_model, wake_up
 from .models import small_model
@@ -68,7 +69,7 @@ def test_every_kind_of_detector_is_captured_and_finds_the_same(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["dab", *(pytest.param(n, marks=pytest.mark.slow) for n in ("two_stage", "dehomo_paq"))]
+    "name", ["dab", *(pytest.param(n, marks=pytest.mark.slow) for n in ("two_stage", "dehomo_paq", "asag_a"))]
 )
 def test_a_dynamic_program_takes_other_sizes_batches_and_padding(name):
     model = small_model(name)
@@ -105,6 +106,31 @@ def test_half_keeps_boxes_in_fp32_and_near():
     assert run(arrays(1, 64, 96))[1].dtype == np.float32
     found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(5.0, 0.05))
     assert found.within() and found.box > 0
+
+
+def test_suppression_leaves_what_the_models_own_leaves():
+    model = small_model("parallel_xyzr")
+    random = torch.Generator().manual_seed(0)
+    boxes = torch.cat([0.3 + 0.4 * torch.rand(2, 40, 2, generator=random), torch.full((2, 40, 2), 0.5)], -1)
+    valid = torch.arange(40) < torch.tensor([[40], [30]])
+    output = LayerOutput(torch.randn(2, 40, 3, generator=random), boxes, valid=valid)
+    memory = Memory(None, None, measure_grid([(4, 6)], [16], [(64, 96), (50, 80)], (64, 96), torch.device("cpu"), True))
+    read_out = ReadOut(top_k=90, layer=1, nms_iou=0.7)
+    model.routes["main"].read_out = read_out
+    labels, boxes, scores = DetectionProgram(model).detections(output, memory)
+    for image, expected in enumerate(read_out([output], memory)):
+        found = scores[image] > 0
+        assert 0 < found.sum() == len(expected) < 60 and (scores[image].diff() <= 0).all()
+        expected.pred_boxes.clip(expected.image_size)
+        assert torch.equal(labels[image][found], expected.pred_classes)
+        torch.testing.assert_close(boxes[image][found], expected.pred_boxes.tensor)
+
+
+def test_anchors_of_patches_in_half_are_near():
+    model = small_model("asag_a")
+    run = runner(DetectionProgram(model, half=True))
+    found = compare(model, run, [(arrays(1, 64, 96),)], Tolerance(5.0, 0.05))
+    assert found.total > 0 and found.alone == 0
 
 
 def test_what_stands_in_the_padding_and_the_order_of_channels_are_seen_to():

@@ -55,7 +55,10 @@ class TestOnnx:
         for name in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(name, reason="the extra export is not installed")
 
-    @pytest.mark.parametrize("name", ["dehomo", "ddq"])
+    @pytest.mark.parametrize(
+        "name",
+        ["dehomo", "ddq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("asag_a", "parallel_xyzr"))],
+    )
     def test_a_file_of_one_size(self, tmp_path, name):
         import onnx
 

@@ -89,7 +89,7 @@ def open_file(path: str, format: str) -> Runner:
 
 
 def check_output(path: str, overwrite: bool) -> None:
-    """Raises a UserError where a file would be replaced that is not to be, or where no file can be."""
+    """Raises a UserError where a file would be replaced that is not to be, or where none can be written."""
     check_output_file("--output", path)
     taken = next(filter(os.path.exists, (path, weights_beside(path))), None)
     if taken and not overwrite:

@@ -159,7 +159,8 @@ class AdaptiveSparseAnchors(nn.Module):
     def forward(self, memory: Memory, targets: Targets | None = None) -> QuerySet:
         predictions: list[Prediction] = []
         with torch.autocast(memory.tokens.device.type, enabled=False):  # boxes want fp32
-            anchors = self.generate(memory.with_tokens(memory.tokens.float()), targets, predictions)
+            tokens = memory.tokens.to(self.halve.weight.dtype)  # fp32, but in a program that was exported as fp16
+            anchors = self.generate(memory.with_tokens(tokens), targets, predictions)
             boxes, valid = anchors.best(self.max_anchors if self.training else self.max_anchors_test)
         log_scalars(lambda: {"anchors/an_image": boxes.shape[1] if valid is None else valid.sum(1).float().mean()})
 

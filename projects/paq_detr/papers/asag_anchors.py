@@ -46,7 +46,7 @@ class PatchCode(nn.Module):
 
 def anchors_of(head: nn.Module, code: Tensor) -> LayerOutput:
     """The (P, A) anchors that a perceptron finds in patches: a logit, and a box in shares of the patch."""
-    found = head(code).unflatten(1, (-1, 5))
+    found = head(code).float().unflatten(1, (-1, 5))
     return LayerOutput(found[..., 4:], found[..., :4].sigmoid())
 
 

@@ -245,5 +245,5 @@ def resized(maps: Tensor, grid: Grid, level: int, size: int) -> Tensor:
         return (1 - (at[..., None] - torch.arange(cells, device=valid.device)).abs()).clamp(min=0)
 
     rows, columns = grid.valid_shapes[:, level].unbind(1)
-    y, x = weights(rows, maps.shape[-2]), weights(columns, maps.shape[-1])
+    y, x = (weights(*axis).to(maps.dtype) for axis in ((rows, maps.shape[-2]), (columns, maps.shape[-1])))
     return y[:, None] @ maps @ x[:, None].transpose(-1, -2)
