@@ -14,7 +14,7 @@ from paq_detr.output_paths import check_output_file, make_output_folder
 
 FILES = [
     ("missing/x", "the folder .*missing does not exist"),
-    ("file/x", "the folder .*file does not exist"),
+    ("file/x", "file is a file, no folder"),
     ("folder", "is a folder, must be a file"),
     ("/proc/x", "cannot be written to: "),
 ]

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "python -m paq_detr
         check_checkpoint_path(options.out)
         write_checkpoint(average(options.files, options.shares), options.out)
     except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"{options.out}: mean of {len(options.files)} checkpoints")
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``paq-detr``: predict, train, eval, report, data, export, weights, this machine.
 
-Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor found; 2 wrong
-input, said in one sentence; 128 and its number for a signal.
+Exit codes: 0 done; 1 a training that broke off, pictures that could not be read, or problems that doctor
+or check-data found; 2 wrong input, said in one sentence; 128 and its number for a signal.
 """
 
 from __future__ import annotations

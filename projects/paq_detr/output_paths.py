@@ -23,7 +23,8 @@ def check_output_file(name: str, path: str | os.PathLike) -> None:
     if os.path.isdir(path):
         raise UserError(f"{name} {path} is a folder, must be a file.")
     if not os.path.isdir(folder):
-        raise UserError(f"{name} {path}: the folder {folder} does not exist.")
+        fault = f"{folder} is a file, no folder" if os.path.exists(folder) else f"the folder {folder} does not exist"
+        raise UserError(f"{name} {path}: {fault}.")
     try:
         if os.path.exists(path):
             open(path, "ab").close()

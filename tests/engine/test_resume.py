@@ -270,7 +270,7 @@ UNFIT = {
 
 @pytest.mark.parametrize("opts, message", UNFIT.values(), ids=UNFIT)
 def test_a_model_with_parts_that_nobody_trained_is_not_evaluated(trained, make_cfg, opts, message):
-    with pytest.raises(UserError, match=f"model_final.pth cannot be evaluated: .* tensors .*{message}"):
+    with pytest.raises(UserError, match=f"model_final.pth does not fit the model: .* tensors .*{message}"):
         evaluate(make_cfg, "MODEL.WEIGHTS", f"{trained.folder}/model_final.pth", *opts)
 
 

@@ -35,6 +35,7 @@ SINGLE_STAGE = {"MODEL.DETR.DECODER.BOX_REFINE": False}
 REFINE: dict = {}
 TWO_STAGE = {"MODEL.DETR.QUERIES.NAME": "EncoderTopN", "MODEL.DETR.QUERIES.CONTENT": "proposal"}
 PLUSPLUS = {"MODEL.DETR.QUERIES.NAME": "EncoderTopN", "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": True}
+PARALLEL = {"MODEL.DETR.DECODER.NAME": "parallel", "MODEL.DETR.DECODER.LOOK_FORWARD_TWICE": False}
 ANCHORS = {"MODEL.DETR.QUERIES.NAME": "LearnedAnchors", "MODEL.DETR.DECODER.QUERY_POSITION": "sine_mlp"}
 PATTERNS = {"MODEL.DETR.QUERIES.CONTENT": "patterns"}
 ASSIGNMENT = {"MODEL.DETR.ASSIGNER.INTERMEDIATE": "quality_count", "MODEL.DETR.LOSS.CLASSIFICATION": "varifocal"}
@@ -329,7 +330,7 @@ ASSEMBLIES = {
     "adamixer_mr": {**ADAMIXER, "MODEL.DETR.ROUTES": ["mr_ffn"]},
     "parallel_xyzr": {
         **PLUSPLUS,
-        "MODEL.DETR.DECODER.NAME": "parallel",
+        **PARALLEL,
         "MODEL.DETR.CODEC": "xyzr",
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
@@ -344,7 +345,7 @@ ASSEMBLIES = {
     "parallel_mask": {
         **PLUSPLUS,
         **MASKS,
-        "MODEL.DETR.DECODER.NAME": "parallel",
+        **PARALLEL,
         "MODEL.DETR.READ_OUT.LAYER": 2,
         "MODEL.DETR.READ_OUT.NMS_IOU": 0.7,
     },

@@ -21,6 +21,7 @@ from .assemblies import (
     ASSEMBLIES,
     ASSIGNMENT,
     HYBRID,
+    PARALLEL,
     PATTERNS,
     PLUSPLUS,
     SINGLE_STAGE,
@@ -317,15 +318,15 @@ def test_an_unknown_name_is_told_with_the_known_ones(options, message):
         (
             {
                 **PLUSPLUS,
-                "MODEL.DETR.DECODER.NAME": "parallel",
+                **PARALLEL,
                 "MODEL.DETR.DECODER.INTERACTION": ["self_attention", "dehomo", "self_attention"],
             },
             "and layer 2 has none before it",
         ),
-        (
-            {**PLUSPLUS, "MODEL.DETR.DECODER.NAME": "parallel", "MODEL.DETR.DECODER.BOX_LAYERS": 1},
-            "BOX_LAYERS is 1, but",
-        ),
+        ({**PLUSPLUS, **PARALLEL, "MODEL.DETR.DECODER.BOX_LAYERS": 1}, "BOX_LAYERS is 1, but in a .*: 0$"),
+        ({**PLUSPLUS, **PARALLEL, "MODEL.DETR.DECODER.TEST_LAYERS": 1}, "TEST_LAYERS is 1, but in a .*: 0$"),
+        ({**PLUSPLUS, **PARALLEL, "MODEL.DETR.DECODER.BOX_REFINE": False}, "BOX_REFINE is False, but in a .*: True$"),
+        ({**PARALLEL, **PLUSPLUS}, "LOOK_FORWARD_TWICE is True, but in a .*: False$"),
         ({**PLUSPLUS, "MODEL.DETR.ROUTES": ["main"]}, "and main always is"),
         ({"MODEL.DETR.DECODER.INTERACTION": ["none", "none"]}, "INTERACTION has 2 entries .* each of 3 layers"),
         ({"MODEL.DETR.MATCHER.COST": []}, "MATCHER.COST has 0 entries"),

@@ -24,6 +24,7 @@ from ..modeling.assemblies import (
     DEHOMO,
     MR,
     MR_DINO,
+    PARALLEL,
     PATTERNS,
     PLUSPLUS,
     make_image,
@@ -380,7 +381,7 @@ def test_fused_scores_are_read_out_where_they_are_asked_for():
         ),
         ({"MODEL.DETR.ROUTES": ["mr_tokens"]}, "MR.OWN_PROPOSALS needs queries from the encoder"),
         (
-            {**MR, "MODEL.DETR.DECODER.NAME": "parallel"},
+            {**MR, **PARALLEL},
             "mr_ffn .* needs MODEL.DETR.DECODER.NAME cascade in place of paral",
         ),
         ({**MR, "MODEL.DETR.MR.TOKEN_LAYERS": [4]}, r"MR.TOKEN_LAYERS is 4, must be in \[1, 3\]"),

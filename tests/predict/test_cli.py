@@ -177,8 +177,8 @@ def test_train_and_eval_launch_what_train_net_does(command, launched, run_folder
 
 
 @pytest.mark.parametrize("name, wrong, message", [
-    ("convert", ("none.pth", "out.pth"), "error: Weight file none.pth does not exist"),
-    ("average", ("out.pth", "none.pth"), "error: Weight file none.pth does not exist"),
+    ("convert", ("none.pth", "out.pth"), "paq-detr convert: Weight file none.pth does not exist"),
+    ("average", ("out.pth", "none.pth"), "paq-detr average: Weight file none.pth does not exist"),
     ("export", ("none",), "paq-detr export: "),
     ("train", ("none.yaml",), "paq-detr: The config file none.yaml does not exist"),
     ("eval", ("none",), "paq-detr: The run none does not exist"),

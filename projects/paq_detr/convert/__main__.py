@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None, prog: str = "python -m paq_detr.con
         conversion = convert_file(options.weights, options.class_names)
         write(conversion, options.out, options.overwrite)
     except UserError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.exit(2, f"{parser.prog}: {error}\n")
     print(describe(conversion))
     known = f"{len(conversion.class_names)} class names" if conversion.class_names else "no class names"
     print(f"wrote {options.out}, with {known}")

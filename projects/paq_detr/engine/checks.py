@@ -167,9 +167,11 @@ def _check_part_names(cfg: CfgNode) -> None:
         value = value_of(cfg, key)
         values = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, CfgNode) else {key: value}
         for key, value in values.items():
-            for name in value if isinstance(value, (list, tuple)) else [value]:
+            several = isinstance(value, (list, tuple))
+            for name in value if several else [value]:
                 for part in str(name).split("+") if slot is registry.INTERACTIONS else [name]:
-                    check_choice(key, part.strip() if isinstance(part, str) else part, slot.names())
+                    named = f"an entry of {key}" if several else key
+                    check_choice(named, part.strip() if isinstance(part, str) else part, slot.names())
 
 
 def _check_resnet_maps(names: Sequence[str]) -> None:

@@ -151,9 +151,10 @@ def tensors_fault(content: dict[str, Any], cfg: CfgNode, lacking: list[str]) -> 
     if not lacking:
         return ""
     differing = [c for c in changes(content.get("run_config"), cfg) if _matters(c[0])]
-    keys = f"; the model differs by {_listed(differing)}" if differing else ""
+    keys = f"; the model differs by {_listed(differing[:3])}" if differing else ""
+    keys += f" and {len(differing) - 3} more keys" if len(differing) > 3 else ""
     return (
-        f"Weight file {content['file']} cannot be evaluated: {len(lacking)} tensors of the model, such as "
+        f"Weight file {content['file']} does not fit the model: {len(lacking)} tensors of the model, such as "
         f"{lacking[0]}, are not in it or have another shape{keys}"
     )
 

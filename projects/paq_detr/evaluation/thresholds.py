@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from ..data.json_file import write_json
+
+logger = logging.getLogger(__name__)
 
 # What the evaluators write into their folder; of several, the first counts: JI, where a crowd was evaluated as one.
 JI_FILE, F1_FILE = FILES = ("ji_threshold.json", "f1_threshold.json")
@@ -90,6 +93,7 @@ def write_thresholds(found: Mapping[str, Any], path: str) -> None:
     if math.isfinite(found["threshold"]):
         write_json(dict(found), path)
     else:
+        logger.warning("no detection is right, so that no threshold is stored for --threshold auto")
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
 

@@ -329,11 +329,12 @@ def build_cascade(cfg, kit: Kit) -> CascadeDecoder:
 def build_parallel(cfg, kit: Kit) -> ParallelDecoder:
     D, key = cfg.MODEL.DETR, "MODEL.DETR.DECODER"
     number, stem, depth = D.DECODER.NUM_LAYERS, D.DECODER.STEM_LAYERS, D.DECODER.COPY_LAYERS
-    for name in ("BOX_LAYERS", "TEST_LAYERS"):
-        if D.DECODER[name]:
+    of_cascades = {"BOX_LAYERS": 0, "TEST_LAYERS": 0, "BOX_REFINE": True, "LOOK_FORWARD_TWICE": False}
+    for name, neutral in of_cascades.items():
+        if D.DECODER[name] != neutral:
             raise UserError(
-                f"{key}.{name} is {D.DECODER[name]}, but in a parallel decoder every layer predicts boxes, and which "
-                "of them run at inference follows from MODEL.DETR.READ_OUT.LAYER: 0"
+                f"{key}.{name} is {D.DECODER[name]}, but in a parallel decoder every layer refines the boxes of the "
+                f"one before, and which of them run at inference follows from MODEL.DETR.READ_OUT.LAYER: {neutral}"
             )
     check_range(f"{key}.COPY_LAYERS", depth, "[1, inf)")
     if not 0 <= stem < number or (number - stem) % depth:

@@ -47,8 +47,8 @@ def _stored(run: Run, datasets: Sequence[str]) -> tuple[float, str]:
     if not found:
         config = run.config_file or "CONFIG"
         raise UserError(
-            f"No threshold is stored in {run.folder}, as its evaluation would: run `paq-detr eval {run.weights}` with "
-            f"the dataset of {config}, or give a number."
+            f"No threshold is stored in {run.folder}, as an evaluation that finds something does: run `paq-detr eval "
+            f"{run.weights}` with the dataset of {config}, or give a number."
         )
     name = next((name for name in datasets if name in found), next(iter(found)))
     chosen = found[name]

@@ -380,4 +380,4 @@ def test_the_command_refuses_with_one_sentence_and_exit_code_2(tmp_path, evaluat
         main(["--gt", str(tmp_path / "gt.odgt"), "--dt", str(tmp_path / "dt.json"), "--workers", "1"])
     assert end.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: {tmp_path / 'dt.json'}: 4 of 4 scores are above 1")
+    assert f": {tmp_path / 'dt.json'}: 4 of 4 scores are above 1" in error
