@@ -113,7 +113,9 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, capsys, make, out, option
     assert caught.value.code == 2
     assert (
         capsys.readouterr().err
-        == f"python -m paq_detr.convert: {message.format(in_=tmp_path / 'in.pth', out=tmp_path / out, folder=tmp_path)}\n"
+        == "python -m paq_detr.convert: "
+        + message.format(in_=tmp_path / "in.pth", out=tmp_path / out, folder=tmp_path)
+        + "\n"
     )
     assert (tmp_path / "there.pth").read_text() == "mine"
 

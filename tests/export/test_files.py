@@ -57,7 +57,12 @@ class TestOnnx:
 
     @pytest.mark.parametrize(
         "name",
-        ["dehomo", "ddq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("asag_a", "parallel_xyzr"))],
+        [
+            "dehomo",
+            "ddq",
+            "adamixer",
+            *(pytest.param(name, marks=pytest.mark.slow) for name in ("asag_a", "parallel_xyzr")),
+        ],
     )
     def test_a_file_of_one_size(self, tmp_path, name):
         import onnx
@@ -65,8 +70,9 @@ class TestOnnx:
         model, path = small_model(name), str(tmp_path / "model.onnx")
         metadata = export_model(model, path, shape=Shape((64, 96)))
         found = compare(model, open_file(path, "onnx"), [(arrays(64, 96),)], NEAR)
-        # Of DH-DETR one query, of three classes, may stand at a threshold, as in test_capture.py.
-        assert found.total > 3 >= found.alone and (found.alone == 0 or name == "dehomo")
+        # Of DH-DETR one query, of three classes, may stand at a threshold, as in test_capture.py; of AdaMixer's, whose
+        # sizes are exponentials of what random weights say, one may round further. A wrong graph loses most of them.
+        assert found.total > 3 >= found.alone and (found.alone == 0 or name in ("dehomo", "adamixer"))
         proto = onnx.load(path)
         assert {entry.domain: entry.version for entry in proto.opset_import}[""] == 18
         props = {entry.key: entry.value for entry in proto.metadata_props}

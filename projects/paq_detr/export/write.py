@@ -11,6 +11,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..checks import check_choice
@@ -75,7 +76,8 @@ def export_model(
     metadata = describe(program, shape, msda)
     captured = capture(program, shape, FORMS[msda])
     try:
-        kind.write(captured, path, metadata)
+        with torch.no_grad():  # as captured: attention whose mask has a gradient is computed another way
+            kind.write(captured, path, metadata)
         if msda == "plugin":
             check_plugin(path)
     except OSError as error:
