@@ -97,9 +97,9 @@ def test_a_step_waits_for_the_device_once_and_sends_a_handful(options):
     assert sum(few.writes.values()) <= handful, few.writes
 
 
-def test_pooling_from_a_pyramid_waits_once_more_in_each_layer():
+def test_pooling_from_a_pyramid_does_not_wait():
     few, many = (transfers_of_a_step(SPARSE_RCNN, count).reads for count in (2, 5))
-    assert few == many and few.pop("tolist") == 3 + 1 and sum(few.values()) <= 2
+    assert few == many and sum(few.values()) <= 2, few
 
 
 def test_the_counter_sees_what_it_shall():

@@ -286,7 +286,8 @@ class AdaptiveSparseAnchors(nn.Module):
         leaves = (anchors.scores > self.min_score) & ~selected
         if first:
             best = (places(anchors.scores) < self.min_anchors) & (anchors.scores >= 0)
-            leaves = torch.where(leaves.sum(1, keepdim=True) < self.min_anchors, best, leaves)
+            few = leaves.sum(1, keepdim=True) < self.min_anchors
+            leaves = (best & few) | (leaves & ~few)  # onnxruntime has no Where of booleans
         return Anchors(anchors.boxes, anchors.scores.masked_fill(~leaves, -1.0))
 
     def probe(self, number: int, patches: Patches, memory: Memory) -> LayerOutput:
