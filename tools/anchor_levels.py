@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
-import torch
+from query_count import clock, configured
 from torch import nn
 
 from paq_detr.data.json_file import write_json
-from paq_detr.engine import DetrCheckpointer, Trainer, build_detector, run_cli, setup_config
+from paq_detr.engine import Trainer, run_cli
+from paq_detr.engine.evaluate import load_trained
+from paq_detr.output_paths import make_output_folder
 from paq_detr.papers.asag import AdaptiveSparseAnchors
 
 LEVELS = {"P3 to P6": 2, "P4 to P6": 1, "P5, P6": 0}
@@ -37,7 +38,7 @@ class Watch:
         self.ms: list[float] = []
         self.queries: list[int] = []
         self.patches: dict[int, int] = {16: 0, 8: 0}
-        self.now = _clock(next(model.parameters()).device)
+        self.now = clock(next(model.parameters()).device)
         source = model.sources["main"]
         model.register_forward_pre_hook(lambda *_: self.ms.append(-1e3 * self.now()))
         model.register_forward_hook(self.stop)
@@ -59,25 +60,12 @@ class Watch:
         return counted
 
 
-def _clock(device: torch.device) -> Callable[[], float]:
-    if device.type != "cuda":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    return now
-
-
 def evaluate(run: Path, levels: int | None, options: list[str]) -> dict[str, float]:
     """What ``COLUMNS`` say; ``levels``: how many are probed (None: as the run's config has it)."""
     opts = ["MODEL.WEIGHTS", run / "model_final.pth", "OUTPUT_DIR", run / "anchor_levels"]
     opts += [] if levels is None else ["MODEL.DETR.ASAG.TEST_LEVELS", levels]
-    opts = [str(part) for part in opts] + options
-    cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=opts, eval_only=True))
-    model = build_detector(cfg).eval()
-    DetrCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    cfg = configured(run, [*opts, *options])
+    model = load_trained(cfg)
     watch = Watch(model)
     found = Trainer.test(cfg, model)["bbox"]
     images = len(watch.ms)
@@ -88,8 +76,7 @@ def evaluate(run: Path, levels: int | None, options: list[str]) -> dict[str, flo
 
 
 def has_anchors(run: Path) -> bool:
-    cfg = setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=[], eval_only=True))
-    return cfg.MODEL.DETR.QUERIES.NAME == "AdaptiveSparseAnchors"
+    return configured(run, []).MODEL.DETR.QUERIES.NAME == "AdaptiveSparseAnchors"
 
 
 def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -107,11 +94,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE pairs for every evaluation")
     args = parser.parse_args()
+    make_output_folder("--output", args.output)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for run in args.runs:
         levels = LEVELS if has_anchors(run) else {"all": None}
         results[run.name] = {name: evaluate(run, number, args.options) for name, number in levels.items()}
-    args.output.mkdir(parents=True, exist_ok=True)
     write_json(results, args.output / "anchor_levels.json")
     (args.output / "anchor_levels.md").write_text(table(results) + "\n")
     sys.stdout.write(table(results) + "\n")

@@ -67,7 +67,7 @@ def train(config: Path, seed: int, folder: Path, threads: int, options: list[str
 
 
 def metric_of(name: str) -> str:
-    """ "bbox/AP" of "bbox/AP", and of "mot20_val/bbox/AP" where a run has several test sets."""
+    """The metric's own name, of "mot20_val/bbox/AP" as well, as it is called where a run has several test sets."""
     return "/".join(name.split("/")[-2:])
 
 

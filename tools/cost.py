@@ -52,7 +52,7 @@ class Raw(nn.Module):
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         model = self.model
         memory = model.encode(model.preprocess([{"image": image}]))
-        route = next(iter(model.routes.values()))
+        route = model.routes["main"]
         output = route(model.sources[route.source](memory), memory)[-1]
         return output.logits, output.boxes
 

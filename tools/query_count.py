@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,21 +58,27 @@ def source_of_test(cfg) -> Source:
     return source
 
 
+def clock(device: torch.device) -> Callable[[], float]:
+    """Seconds: of a CPU's processor for this program, whatever else runs there; of a GPU when all is done."""
+    if device.type != "cuda":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
 class Watch:
-    """Seconds of a decoder (a CPU's own, whatever else runs there) and slots of its queries, batch by batch."""
+    """Seconds of a decoder and slots of its queries, batch by batch."""
 
     def __init__(self, decoder: torch.nn.Module):
         self.seconds: list[float] = []
         self.slots: list[int] = []
-        self.on_gpu = next(decoder.parameters()).is_cuda
+        self.now = clock(next(decoder.parameters()).device)
         decoder.register_forward_pre_hook(lambda *_: self.seconds.append(-self.now()))
         decoder.register_forward_hook(self.stop)
-
-    def now(self) -> float:
-        if not self.on_gpu:
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
 
     def stop(self, decoder: torch.nn.Module, inputs: tuple, outputs: list) -> None:
         self.seconds[-1] += self.now()
@@ -79,6 +86,7 @@ class Watch:
 
 
 def configured(run: Path, opts: list):
+    """The config of a run for an evaluation, with KEY VALUE pairs."""
     opts = [str(part) for part in opts]
     return setup_config(argparse.Namespace(config_file=str(run / "config.yaml"), opts=opts, eval_only=True))
 
