@@ -48,10 +48,9 @@ def draw_detections(
     pixels = image.copy()
     unit = max(min(image.shape[:2]) / 1080, 0.5)
     colors = _colors(boxes_xyxy, classes, len(class_names))
-    sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0)
-    order = np.argsort(-sizes.prod(1), kind="stable").tolist()  # the largest first
+    sizes, order = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0), largest_first(boxes_xyxy)
     if masks is not None:
-        blend_masks(pixels, masks, colors, order)  # the smallest on top
+        blend_masks(pixels, masks, colors, order)
     for i in order:
         line = 1 if len(order) > MANY else max(round(float(np.clip(sizes[i].min() / 24, 1.5, 4)) * unit), 1)
         alpha = 0.7 + 0.3 * float(np.clip(scores[i], 0, 1))
@@ -66,6 +65,12 @@ def draw_detections(
     if left_out and labels != "off":
         _write_legend(picture, classes, colors, class_names, unit)
     return picture
+
+
+def largest_first(boxes_xyxy: np.ndarray) -> list[int]:
+    """The order in which objects are drawn, so that the smallest are on top."""
+    sizes = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(0)
+    return np.argsort(-sizes.prod(1), kind="stable").tolist()
 
 
 def blend_masks(pixels: np.ndarray, masks: Sequence, colors: Sequence[Color], order: Iterable[int]) -> None:

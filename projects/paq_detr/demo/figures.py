@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import matplotlib
 import numpy as np
 
-from ..drawing import blend_masks
+from ..drawing import blend_masks, largest_first
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
@@ -67,9 +67,8 @@ def _with_masks(image: np.ndarray, labelled: Labelled, colors: Sequence) -> np.n
     if not len(labelled.masks):
         return image
     image, bytes_of = image.copy(), [tuple(round(255 * part) for part in color[:3]) for color in colors]
-    sizes = (labelled.boxes_xyxy[:, 2:] - labelled.boxes_xyxy[:, :2]).prod(1)
-    order = np.argsort(-sizes, kind="stable").tolist()  # the smallest on top
-    blend_masks(image, labelled.masks, [bytes_of[label] for label in labelled.classes], order)
+    colors_of_masks = [bytes_of[label] for label in labelled.classes]
+    blend_masks(image, labelled.masks, colors_of_masks, largest_first(labelled.boxes_xyxy))
     return image
 
 

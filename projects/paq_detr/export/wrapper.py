@@ -84,7 +84,7 @@ class DetectionProgram(nn.Module):
         return self.detections(self._output(memory), memory)
 
     def _output(self, memory: Memory) -> LayerOutput:
-        route = next(iter(self.model.routes.values()))
+        route = self.model.routes["main"]
         return self.read_out.combine(route(self.model.sources[route.source](memory), memory), memory)
 
     def detections(self, output: LayerOutput, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +117,7 @@ def halved(model: nn.Module) -> nn.Module:
 
 
 def _read_out_of(model: nn.Module) -> ReadOut:
-    read_out = next(iter(model.routes.values())).read_out
+    read_out = model.routes["main"].read_out
     if type(read_out).__call__ is not ReadOut.__call__:
         raise UserError(
             f"A model with the read-out {type(read_out).__name__} cannot be exported: it makes its own boxes"

@@ -11,8 +11,6 @@ def places(scores: Tensor) -> Tensor:
 
     By counting, which exporters can write, in contrast to a stable sort; N x N comparisons.
     """
-    first = torch.ones(scores.shape[-1:] * 2, dtype=torch.bool, device=scores.device).tril(
-        -1
-    )  # (N, N) column before row
-    before = (scores[:, None] > scores[..., None]) | ((scores[:, None] == scores[..., None]) & first)
-    return before.sum(-1)
+    ones = torch.ones(scores.shape[-1:] * 2, dtype=torch.bool, device=scores.device)
+    this, other = scores[..., None], scores[:, None]
+    return ((other > this) | ((other == this) & ones.tril(-1))).sum(-1)  # (N, N) the other stands before this one

@@ -258,14 +258,11 @@ class AdaptiveSparseAnchors(nn.Module):
         self, anchors: Anchors, selected: Tensor, stride: int, grid: Grid, objects: Targets | None
     ) -> Patches:
         """The patches of a level around the selected anchors, on the host; with ``objects`` those of training."""
-        if torch.compiler.is_exporting():
-            centers = (anchors.boxes * grid.image_scale)[..., :2]
-            options = {"stride": stride, "size": self.patch_size, "max_iou": self.patch_iou}
-            return as_mask(
-                centers, anchors.scores, selected, grid, **options, most=self.max_patches or EXPORTED_PATCHES
-            )
-        windows = [Window(stride, self.patch_size, size) for size in grid.image_sizes]
         centers = (anchors.boxes * grid.image_scale)[..., :2]
+        if torch.compiler.is_exporting():
+            fixed = {"stride": stride, "size": self.patch_size, "max_iou": self.patch_iou}
+            return as_mask(centers, anchors.scores, selected, grid, **fixed, most=self.max_patches or EXPORTED_PATCHES)
+        windows = [Window(stride, self.patch_size, size) for size in grid.image_sizes]
         candidates = torch.cat([centers, anchors.scores[..., None], selected[..., None]], -1).cpu()  # the only copy
         candidates = [rows[rows[:, 3] > 0] for rows in candidates]
         corners = [

@@ -127,8 +127,14 @@ class Window:
         return torch.tensor([-(-width // self.stride), -(-height // self.stride)])
 
     def inside(self, corner: Tensor) -> Tensor:
-        """(n, 2) corners moved up and left until the patch lies in the image, but never beyond its top and left."""
-        return torch.minimum(corner, self.cells - self.size).clamp(min=0)
+        """(n, 2) corners as of ``moved_inside``."""
+        return moved_inside(corner, self.cells, self.size)
+
+
+def moved_inside(corner: Tensor, cells: Tensor, size: int) -> Tensor:
+    """(..., 2) corners moved up and left until the patch lies in the image of so many (columns, rows), but never beyond
+    its top and left."""
+    return torch.minimum(corner, cells - size).clamp(min=0)
 
 
 def around(window: Window, centers: Tensor, scores: Tensor, max_iou: float, most: int = 0) -> Tensor:
@@ -162,7 +168,7 @@ def as_mask(
     best = place.topk(min(most, candidates), largest=False).indices
     corner = (centers.gather(1, best[..., None].expand(-1, -1, 2)) / stride - size / 2).floor()
     cells = (grid.image_scale[..., :2] / stride).ceil()  # (B, 1, 2)
-    corner = torch.minimum(corner, cells - size).clamp(min=0).long()
+    corner = moved_inside(corner, cells, size).long()
     each = best.shape[1]
     image = torch.arange(batch, device=scores.device)[:, None].expand(-1, each).flatten()
     return Patches(stride, size, image, corner.flatten(0, 1), kept.gather(1, best).flatten(), each)
